@@ -1,0 +1,12 @@
+// One function per family; module.cpp calls them.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace pe::bindings {
+
+void bind_norm(pybind11::module_& m);
+void bind_logprob(pybind11::module_& m);
+void bind_random(pybind11::module_& m);
+
+}  // namespace pe::bindings

@@ -1,0 +1,40 @@
+#include "bind.h"
+#include "check.h"
+#include "pyengine/ops/philox_uniform.h"
+
+namespace pe::bindings {
+namespace {
+
+constexpr const char* kOp = "philox_uniform";
+
+void uniform(py::object seed_, py::object request_, py::object sample_, py::object position_, py::object u_,
+             uintptr_t stream) {
+    const TensorArg seed = borrow(kOp, "seed", seed_), request = borrow(kOp, "request", request_);
+    const TensorArg sample = borrow(kOp, "sample", sample_), position = borrow(kOp, "position", position_);
+    const TensorArg u = borrow(kOp, "u", u_);
+    check_dims(u, "(N,)", 1);
+    check_dtype(u, {DType::kF64});
+    for (const TensorArg* t : {&seed, &request, &sample, &position}) {
+        check_dtype(*t, {DType::kI64});
+        check_shape(*t, "(N,)", {u.shape[0]});
+    }
+    check_same_device(u, {&seed, &request, &sample, &position});
+    check_cuda_built(u);
+    const PhiloxUniformArgs args{.seed = vector(seed), .request = vector(request), .sample = vector(sample),
+                                 .position = vector(position), .u = vector(u)};
+    py::gil_scoped_release release;
+#ifdef PE_WITH_CUDA
+    if (u.is_cuda) return check_cuda_status(kOp, cuda::philox_uniform(args, reinterpret_cast<void*>(stream)));
+#endif
+    (void)stream;
+    cpu::philox_uniform(args);
+}
+
+}  // namespace
+
+void bind_random(py::module_& m) {
+    m.def("philox_uniform", &uniform, py::arg("seed"), py::arg("request"), py::arg("sample"),
+          py::arg("position"), py::arg("u"), py::arg("stream") = 0);
+}
+
+}  // namespace pe::bindings

@@ -1,0 +1,229 @@
+#include "pyengine/ops/linear_logprob.h"
+
+#include <cmath>
+#include <limits>
+
+#include "pyengine/gemm_tile.h"
+#include "pyengine/ops/linear_logprob_workspace.h"
+#include "pyengine/parallel.h"
+
+namespace pe::cpu::PE_ISA {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+
+void to_f32_row(const MatrixView& m, int64_t row, int64_t begin, int64_t end, float* out) {
+    dispatch_dtype(m.dtype, [&]<typename T>(T*) {
+        const T* p = row_ptr<T>(m, row);
+        for (int64_t i = begin; i < end; ++i) out[i - begin] = to_float(p[i]);
+    });
+}
+
+// Rows [begin, begin + rows) of hidden as f32: where they are, or a copy in the workspace.
+struct HiddenRows {
+    const float* data;
+    int64_t stride;
+};
+
+HiddenRows hidden_f32(const MatrixView& hidden, int64_t begin, int64_t rows, float* copy, int64_t padded_D) {
+    if (hidden.dtype == DType::kF32) return {row_ptr<float>(hidden, begin), hidden.row_stride};
+    parallel_rows(rows, 16, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+            to_f32_row(hidden, begin + i, 0, hidden.cols, copy + i * padded_D);
+        }
+    });
+    return {copy, padded_D};
+}
+
+// Words [first, first + words) as panels [kVocabBlock / kTileCols][D][kTileCols], absent words zero.
+void pack_block(const MatrixView& weight, int64_t first, int64_t words, float* pack) {
+    const int64_t D = weight.cols;
+    dispatch_dtype(weight.dtype, [&]<typename T>(T*) {
+        for (int64_t panel = 0; panel < words; panel += kTileCols) {
+            float* out = pack + panel * D;
+            const T* rows[kTileCols];
+            const int64_t n = min_of(words - panel, kTileCols);
+            for (int64_t j = 0; j < n; ++j) rows[j] = row_ptr<T>(weight, first + panel + j);
+            for (int64_t d = 0; d < D; ++d) {
+                for (int64_t j = 0; j < n; ++j) out[d * kTileCols + j] = to_float(rows[j][d]);
+                for (int64_t j = n; j < kTileCols; ++j) out[d * kTileCols + j] = 0.0f;
+            }
+        }
+    });
+}
+
+// logits (rows, kVocabBlock) of packed words: the one place that makes them, forward and backward.
+void block_logits(const HiddenRows& hidden, int64_t row, int64_t rows, const float* pack, int64_t D,
+                  int64_t words, float* logits) {
+    for (int64_t panel = 0; panel < words; panel += kTileCols) {
+        gemm({.a = hidden.data + row * hidden.stride, .a_row = hidden.stride, .a_k = 1,
+              .b = pack + panel * D, .b_k = kTileCols, .c = logits + panel, .c_row = kVocabBlock,
+              .K = D, .accumulate = false},
+             rows, kTileCols);
+    }
+}
+
+template <typename F>
+PE_INLINE void for_each_16(const float* x, int64_t n, float fill, const F& f) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) f(i, load16(x + i), int64_t{16});
+    if (i < n) f(i, load16_partial(x + i, n - i, fill), n - i);
+}
+
+// Largest logit of a block and sum of exp(logit - largest).
+void block_max_sum(const float* x, int64_t n, float* largest, float* total) {
+    vec16 m = broadcast16(-kInfinity);
+    for_each_16(x, n, -kInfinity, [&](int64_t, const vec16& v, int64_t) { m = max(v, m); });
+    *largest = max(m);
+    const vec16 shift = broadcast16(*largest == -kInfinity ? 0.0f : *largest);
+    vec16 s = broadcast16(0.0f);
+    for_each_16(x, n, -kInfinity, [&](int64_t, const vec16& v, int64_t) { s = s + exp(v - shift); });
+    *total = sum(s);
+}
+
+// One link of the chain over blocks: the running (max, sum) takes in the next block's.
+void absorb(float block_max, float block_sum, float* largest, float* total) {
+    if (block_max > *largest) {
+        *total = *total * std::exp(*largest - block_max) + block_sum;
+        *largest = block_max;
+    } else if (block_max != -kInfinity) {
+        *total += block_sum * std::exp(block_max - *largest);
+    } else {
+        *total += block_sum;  // 0, or NaN that must not be lost
+    }
+}
+
+struct Workspace {
+    LogprobWorkspace size;
+    float *hidden, *table, *threads;
+
+    Workspace(const LogprobWorkspace& s, void* base) : size(s) {
+        hidden = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(base) + 63) / 64 * 64);
+        table = hidden + s.hidden_floats();
+        threads = table + s.table_floats();
+    }
+    float* pack() const { return threads + thread_index() * size.thread_floats(); }
+    float* logits() const { return pack() + size.pack_floats(); }
+};
+
+void forward_wave(const LinearLogprobForwardArgs& a, const Workspace& w, int64_t begin, int64_t rows) {
+    const int64_t D = a.hidden.cols, V = a.weight.rows, blocks = w.size.blocks;
+    const HiddenRows hidden = hidden_f32(a.hidden, begin, rows, w.hidden, w.size.padded_D());
+    const int64_t* targets = ptr<int64_t>(a.targets) + begin;
+    float* picked = w.table + 2 * blocks * w.size.wave;
+    parallel_tasks(blocks, a.threads, [&](int64_t block) {
+        const int64_t first = block * kVocabBlock, words = min_of(kVocabBlock, V - first);
+        pack_block(a.weight, first, words, w.pack());
+        for (int64_t slab = 0; slab < rows; slab += kSlabRows) {
+            const int64_t n = min_of(kSlabRows, rows - slab);
+            float* logits = w.logits();
+            block_logits(hidden, slab, n, w.pack(), D, words, logits);
+            for (int64_t i = 0; i < n; ++i) {
+                const float* x = logits + i * kVocabBlock;
+                float* link = w.table + 2 * ((slab + i) * blocks + block);
+                block_max_sum(x, words, link, link + 1);
+                const int64_t target = targets[slab + i] - first;
+                if (target >= 0 && target < words) picked[slab + i] = x[target];
+            }
+        }
+    });
+    parallel_rows(rows, 16, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+            float largest = -kInfinity, total = 0.0f;
+            for (int64_t block = 0; block < blocks; ++block) {
+                const float* link = w.table + 2 * (i * blocks + block);
+                absorb(link[0], link[1], &largest, &total);
+            }
+            const float lse = largest + static_cast<float>(std::log(static_cast<double>(total)));
+            ptr<float>(a.lse)[begin + i] = lse;
+            ptr<float>(a.logprob)[begin + i] = picked[i] - lse;
+        }
+    });
+}
+
+// c[t,v] = dlogprob[t] * (1[v == target] - exp(logit - lse)), in place of the logits.
+void coefficients(float* x, int64_t words, float dlogprob, float lse, int64_t target) {
+    const vec16 scale = broadcast16(-dlogprob), shift = broadcast16(lse);
+    for_each_16(x, words, 0.0f, [&](int64_t i, const vec16& v, int64_t n) {
+        const vec16 c = exp(v - shift) * scale;
+        if (n == 16) {
+            store16(x + i, c);
+        } else {
+            store16_partial(x + i, c, n);
+        }
+    });
+    if (target >= 0 && target < words) x[target] += dlogprob;
+}
+
+void backward_wave(const LinearLogprobBackwardArgs& a, const Workspace& w, int64_t begin, int64_t rows) {
+    const int64_t D = a.hidden.cols, V = a.weight.rows, blocks = w.size.blocks;
+    const HiddenRows hidden = hidden_f32(a.hidden, begin, rows, w.hidden, w.size.padded_D());
+    const float* dlogprob = ptr<float>(a.dlogprob) + begin;
+    const float* lse = ptr<float>(a.lse) + begin;
+    const int64_t* targets = ptr<int64_t>(a.targets) + begin;
+    const int64_t block_floats = w.size.wave * kVocabBlock;
+
+    // A task owns a block of words: its coefficients, and with them its rows of dweight, tokens in order.
+    parallel_tasks(blocks, a.threads, [&](int64_t block) {
+        const int64_t first = block * kVocabBlock, words = min_of(kVocabBlock, V - first);
+        float* c = w.table + block * block_floats;
+        pack_block(a.weight, first, words, w.pack());
+        for (int64_t slab = 0; slab < rows; slab += kSlabRows) {
+            const int64_t n = min_of(kSlabRows, rows - slab);
+            block_logits(hidden, slab, n, w.pack(), D, words, c + slab * kVocabBlock);
+            for (int64_t i = slab; i < slab + n; ++i) {
+                coefficients(c + i * kVocabBlock, words, dlogprob[i], lse[i], targets[i] - first);
+            }
+        }
+        if (!a.dweight) return;
+        gemm({.a = c, .a_row = 1, .a_k = kVocabBlock, .b = hidden.data, .b_k = hidden.stride,
+              .c = row_ptr<float>(a.dweight, first), .c_row = a.dweight.row_stride, .K = rows,
+              .accumulate = true},
+             words, D);
+    });
+    if (!a.dhidden) return;
+
+    // A task owns columns of dhidden and walks the words in order.
+    const int64_t strip = ((D + a.threads - 1) / a.threads + kTileCols - 1) / kTileCols * kTileCols;
+    parallel_tasks((D + strip - 1) / strip, a.threads, [&](int64_t task) {
+        const int64_t d = task * strip, cols = min_of(strip, D - d);
+        for (int64_t block = 0; block < blocks; ++block) {
+            const int64_t first = block * kVocabBlock, words = min_of(kVocabBlock, V - first);
+            const float* b = row_ptr<float>(a.weight, first) + d;
+            int64_t b_k = a.weight.row_stride;
+            if (a.weight.dtype != DType::kF32) {
+                b_k = w.size.padded_D();
+                for (int64_t v = 0; v < words; ++v) {
+                    to_f32_row(a.weight, first + v, d, d + cols, w.pack() + v * b_k);
+                }
+                b = w.pack();
+            }
+            gemm({.a = w.table + block * block_floats, .a_row = kVocabBlock, .a_k = 1, .b = b, .b_k = b_k,
+                  .c = row_ptr<float>(a.dhidden, begin) + d, .c_row = a.dhidden.row_stride, .K = words,
+                  .accumulate = block > 0},
+                 rows, cols);
+        }
+    });
+}
+
+}  // namespace
+
+void linear_logprob_forward(const LinearLogprobForwardArgs& a) {
+    const int64_t T = a.hidden.rows;
+    const Workspace w(LogprobWorkspace(T, a.hidden.cols, a.weight.rows, false, a.threads), a.workspace);
+    for (int64_t begin = 0; begin < T; begin += w.size.wave) {
+        forward_wave(a, w, begin, min_of(w.size.wave, T - begin));
+    }
+}
+
+void linear_logprob_backward(const LinearLogprobBackwardArgs& a) {
+    const int64_t T = a.hidden.rows;
+    const Workspace w(LogprobWorkspace(T, a.hidden.cols, a.weight.rows, true, a.threads), a.workspace);
+    for (int64_t begin = 0; begin < T; begin += w.size.wave) {
+        backward_wave(a, w, begin, min_of(w.size.wave, T - begin));
+    }
+}
+
+}  // namespace pe::cpu::PE_ISA

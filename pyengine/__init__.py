@@ -1,0 +1,24 @@
+"""pyengine: sample, score, judge and update one set of weights in one process."""
+
+from pyengine import loops, objectives, ops, preferences
+from pyengine.engine import Engine, SamplingParams, Score
+from pyengine.preferences.groups import Comparison, Group, Preferences, Response
+from pyengine.runtime import get_num_threads, set_num_threads
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Comparison",
+    "Engine",
+    "Group",
+    "Preferences",
+    "Response",
+    "SamplingParams",
+    "Score",
+    "get_num_threads",
+    "loops",
+    "objectives",
+    "ops",
+    "preferences",
+    "set_num_threads",
+]

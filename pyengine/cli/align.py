@@ -1,0 +1,121 @@
+"""`pyengine align RECIPE`: run a recipe from its first round to a saved model."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from pyengine.cli.arguments import Commands, add_dtype
+from pyengine.cli.progress import Progress
+from pyengine.errors import ConfigError
+from pyengine.recipes import Recipe, RunResult, load_recipe, run
+from pyengine.recipes.prompts import prompt_text
+from pyengine.recipes.run_folder import RunFolder, read_lines
+from pyengine.recipes.samples import before_and_after
+
+_SHOWN, _WIDTH = 3, 400
+
+
+def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
+    """Add the command and its arguments."""
+    parser = commands.add_parser("align", parents=[common], help="run a recipe")
+    parser.add_argument("recipe", help="a .yaml file or the name of a packaged recipe")
+    add_run_arguments(parser)
+    parser.add_argument("--model", help="another model than the recipe's")
+    parser.add_argument("--out", help="folder of the run; default: the recipe's output")
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="let the recipe run the Python code that it names as its reward; read that code first",
+    )
+    parser.set_defaults(run=lambda args: align(args, args.recipe))
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `align` and `demo` share."""
+    parser.add_argument(
+        "--resume", action="store_true", help="continue a run that was stopped or killed"
+    )
+    parser.add_argument("--rounds", type=int, help="another number of rounds than the recipe's")
+    add_dtype(parser, default=None)
+
+
+def align(args: argparse.Namespace, name: str) -> int:
+    """Run recipe `name` with what the command line overrides, and print what came of it."""
+    recipe = _override(load_recipe(name), args)
+    out = Path(args.out or recipe.output)
+    with Progress(recipe.rounds) as progress:
+        result = run(
+            recipe,
+            out,
+            resume=args.resume,
+            allow_code=args.allow_code,
+            on_report=progress.report,
+            on_status=progress.status,
+        )
+    if result.interrupted:
+        again = " ".join(["pyengine", *sys.argv[1:]])
+        again += "" if args.resume else " --resume"
+        print(f"stopped after round {result.rounds} of {recipe.rounds}; continue with: {again}")
+        return 130
+    print(summary(result))
+    return 0
+
+
+def summary(result: RunResult) -> str:
+    """Samples before and after, held-out means, time, and where the files are."""
+    folder = RunFolder(result.folder)
+    parts = []
+    if folder.samples.exists():
+        pairs = before_and_after(read_lines(folder.samples), result.rounds)
+        parts += [_side_by_side(before, after) for before, after in pairs[:_SHOWN]]
+    if result.before and result.after:
+        parts.append(
+            f"held-out mean reward: {_plus_minus(result.before)} before, "
+            f"{_plus_minus(result.after)} after"
+        )
+    if result.gain:
+        parts[-1] += f"; gain {_plus_minus(result.gain)} (standard errors over prompts)"
+    minutes, seconds = divmod(round(result.seconds), 60)
+    parts.append(f"{result.rounds} rounds, {result.steps} updates, {minutes} min {seconds:02d} s")
+    parts.append(f"model    {folder.model}\nmetrics  {folder.metrics}")
+    for label, path in (("samples", folder.samples_markdown), ("plot", folder.plot)):
+        if path.exists():
+            parts[-1] += f"\n{label:<8} {path}"
+    return "\n" + "\n\n".join(parts)
+
+
+def _override(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    changes: dict[str, Any] = {}
+    if args.rounds is not None:
+        if args.rounds < 1:
+            raise ConfigError(f"[align] --rounds must be >= 1 but is {args.rounds}")
+        changes["rounds"] = args.rounds
+    if args.dtype is not None:
+        changes["dtype"] = args.dtype
+    if args.model is not None:
+        is_name = args.model.startswith("pypi:")
+        changes["model"] = args.model if is_name else str(Path(args.model).absolute())
+    return dataclasses.replace(recipe, **changes)
+
+
+def _side_by_side(before: dict[str, Any], after: dict[str, Any]) -> str:
+    lines = [f"prompt  {_short(prompt_text(before['prompt']))}"]
+    for name, row in (("before", before), ("after", after)):
+        reward = row["rewards"][0]
+        score = "  none" if reward is None else f"{reward:+.3f}"
+        lines.append(f"{name:<7} {score}  {_short(row['completions'][0] or '')}")
+    return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _WIDTH else flat[: _WIDTH - 3] + "..."
+
+
+def _plus_minus(value: tuple[float, float | None]) -> str:
+    mean, error = value
+    return f"{mean:+.3f}" if error is None else f"{mean:+.3f} ± {error:.3f}"

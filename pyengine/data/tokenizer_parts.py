@@ -1,0 +1,232 @@
+"""What every tokenizer is made of, and reading one from a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+from tokenizers.processors import TemplateProcessing
+
+from pyengine.errors import ModelFileError
+
+SPECIAL_NAMES = tuple(
+    f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+)
+# Files that belong to a tokenizer; they are written back as they were read.
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+_T = TypeVar("_T")
+
+
+@dataclass
+class TokenizerParts:
+    """A tokenizer before it is given its methods.
+
+    special        texts of the special tokens by name: bos_token, eos_token, ...
+    chat_template  jinja2 source; None where the model has none
+    end_ids        ids that the model's files name as ends of a text
+    files          what `save` writes, by file name
+    """
+
+    backend: Backend
+    special: dict[str, str]
+    chat_template: str | None
+    end_ids: set[int]
+    files: dict[str, bytes] = field(repr=False)
+
+
+def guarded(action: Callable[[], _T], rule: str) -> _T:
+    """Runs a call into the tokenizers library; its failures, panics included, are one error.
+
+    Raises: ModelFileError with `rule` and the library's reason.
+    """
+    try:
+        return action()
+    except BaseException as error:
+        # Its Rust panics come as an exception that is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelFileError(f"[tokenizer] {rule} but: {str(error)[:200]}") from error
+
+
+def set_begin_and_end(backend: Backend, begin: str | None, end: str | None) -> None:
+    """Makes the backend add these tokens around a text (and no others)."""
+    tokens = [token for token in (begin, end) if token]
+    pattern = [*([begin] if begin else []), "$A", *([end] if end else [])]
+    backend.post_processor = TemplateProcessing(
+        single=pattern,
+        pair=[*pattern, *(f"{part.replace('$A', '$B')}:1" for part in pattern)],
+        special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys(tokens)],
+    )
+
+
+# ---------------------------------------------------------------- a Hugging Face folder
+
+
+def read_folder(folder: Path) -> TokenizerParts:
+    """The tokenizer of a Hugging Face folder.
+
+    Raises: ModelFileError naming the file and what is wrong with it.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelFileError(
+            f"[tokenizer] folder must have tokenizer.json but {str(folder)!r} has none "
+            f"(save_pretrained of a fast transformers tokenizer writes it)"
+        )
+    files = {name: _read(folder / name) for name in _FILES if (folder / name).is_file()}
+    text = _text(files, "tokenizer.json")
+    backend = guarded(lambda: Backend.from_str(text), "tokenizer.json must be readable")
+    # A length limit or padding in the file would cut or grow texts in silence.
+    backend.no_truncation()
+    backend.no_padding()
+    config = {**_json(files, "special_tokens_map.json"), **_json(files, "tokenizer_config.json")}
+    _add_tokens(backend, files, config)
+    special = _special_texts(config)
+    for name in ("bos_token", "eos_token"):
+        if name in special and backend.token_to_id(special[name]) is None:
+            raise ModelFileError(
+                f"[tokenizer] {name} must be in the vocabulary but {special[name]!r} is not"
+            )
+    known = [text for text in special.values() if backend.token_to_id(text) is not None]
+    backend.add_special_tokens([AddedToken(text, normalized=False) for text in known])
+    _apply_flags(backend, config, special)
+    template = _template(files, config)
+    return TokenizerParts(backend, special, template, _end_ids(folder), files)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(
+            f"[tokenizer] {path.name} must be readable but: {error.strerror}"
+        ) from error
+
+
+def _text(files: Mapping[str, bytes], name: str) -> str:
+    try:
+        return files[name].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelFileError(f"[tokenizer] {name} must be UTF-8 but {error.reason}") from error
+
+
+def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    if name not in files:
+        return {}
+    try:
+        value = json.loads(_text(files, name))
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"[tokenizer] {name} must be JSON but: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelFileError(f"[tokenizer] {name} must hold an object but holds {value!r:.80}")
+    return value
+
+
+def _add_tokens(backend: Backend, files: Mapping[str, bytes], config: Mapping[str, Any]) -> None:
+    """Tokens that only tokenizer_config.json or added_tokens.json name, at the ids they give."""
+    wanted: dict[int, dict[str, Any]] = {}
+    for text, number in _json(files, "added_tokens.json").items():
+        wanted[int(number)] = {"content": text}
+    for key, entry in (config.get("added_tokens_decoder") or {}).items():
+        if not (str(key).isdigit() and isinstance(entry, dict) and "content" in entry):
+            raise ModelFileError(
+                f"[tokenizer] added_tokens_decoder must map ids to tokens but has {key!r:.80}"
+            )
+        wanted[int(key)] = entry
+    for number, entry in sorted(wanted.items()):
+        text = entry["content"]
+        if backend.token_to_id(text) is None:
+            flags = {key: bool(entry[key]) for key in _FLAGS if key in entry}
+            backend.add_tokens([AddedToken(text, **flags)])
+        if backend.token_to_id(text) != number:
+            raise ModelFileError(
+                f"[tokenizer] added token {text!r} must have id {number} "
+                f"but gets {backend.token_to_id(text)}"
+            )
+
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def _special_texts(config: Mapping[str, Any]) -> dict[str, str]:
+    special = {}
+    for name in SPECIAL_NAMES:
+        value = config.get(name)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise ModelFileError(f"[tokenizer] {name} must be a text but is {value!r:.80}")
+        special[name] = value
+    return special
+
+
+def _apply_flags(backend: Backend, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
+    """add_bos_token and add_eos_token overrule what tokenizer.json does, where they are given."""
+    if config.get("add_bos_token") is None and config.get("add_eos_token") is None:
+        return
+    added = backend.encode("").tokens
+    begin, end = special.get("bos_token"), special.get("eos_token")
+    now = (bool(begin) and added[:1] == [begin], bool(end) and added[-1:] == [end])
+    if begin == end and len(added) < 2:
+        now = (bool(added), False)
+    wanted = tuple(bool(config.get(name)) for name in ("add_bos_token", "add_eos_token"))
+    for name, is_wanted, text in zip(("bos", "eos"), wanted, (begin, end), strict=True):
+        if is_wanted and text is None:
+            raise ModelFileError(f"[tokenizer] add_{name}_token needs {name}_token but it is null")
+    if wanted != now:
+        set_begin_and_end(backend, begin if wanted[0] else None, end if wanted[1] else None)
+
+
+def _template(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja, else tokenizer_config.json's; of several named ones, "default"."""
+    if "chat_template.jinja" in files:
+        return _text(files, "chat_template.jinja")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        if not all(isinstance(x, dict) and {"name", "template"} <= x.keys() for x in template):
+            raise ModelFileError("[tokenizer] chat_template must list named templates but does not")
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default", next(iter(named.values())) if len(named) == 1 else None)
+    if template is not None and not isinstance(template, str):
+        raise ModelFileError(f"[tokenizer] chat_template must be a text but is {template!r:.80}")
+    return template
+
+
+def _end_ids(folder: Path) -> set[int]:
+    """Every id that config.json or generation_config.json calls an end of sequence."""
+    ends: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        if not (folder / name).is_file():
+            continue
+        value = _json({name: _read(folder / name)}, name).get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        ends.update(check_ids(ids, f"eos_token_id of {name}"))
+    return ends
+
+
+def check_ids(ids: Iterable[Any], where: str) -> list[int]:
+    """The ids, if they are ids.
+
+    Raises: ModelFileError otherwise.
+    """
+    checked = []
+    for number in ids:
+        if type(number) is not int or number < 0:
+            raise ModelFileError(f"[tokenizer] {where} must be token ids but has {number!r:.80}")
+        checked.append(number)
+    return checked

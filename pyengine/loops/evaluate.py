@@ -1,0 +1,107 @@
+"""Mean reward of a policy on fixed prompts, with its standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pyengine.errors import ConfigError, RewardError
+
+if TYPE_CHECKING:
+    from pyengine.preferences.feedback import Source
+    from pyengine.preferences.groups import Group
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rewards of sampled responses to held-out prompts.
+
+    prompt_means    mean reward of each prompt's valid responses; None where no response had a valid
+                    reward
+    mean            mean of the prompt means
+    standard_error  of that mean, over prompts (samples of one prompt are not independent); None for
+                    one prompt
+    """
+
+    groups: list[Group]
+    rewards: list[list[float | None]]
+    prompt_means: list[float | None]
+    mean: float
+    standard_error: float | None
+
+    def gain_over(self, before: Evaluation) -> tuple[float, float | None]:
+        """Mean difference to an evaluation of the same prompts, and its error, paired by prompt."""
+        if len(before.prompt_means) != len(self.prompt_means):
+            raise ConfigError(
+                f"[gain_over] both evaluations must have the same prompts but they have "
+                f"{len(self.prompt_means)} and {len(before.prompt_means)}"
+            )
+        pairs = zip(self.prompt_means, before.prompt_means, strict=True)
+        return mean_and_error([a - b for a, b in pairs if a is not None and b is not None])
+
+    def metrics(self) -> dict[str, float | int | None]:
+        """Flat metrics for a report, all under "eval/"."""
+        lengths = [len(r.token_ids) for g in self.groups for r in g.responses]
+        valid = sum(r is not None for row in self.rewards for r in row)
+        return {
+            "eval/objective/scores": self.mean,
+            "eval/objective/scores_stderr": self.standard_error,
+            "eval/completions/mean_length": sum(lengths) / len(lengths),
+            "eval/reward/valid": valid,
+            "eval/reward/invalid": len(lengths) - valid,
+        }
+
+
+def evaluate(
+    engine: Any,
+    prompts: Sequence[Any],
+    source: Source,
+    sampling: Any,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+) -> Evaluation:
+    """Sample `sampling.n` responses to every prompt and average their rewards.
+
+    Request ids are the prompts' positions and the seed is the caller's, so two evaluations draw
+    with the same random
+    numbers and their difference is less noisy than either.
+
+    Raises
+        RewardError  no response had a valid reward
+    """
+    groups = engine.generate(list(prompts), sampling, request_ids=list(range(len(prompts))))
+    attach_columns(groups, columns, range(len(prompts)))
+    rewards = [list(row) for row in source(groups).rewards]
+    prompt_means: list[float | None] = []
+    for row in rewards:
+        valid = [r for r in row if r is not None]
+        prompt_means.append(math.fsum(valid) / len(valid) if valid else None)
+    known = [m for m in prompt_means if m is not None]
+    if not known:
+        total = sum(len(row) for row in rewards)
+        raise RewardError(
+            f"[evaluate] at least one reward must be valid but 0 of {total} are; "
+            "the reward function abstained or failed on every response"
+        )
+    mean, error = mean_and_error(known)
+    return Evaluation(groups, rewards, prompt_means, mean, error)
+
+
+def attach_columns(
+    groups: Sequence[Group], columns: Mapping[str, Sequence[Any]] | None, indices: Sequence[int]
+) -> None:
+    """Give each group the data fields of its prompt; reward functions receive them."""
+    for name, values in (columns or {}).items():
+        for group, index in zip(groups, indices, strict=True):
+            group.columns[name] = values[index]
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard error of the mean (None for fewer than two values)."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return mean, None
+    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
+    return mean, math.sqrt(variance / n)

@@ -1,0 +1,96 @@
+"""A round's report on its samples, rewards and updates, under the names TRL's users know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyengine.preferences.feedback import Feedback
+    from pyengine.preferences.groups import Group
+    from pyengine.preferences.pairing import Pairs
+
+# Metrics that say where the optimizer is; the others are averaged over the updates of a round.
+_LAST_VALUE = frozenset({"lr", "step"})
+# Metrics that count events are summed.
+_SUMMED = frozenset({"skipped"})
+
+
+def sample_metrics(
+    groups: Sequence[Group], reference_logprobs: Sequence[Sequence[float]] | None
+) -> dict[str, float | None]:
+    """Statistics of sampled responses under the policy that drew them.
+
+    objective/kl       mean over responses of sum_t (log pi - log pi_ref); absent without a
+    reference
+    objective/entropy  mean over responses of -sum_t log pi: a one-sample estimate of the sequence
+    entropy
+
+    groups              responses with `logprobs`
+    reference_logprobs  [group][response] sums of the reference's token log-probs
+    """
+    responses = [r for g in groups for r in g.responses]
+    policy = [math.fsum(r.logprobs or ()) for r in responses]
+    lengths = [len(r.token_ids) for r in responses]
+    stopped = [r.finish_reason == "stop" for r in responses]
+    n = len(responses)
+    metrics: dict[str, float | None] = {}
+    if reference_logprobs is not None:
+        reference = [s for row in reference_logprobs for s in row]
+        metrics["objective/kl"] = (
+            math.fsum(p - q for p, q in zip(policy, reference, strict=True)) / n
+        )
+    metrics |= {
+        "objective/entropy": -math.fsum(policy) / n,
+        "val/contain_eos_token": sum(stopped) / n,
+        "completions/mean_length": sum(lengths) / n,
+        "completions/min_length": min(lengths),
+        "completions/max_length": max(lengths),
+    }
+    return metrics
+
+
+def feedback_metrics(feedback: Feedback, pairs: Pairs) -> dict[str, float | int | None]:
+    """Mean reward of the round ("objective/scores") and every counter of the source and the
+    pairing.
+
+    objective/scores_margin is the mean reward difference between winners and losers; None without a
+    pair.
+    """
+    valid = [r for row in feedback.rewards for r in row if r is not None]
+    mean = math.fsum(valid) / len(valid) if valid else None
+    gaps = [c.margin for c in pairs.comparisons if c.margin is not None]
+    metrics: dict[str, float | int | None] = {
+        "objective/scores": mean,
+        "objective/scores_std": _std(valid, mean),
+        "objective/scores_margin": math.fsum(gaps) / len(gaps) if gaps else None,
+        "reward/valid_fraction": feedback.valid_fraction,
+    }
+    if len(feedback.components) > 1:  # each function's own mean and spread
+        metrics |= {k: v for k, v in feedback.metrics().items() if k.startswith("rewards/")}
+    metrics |= {f"reward/{name}": count for name, count in feedback.counts.items()}
+    metrics |= {f"pairs/{name}": count for name, count in pairs.counts.items()}
+    return metrics
+
+
+def mean_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """One value a metric over a round's updates; the learning rate is the last update's."""
+    if not updates:
+        return {}
+    merged: dict[str, float] = {}
+    for name in updates[-1]:
+        values = [u[name] for u in updates if name in u]
+        if name in _LAST_VALUE:
+            merged[name] = values[-1]
+        elif name in _SUMMED:
+            merged[name] = sum(values)
+        else:
+            merged[name] = math.fsum(values) / len(values)
+    return merged
+
+
+def _std(values: Sequence[float], mean: float | None) -> float | None:
+    if mean is None or len(values) < 2:
+        return None
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))

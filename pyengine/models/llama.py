@@ -1,0 +1,71 @@
+"""Llama (also TinyLlama and SmolLM2) and Mistral. Source: arXiv:2302.13971, arXiv:2310.06825."""
+
+from __future__ import annotations
+
+from pyengine.models.config import ConfigReader, common_sizes
+from pyengine.models.rope import parse_rope
+from pyengine.models.spec import DecoderSpec, Family, HfTensor
+
+
+def _parse_llama(reader: ConfigReader) -> DecoderSpec:
+    sizes = common_sizes(reader)
+    attention_bias = reader.boolean("attention_bias", False)
+    return DecoderSpec(
+        family="llama",
+        qkv_bias=attention_bias,
+        o_bias=attention_bias,
+        mlp_bias=reader.boolean("mlp_bias", False),
+        qk_norm=False,
+        rope=parse_rope(reader, sizes["max_positions"]),
+        **sizes,
+    )
+
+
+def _parse_mistral(reader: ConfigReader) -> DecoderSpec:
+    sizes = common_sizes(reader, kv_heads_required=True)
+    rope = parse_rope(reader, sizes["max_positions"])
+    # Within the window, sliding and full attention are the same, so the window is the longest
+    # sequence that is computed exactly. A config without the key means 4096, null means none.
+    if reader.get("sliding_window") is not None or not reader.has("sliding_window"):
+        window = reader.integer("sliding_window", 4096)
+        sizes["max_positions"] = min(sizes["max_positions"], window)
+    for key in ("attention_bias", "mlp_bias"):
+        reader.only(key, False)
+    return DecoderSpec(
+        family="mistral",
+        qkv_bias=False,
+        o_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
+        rope=rope,
+        **sizes,
+    )
+
+
+def llama_tensors(spec: DecoderSpec) -> list[HfTensor]:
+    """The tensor names that all families after Llama share."""
+    names = {"model.embed_tokens.weight": "embed.weight", "model.norm.weight": "final_norm.weight"}
+    if not spec.tied_head:
+        names["lm_head.weight"] = "head.weight"
+    qkv = ["weight", "bias"] if spec.qkv_bias else ["weight"]
+    out = ["weight", "bias"] if spec.o_bias else ["weight"]
+    mlp = ["weight", "bias"] if spec.mlp_bias else ["weight"]
+    for i in range(spec.num_layers):
+        theirs, ours = f"model.layers.{i}", f"layers.{i}"
+        names[f"{theirs}.input_layernorm.weight"] = f"{ours}.attn_norm.weight"
+        names[f"{theirs}.post_attention_layernorm.weight"] = f"{ours}.mlp_norm.weight"
+        for part, leaves in (("q", qkv), ("k", qkv), ("v", qkv), ("o", out)):
+            for leaf in leaves:
+                names[f"{theirs}.self_attn.{part}_proj.{leaf}"] = f"{ours}.attn.{part}.{leaf}"
+        if spec.qk_norm:
+            for part in ("q_norm", "k_norm"):
+                names[f"{theirs}.self_attn.{part}.weight"] = f"{ours}.attn.{part}.weight"
+        for part in ("gate", "up", "down"):
+            for leaf in mlp:
+                names[f"{theirs}.mlp.{part}_proj.{leaf}"] = f"{ours}.mlp.{part}.{leaf}"
+    return [HfTensor(name, (part,)) for name, part in names.items()]
+
+
+_IGNORED = (".rotary_emb.inv_freq",)
+LLAMA = Family("llama", "LlamaForCausalLM", "model.", _parse_llama, llama_tensors, _IGNORED)
+MISTRAL = Family("mistral", "MistralForCausalLM", "model.", _parse_mistral, llama_tensors, _IGNORED)

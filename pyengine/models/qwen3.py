@@ -1,0 +1,30 @@
+"""Qwen3: Llama with RMS norms on every head's q and k. Source: arXiv:2505.09388."""
+
+from __future__ import annotations
+
+from pyengine.models.config import ConfigReader, common_sizes
+from pyengine.models.llama import llama_tensors
+from pyengine.models.qwen2 import window_limit
+from pyengine.models.rope import parse_rope
+from pyengine.models.spec import DecoderSpec, Family
+
+
+def _parse_qwen3(reader: ConfigReader) -> DecoderSpec:
+    # Its head_dim is a size of its own, 128 where config.json is silent.
+    sizes = common_sizes(reader, head_dim=128, kv_heads_required=True)
+    rope = parse_rope(reader, sizes["max_positions"])
+    sizes["max_positions"] = window_limit(reader, sizes["num_layers"], sizes["max_positions"])
+    attention_bias = reader.boolean("attention_bias", False)
+    reader.only("mlp_bias", False)
+    return DecoderSpec(
+        family="qwen3",
+        qkv_bias=attention_bias,
+        o_bias=attention_bias,
+        mlp_bias=False,
+        qk_norm=True,
+        rope=rope,
+        **sizes,
+    )
+
+
+QWEN3 = Family("qwen3", "Qwen3ForCausalLM", "model.", _parse_qwen3, llama_tensors)

@@ -1,0 +1,101 @@
+"""What a decoder is: one frozen description that drives modules, loaders and writers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pyengine.models.config import ConfigReader
+
+RopeScaling = Literal["default", "linear", "llama3", "yarn"]
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """Rotary position embedding, with every default already resolved.
+
+    theta                   base of the wavelengths
+    scaling                 which of the published context extensions changes them
+    factor                  linear, llama3, yarn: how many times longer the context became
+    original_max_positions  llama3, yarn: context length before the extension, in tokens
+    low_freq_factor, high_freq_factor       llama3: where interpolation ends and begins
+    beta_fast, beta_slow, truncate          yarn: the ramp between interpolation and extrapolation
+    attention_factor        yarn: multiplies cos and sin (the paper's mscale)
+    """
+
+    theta: float
+    scaling: RopeScaling = "default"
+    factor: float = 1.0
+    original_max_positions: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A decoder-only transformer with pre-normalisation and grouped key/value heads.
+
+    max_positions  the longest sequence that the model computes exactly, in tokens
+    activation     "silu_glu": down(silu(gate(x)) * up(x)); "gelu_tanh": down(gelu(up(x)))
+    rope           None: learned positions are added to the embeddings
+    tied_head      the head multiplies by the embedding table
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_positions: int
+    norm: Literal["rms", "layer"]
+    norm_eps: float
+    activation: Literal["silu_glu", "gelu_tanh"]
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    rope: RopeSpec | None
+    tied_head: bool
+
+    @property
+    def attention_scale(self) -> float:
+        """What q·k is multiplied by before the softmax."""
+        scale: float = self.head_dim**-0.5
+        return scale
+
+
+@dataclass(frozen=True)
+class HfTensor:
+    """One tensor of a Hugging Face file: our parameters `parts` joined along dimension 0.
+
+    `transposed`: the file holds the matrix as (in, out) instead of (out, in).
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family is a way to read config.json and a table of tensor names.
+
+    prefix   what base-model files leave away from tensor names
+    ignored  ends of names of tensors that hold nothing learned (old files carry them)
+    """
+
+    model_type: str
+    architecture: str
+    prefix: str
+    parse: Callable[[ConfigReader], DecoderSpec]
+    tensors: Callable[[DecoderSpec], list[HfTensor]]
+    ignored: tuple[str, ...] = ()

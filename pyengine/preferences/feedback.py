@@ -1,0 +1,107 @@
+"""What is known about the responses of groups: rewards, who abstained, what went wrong.
+
+A sample that failed has no reward, so it can never become a gradient; it is counted instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from pyengine.errors import RequestError
+from pyengine.preferences.groups import Group
+
+SampleStatus = Literal["value", "abstain", "error"]
+MAX_ERRORS = 5  # messages kept; every failure is counted
+
+
+@dataclass
+class Feedback:
+    """Rewards of each response of each group.
+
+    rewards     [group][response]: a finite number, or None if there is none
+    status      [group][response]: "value", "abstain" (the source had no opinion), "error"
+    errors      the first few messages of what went wrong
+    components  name of a reward function -> its own rewards, shaped like `rewards`
+    labels      [group][response]: desirable or not; None if the source gives no labels
+    """
+
+    rewards: list[list[float | None]]
+    status: list[list[SampleStatus]]
+    errors: list[str] = field(default_factory=list)
+    components: dict[str, list[list[float | None]]] = field(default_factory=dict)
+    labels: list[list[bool]] | None = None
+
+    def __post_init__(self) -> None:
+        sizes = [len(row) for row in self.rewards]
+        for name, table in (("status", self.status), ("labels", self.labels)):
+            if table is not None and [len(row) for row in table] != sizes:
+                raise RequestError(
+                    f"[Feedback] {name} must have the shape of rewards, {sizes} responses a group, "
+                    f"but has {[len(row) for row in table]}"
+                )
+        for g, row in enumerate(self.rewards):
+            for k, reward in enumerate(row):
+                self._check(g, k, reward)
+
+    def _check(self, g: int, k: int, reward: float | None) -> None:
+        has_value = self.status[g][k] == "value"
+        if has_value != (reward is not None):
+            raise RequestError(
+                f"[Feedback] rewards[{g}][{k}] must be a number exactly when its status is "
+                f"'value' but is {reward} with status {self.status[g][k]!r}"
+            )
+        if reward is not None and not math.isfinite(reward):
+            raise RequestError(f"[Feedback] rewards[{g}][{k}] must be finite but is {reward}")
+
+    @classmethod
+    def from_rewards(cls, rewards: Sequence[Sequence[float | None]]) -> Feedback:
+        """Feedback of ready-made rewards; None abstains."""
+        table = [list(row) for row in rewards]
+        status: list[list[SampleStatus]] = [
+            ["abstain" if r is None else "value" for r in row] for row in table
+        ]
+        return cls(table, status)
+
+    @classmethod
+    def from_labels(cls, labels: Sequence[Sequence[bool]]) -> Feedback:
+        """Feedback of desirable (reward 1) and undesirable (reward 0) responses."""
+        feedback = cls.from_rewards([[float(label) for label in row] for row in labels])
+        feedback.labels = [list(row) for row in labels]
+        return feedback
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Samples by status; all three keys are always there."""
+        seen = Counter(s for row in self.status for s in row)
+        return {s: seen[s] for s in ("value", "abstain", "error")}
+
+    @property
+    def valid_fraction(self) -> float:
+        """Share of the samples that have a reward; 0 when there are no samples."""
+        total = sum(self.counts.values())
+        return self.counts["value"] / total if total else 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """Mean and population standard deviation of each component's rewards.
+
+        Keys `rewards/<name>/mean` and `rewards/<name>/std`; left out for a component without any.
+        """
+        result: dict[str, float] = {}
+        for name, table in self.components.items():
+            values = [r for row in table for r in row if r is not None]
+            if values:
+                mean = math.fsum(values) / len(values)
+                variance = math.fsum((v - mean) ** 2 for v in values) / len(values)
+                result[f"rewards/{name}/mean"] = mean
+                result[f"rewards/{name}/std"] = math.sqrt(variance)
+        return result
+
+
+class Source(Protocol):
+    """Anything that judges groups: a reward function, a reward model, a judge."""
+
+    def __call__(self, groups: Sequence[Group]) -> Feedback: ...

@@ -1,0 +1,117 @@
+"""The vocabulary every layer shares: groups of responses to a prompt, and comparisons between them.
+
+Plain data: no model, no tensors on a device, no I/O. Token ids are made once and never re-tokenised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pyengine.errors import RequestError
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass
+class Response:
+    """One response to a prompt.
+
+    token_ids          the response's tokens; an end-of-sequence token that was sampled is part of it
+    logprobs           (R,) log softmax(logits) of each token at temperature 1, untruncated; None if not sampled here
+    sampling_logprobs  (R,) under the distribution actually drawn from; None if not sampled here
+    text               decoded text without special tokens; None if there is no tokenizer
+    finish_reason      "stop" (an end token), "length" (max_tokens), "abort" (cancelled); None if not sampled here
+    """
+
+    token_ids: list[int]
+    logprobs: list[float] | None = None
+    sampling_logprobs: list[float] | None = None
+    text: str | None = None
+    finish_reason: FinishReason | None = None
+
+
+@dataclass
+class Group:
+    """One prompt and its K responses.
+
+    prompt    what the user passed (text or messages), for display and rewards; None when built from ids
+    columns   further fields of the data row; reward functions receive them as keyword arguments
+    """
+
+    prompt_ids: list[int]
+    responses: list[Response] = field(default_factory=list)
+    prompt: str | list[dict[str, Any]] | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Response `winner` of group `group` is preferred to response `loser` with probability `probability`."""
+
+    group: int
+    winner: int
+    loser: int
+    probability: float = 1.0
+    margin: float | None = None
+    weight: float = 1.0
+
+
+@dataclass
+class Preferences:
+    """Groups and the comparisons between their responses: what `Engine.update` learns from."""
+
+    groups: Sequence[Group]
+    comparisons: Sequence[Comparison]
+
+    def __post_init__(self) -> None:
+        for i, c in enumerate(self.comparisons):
+            self._check(i, c)
+
+    def _check(self, i: int, c: Comparison) -> None:
+        if not 0 <= c.group < len(self.groups):
+            raise RequestError(
+                f"[Preferences] comparisons[{i}].group must be in [0, {len(self.groups)}) but is {c.group}"
+            )
+        responses = self.groups[c.group].responses
+        for role in ("winner", "loser"):
+            index = getattr(c, role)
+            if not 0 <= index < len(responses):
+                raise RequestError(
+                    f"[Preferences] comparisons[{i}].{role} must be in [0, {len(responses)}) "
+                    f"for group {c.group} but is {index}"
+                )
+            if not responses[index].token_ids:
+                raise RequestError(
+                    f"[Preferences] comparisons[{i}].{role} is response {index} of group {c.group}, "
+                    "which has no tokens: an empty response cannot be compared"
+                )
+        if c.winner == c.loser:
+            raise RequestError(f"[Preferences] comparisons[{i}] compares response {c.winner} with itself")
+        if not 0.0 <= c.probability <= 1.0:
+            raise RequestError(
+                f"[Preferences] comparisons[{i}].probability must be in [0, 1] but is {c.probability}"
+            )
+        if not 0.0 <= c.weight < float("inf"):
+            raise RequestError(
+                f"[Preferences] comparisons[{i}].weight must be finite and >= 0 but is {c.weight}"
+            )
+
+    def __iter__(self) -> Iterator[Comparison]:
+        return iter(self.comparisons)
+
+    @classmethod
+    def from_rows(
+        cls, rows: Sequence[Mapping[str, Any]], engine: Any, *, overlong: str = "error"
+    ) -> Preferences:
+        """Tokenise prompt/chosen/rejected rows with the engine's tokenizer; one comparison a row.
+
+        rows      dicts with `prompt` (optional when chosen and rejected share a message prefix), `chosen`, `rejected`:
+                  text or message lists; optional `probability`, `margin`, `weight`
+        overlong  rows longer than the model's context: "error", "drop", "truncate_left", "truncate_right"
+        Raises DataError naming row and column.
+        """
+        from pyengine.data.rows import preferences_from_rows  # data sits beside, not below, this module
+
+        return preferences_from_rows(rows, engine.tokenizer, engine.max_positions, overlong=overlong)

@@ -1,0 +1,40 @@
+"""What runs the kernels: the compiled extension, its instruction set, and the thread pool it shares with torch.
+
+torch is imported first: our extension then finds torch's OpenMP runtime already mapped under the same soname and shares its
+threads, instead of starting a second pool that would fight for the cores.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pyengine import _C
+from pyengine.errors import ConfigError
+
+_C.register_torch(torch.Tensor, torch.nn.Parameter)
+_C.set_num_threads(torch.get_num_threads())
+
+
+def set_num_threads(n: int) -> None:
+    """Threads that torch and our kernels use. Never changes a bit of a kernel's result. Raises ConfigError unless n >= 1."""
+    if n < 1:
+        raise ConfigError(f"[set_num_threads] n must be >= 1 but is {n}")
+    torch.set_num_threads(n)
+    _C.set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """Threads that torch and our kernels use."""
+    return _C.num_threads()
+
+
+def isa() -> str:
+    """The instruction set in use: the best this CPU has, or what PYENGINE_ISA forced."""
+    return _C.isa()
+
+
+def stream_handle(tensor: torch.Tensor) -> int:
+    """The current CUDA stream of the tensor's device as an integer; 0 on CPU."""
+    if not tensor.is_cuda:
+        return 0
+    return int(torch.cuda.current_stream(tensor.device).cuda_stream)

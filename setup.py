@@ -1,0 +1,152 @@
+"""Builds pyengine._C with ninja: each CPU kernel once per instruction set, the .cu files when CUDA is asked for or found.
+
+PYENGINE_CUDA=1 builds the CUDA kernels (needs nvcc), PYENGINE_CUDA=0 leaves them out; by default they are built when nvcc is
+found and a GPU is present. PYENGINE_CUDA_ARCHS lists the architectures (default "80;90;100" as the compiler allows).
+The extension links no libtorch and needs no torch to build.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+ISA_FLAGS = {
+    "baseline": [],
+    "avx2": ["-mavx2", "-mfma", "-mbmi2", "-mf16c"],
+    "avx512": ["-mavx2", "-mfma", "-mbmi2", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+}
+ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
+
+# -ffp-contract=off: a multiply-add is fused where the source says so, and nowhere else, so that every kernel rounds alike.
+CXX_FLAGS = [
+    *("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=off"),
+    *("-Wall", "-Wextra", "-Wshadow", "-Wno-psabi", "-Wno-unused-function"),
+]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+
+
+def x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64")
+
+
+def has_gpu() -> bool:
+    return Path("/dev/nvidiactl").exists() or (
+        shutil.which("nvidia-smi") is not None
+        and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
+    )
+
+
+def find_nvcc() -> Path | None:
+    home = os.environ.get("CUDA_HOME")
+    found = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+    return Path(found).resolve() if found else None
+
+
+def want_cuda() -> bool:
+    asked = os.environ.get("PYENGINE_CUDA", "")
+    if asked not in ("", "0", "1"):
+        raise SystemExit(f"PYENGINE_CUDA must be 0, 1 or unset but is {asked!r}")
+    if asked == "1" and find_nvcc() is None:
+        raise SystemExit("PYENGINE_CUDA=1 but nvcc was not found on the PATH or in CUDA_HOME")
+    return asked == "1" or (asked == "" and find_nvcc() is not None and has_gpu())
+
+
+def cuda_archs(nvcc: Path) -> list[str]:
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    wanted = os.environ.get("PYENGINE_CUDA_ARCHS", "80;90;100").split(";")
+    flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in wanted if f"compute_{a}" in known]
+    if not flags:
+        raise SystemExit(f"PYENGINE_CUDA_ARCHS={';'.join(wanted)}: {nvcc} knows only {' '.join(known)}")
+    return flags
+
+
+def escape(text: object) -> str:
+    """A path or flag in ninja's syntax."""
+    return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+class NinjaFile:
+    """The compile commands of one extension."""
+
+    def __init__(self, build: Path) -> None:
+        self.build = build
+        self.lines = ["ninja_required_version = 1.5", f"builddir = {escape(build)}"]
+        self.objects: list[Path] = []
+
+    def rule(self, name: str, compiler: object) -> None:
+        command = f'"{compiler}" -MMD -MF $out.d $flags -c $in -o $out'
+        self.lines += [f"rule {name}", f"  command = {command}", "  depfile = $out.d", "  deps = gcc"]
+        self.lines += [f"  description = {name} $out"]
+
+    def compile(self, rule: str, source: Path, variant: str, flags: list[str]) -> None:
+        relative = source.relative_to(ROOT)
+        target = self.build / variant / relative.with_suffix(relative.suffix + ".o")
+        self.objects.append(target)
+        self.lines.append(f"build {escape(target)}: {rule} {escape(source)}")
+        self.lines.append(f"  flags = {' '.join(flags)}")
+
+    def link(self, compiler: str, target: Path, flags: list[str]) -> None:
+        objects = " ".join(escape(o) for o in self.objects)
+        self.lines += ["rule link", f"  command = {compiler} -shared $in -o $out {' '.join(flags)}"]
+        self.lines += [f"build {escape(target)}: link {objects}", f"default {escape(target)}"]
+
+    def run(self) -> None:
+        self.build.mkdir(parents=True, exist_ok=True)
+        file = self.build / "build.ninja"
+        file.write_text("\n".join(self.lines) + "\n")
+        try:
+            import ninja
+
+            program = str(Path(ninja.BIN_DIR) / "ninja")
+        except ImportError:
+            program = shutil.which("ninja") or sys.exit("ninja was not found: pip install ninja")
+        subprocess.run([program, "-f", str(file)], check=True)
+
+
+class BuildExtension(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        cxx = os.environ.get("CXX", "g++")
+        cuda = want_cuda()
+        ninja = NinjaFile(Path(self.build_temp).resolve() / ("cuda" if cuda else "cpu"))
+        ninja.rule("cxx", cxx)
+        include = f"-I{ROOT / 'csrc' / 'include'}"
+        debug = ["-Werror"] if os.environ.get("CI") else []
+        for source in sorted((ROOT / "csrc").glob("**/*.cpp")):
+            if "PE_ISA" in source.read_text():
+                for isa, flags in ISA_FLAGS.items() if x86() else [("baseline", [])]:
+                    ninja.compile("cxx", source, isa, [*CXX_FLAGS, *debug, *flags, f"-DPE_ISA={isa}", include])
+            else:
+                ninja.compile("cxx", source, "common", [*CXX_FLAGS, *debug, include])
+        python = [f"-isystem{sysconfig.get_path('include')}", f"-isystem{pybind11.get_include()}"]
+        link = ["-fopenmp", "-Wl,--exclude-libs,ALL", "-s"]
+        if cuda:
+            nvcc = find_nvcc()
+            assert nvcc is not None
+            toolkit = nvcc.parent.parent
+            python += ["-DPE_WITH_CUDA", f"-isystem{toolkit / 'include'}"]
+            ninja.rule("nvcc", nvcc)
+            for source in sorted((ROOT / "cuda").glob("**/*.cu")):
+                ninja.compile("nvcc", source, "cuda", [*NVCC_FLAGS, *cuda_archs(nvcc), include, f"-I{ROOT / 'cuda'}"])
+            libraries = [toolkit / "lib64", toolkit / "targets" / "x86_64-linux" / "lib"]
+            link += [f"-L{p}" for p in libraries if p.exists()] + ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        for source in sorted((ROOT / "bindings").glob("*.cpp")):
+            ninja.compile("cxx", source, "bindings", [*CXX_FLAGS, *debug, *python, include])
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        ninja.link(cxx, target, link)
+        ninja.run()
+
+
+setup(ext_modules=[Extension("pyengine._C", sources=[])], cmdclass={"build_ext": BuildExtension})

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import torch
+
+import pyengine
+from pyengine import _C
+from pyengine.cli import doctor
+from pyengine.cli.main import main
+
+
+def test_doctor_prints_every_fact(capsys):
+    assert main(["doctor"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["pyengine"].startswith(pyengine.__version__)
+    assert lines["torch"] == torch.__version__
+    assert lines["threads"].startswith(f"{pyengine.get_num_threads()} of ")
+    assert "isa" in lines
+    assert "openmp" in lines
+    assert "cuda" in lines
+    assert "GiB available of" in lines["memory"]
+
+
+def test_isa_is_the_one_in_use():
+    facts = dict(doctor.facts())
+    assert facts["isa"].split()[0] == _C.isa()
+    assert facts["isa available"].split(", ") == _C.available_isas()
+
+
+def test_one_openmp_runtime_is_mapped():
+    assert len(doctor.openmp_runtimes()) == 1
+    assert dict(doctor.facts())["openmp"] == doctor.openmp_runtimes()[0]
+
+
+def test_several_runtimes_are_pointed_out(monkeypatch):
+    monkeypatch.setattr(doctor, "openmp_runtimes", lambda: ["/a/libgomp.so.1", "/b/libiomp5.so"])
+    assert dict(doctor.facts())["openmp"].endswith("several runtimes fight for the cores")
+
+
+def test_dtype_advice_follows_the_cpu(monkeypatch):
+    monkeypatch.setattr(doctor._C, "available_isas", lambda: ["baseline", "avx2"])
+    assert dict(doctor.facts())["dtype advice"].startswith("float32:")
+    monkeypatch.setattr(doctor._C, "available_isas", lambda: ["baseline", "avx512_bf16"])
+    assert dict(doctor.facts())["dtype advice"].startswith("bfloat16:")

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from fake_engine import FakeEngine
+
+from pyengine.engine.sampling import SamplingParams
+from pyengine.errors import ConfigError, RewardError
+from pyengine.loops import evaluate
+from pyengine.loops.evaluate import mean_and_error
+from pyengine.preferences import Feedback
+
+PARAMS = SamplingParams(n=2, max_tokens=4, seed=9)
+
+
+def rewards(table):
+    return lambda groups: Feedback.from_rewards(table)
+
+
+def test_mean_is_over_prompts_and_error_too():
+    # prompt means 2, 4 and 0; deviations 0, 2, -2: variance 4, error sqrt(4 / 3)
+    result = evaluate(FakeEngine(), "abc", rewards([[1.0, 3.0], [4.0, None], [0.0, 0.0]]), PARAMS)
+    assert result.prompt_means == [2.0, 4.0, 0.0]
+    assert result.mean == 2.0
+    assert result.standard_error == pytest.approx(math.sqrt(4 / 3))
+    metrics = result.metrics()
+    assert metrics["eval/objective/scores"] == 2.0
+    assert (metrics["eval/reward/valid"], metrics["eval/reward/invalid"]) == (5, 1)
+
+
+def test_gain_is_paired_by_prompt():
+    # differences 1 and 3, and a prompt without a reward on one side: mean 2, error sqrt(2 / 2)
+    before = evaluate(FakeEngine(), "abc", rewards([[0.0] * 2, [5.0] * 2, [1.0] * 2]), PARAMS)
+    after = evaluate(FakeEngine(), "abc", rewards([[1.0] * 2, [8.0] * 2, [None] * 2]), PARAMS)
+    assert after.gain_over(before) == (2.0, pytest.approx(1.0))
+
+
+def test_gain_over_other_prompts_is_refused():
+    one = evaluate(FakeEngine(), "a", rewards([[0.0] * 2]), PARAMS)
+    two = evaluate(FakeEngine(), "ab", rewards([[0.0] * 2] * 2), PARAMS)
+    with pytest.raises(ConfigError, match="must have the same prompts but they have 2 and 1"):
+        two.gain_over(one)
+
+
+def test_no_valid_reward_is_an_error():
+    with pytest.raises(RewardError, match="at least one reward must be valid but 0 of 2 are"):
+        evaluate(FakeEngine(), "a", rewards([[None, None]]), PARAMS)
+
+
+def test_the_same_weights_are_evaluated_with_the_same_draws():
+    source = rewards([[1.0, 1.0]])
+    first, second = (evaluate(FakeEngine(), "a", source, PARAMS) for _ in range(2))
+    assert [r.text for r in first.groups[0].responses] == [
+        r.text for r in second.groups[0].responses
+    ]
+
+
+def test_one_value_has_no_standard_error():
+    assert mean_and_error([3.0]) == (3.0, None)

@@ -1,0 +1,73 @@
+// The few pieces of CUDA that cuda/**/*.cu use, on the host: this folder stands before the toolkit's on the include path, so
+// the real .cu files compile as C++ and run under the sanitizers. A block's threads are fibers on one OS thread; see
+// cuda_on_host.cpp for what it checks that a GPU would not.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#define __global__
+#define __device__
+#define __host__
+#define __launch_bounds__(...)
+// One block runs at a time, so its shared memory is static; all of it lies in one section, filled with NaN before each block.
+#define __shared__ static __attribute__((section("pe_shared")))
+
+using cudaError_t = int;
+using cudaStream_t = struct CUstream_st*;
+constexpr cudaError_t cudaSuccess = 0;
+constexpr cudaError_t cudaErrorInvalidConfiguration = 9;
+
+struct dim3 {
+    unsigned x, y, z;
+    constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+struct cudaLaunchConfig_t {
+    dim3 gridDim, blockDim;
+    size_t dynamicSmemBytes = 0;
+    cudaStream_t stream = nullptr;
+};
+
+namespace cuda_on_host {
+
+inline dim3 thread_index, block_index;  // of the fiber that is running
+
+cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& thread);
+void sync_threads();
+uint32_t shuffle(uint32_t value, int source_lane);
+int lane();
+
+// Threads and blocks run backwards when set: a missing barrier then shows as different bits.
+void set_reversed(bool reversed);
+
+inline float shuffle_float(float value, int source_lane) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    bits = shuffle(bits, source_lane);
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+}  // namespace cuda_on_host
+
+#define threadIdx cuda_on_host::thread_index
+#define blockIdx cuda_on_host::block_index
+
+inline void __syncthreads() { cuda_on_host::sync_threads(); }
+
+inline float __shfl_xor_sync(unsigned, float value, int mask) {
+    return cuda_on_host::shuffle_float(value, cuda_on_host::lane() ^ mask);
+}
+
+inline float __shfl_up_sync(unsigned, float value, int delta) {
+    const int lane = cuda_on_host::lane();
+    return cuda_on_host::shuffle_float(value, lane < delta ? lane : lane - delta);
+}
+
+template <typename... Params, typename... Args>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), const Args&... args) {
+    return cuda_on_host::run_grid(config->gridDim, config->blockDim, [&] { kernel(args...); });
+}

@@ -1,0 +1,290 @@
+// linear_logprob on every instruction set and on CUDA's twin: float64 values, bits, exact workspace, special values.
+#include <memory>
+
+#include "check.h"
+#include "cuda_runtime.h"
+#include "linear_logprob_reference.h"
+#include "pyengine/ops/linear_logprob.h"
+
+namespace native {
+namespace {
+
+using pe::DType;
+
+struct Case {
+    int64_t T = 33, D = 48, V = 300, pad = 0;
+    DType hidden = DType::kF32, weight = DType::kF32;
+    float scale = 1.0f;
+
+    std::string text() const {
+        return "linear_logprob T " + std::to_string(T) + " D " + std::to_string(D) + " V " + std::to_string(V) +
+               " pad " + std::to_string(pad) + " dtypes " + std::to_string(static_cast<int>(hidden)) +
+               std::to_string(static_cast<int>(weight)) + " scale " + std::to_string(scale);
+    }
+};
+
+struct Inputs {
+    Matrix hidden, weight, dlogprob, dweight;
+    std::vector<int64_t> targets;
+
+    explicit Inputs(const Case& c)
+        : hidden(c.hidden, c.T, c.D, c.pad), weight(c.weight, c.V, c.D, c.pad), dlogprob(floats(c.T)),
+          dweight(DType::kF32, c.V, c.D, c.pad) {
+        Rng rng(static_cast<uint64_t>(c.T * 1000003 + c.D * 1009 + c.V));
+        hidden.fill_normal(rng, c.scale);
+        weight.fill_normal(rng, 0.3f);
+        dlogprob.fill_normal(rng);
+        dweight.fill_normal(rng);
+        for (int64_t t = 0; t < c.T; ++t) targets.push_back(t == 0 ? c.V - 1 : rng.below(c.V));
+    }
+    pe::VectorView ids(int64_t begin, int64_t n) const {
+        return {const_cast<int64_t*>(targets.data()) + begin, DType::kI64, n};
+    }
+};
+
+struct Results {
+    Matrix logprob, lse, dhidden, dweight;
+
+    Results(const Case& c, const Inputs& in)
+        : logprob(floats(c.T)), lse(floats(c.T)), dhidden(DType::kF32, c.T, c.D, c.pad), dweight(in.dweight.copy()) {}
+    bool same_bits(const Results& other) const {
+        return logprob.same_bits(other.logprob) && lse.same_bits(other.lse) && dhidden.same_bits(other.dhidden) &&
+               dweight.same_bits(other.dweight);
+    }
+};
+
+struct Device {
+    std::string name;
+    bool fma;
+    int64_t (*workspace_bytes)(int64_t T, int64_t D, int64_t V, bool backward, int threads);
+    void (*forward)(const pe::LinearLogprobForwardArgs&);
+    void (*backward)(const pe::LinearLogprobBackwardArgs&);
+};
+
+const Device kCpu{"cpu", true, pe::cpu::linear_logprob_workspace_bytes,
+                  [](const auto& a) { pe::cpu::linear_logprob_forward(a); },
+                  [](const auto& a) { pe::cpu::linear_logprob_backward(a); }};
+const Device kCuda{
+    "cuda", true,
+    [](int64_t T, int64_t D, int64_t V, bool backward, int) {
+        return pe::cuda::linear_logprob_workspace_bytes(T, D, V, backward);
+    },
+    [](const auto& a) { CHECK(pe::cuda::linear_logprob_forward(a, nullptr) == cudaSuccess, "launch"); },
+    [](const auto& a) { CHECK(pe::cuda::linear_logprob_backward(a, nullptr) == cudaSuccess, "launch"); }};
+
+pe::VectorView part(const Matrix& m, int64_t begin, int64_t n) {
+    return {static_cast<float*>(m.view().data) + begin, DType::kF32, n};
+}
+
+// Workspaces of exactly the stated size, freshly filled with NaN, at an address aligned to 16 bytes or to 4 only.
+void run_forward(const Device& device, const Inputs& in, const Results& out, int64_t begin, int64_t n, int threads) {
+    const int64_t D = in.hidden.cols(), V = in.weight.rows();
+    const Memory workspace(device.workspace_bytes(n, D, V, false, threads));
+    device.forward({.hidden = in.hidden.rows(begin, n), .weight = in.weight.view(), .targets = in.ids(begin, n),
+                    .logprob = part(out.logprob, begin, n), .lse = part(out.lse, begin, n),
+                    .workspace = workspace.data(), .threads = threads});
+}
+
+void run_backward(const Device& device, const Inputs& in, const Matrix& lse, const pe::MatrixView& dhidden,
+                  const pe::MatrixView& dweight, int64_t begin, int64_t n, int threads) {
+    const int64_t D = in.hidden.cols(), V = in.weight.rows();
+    const Memory workspace(device.workspace_bytes(n, D, V, true, threads));
+    device.backward({.dlogprob = part(in.dlogprob, begin, n), .hidden = in.hidden.rows(begin, n),
+                     .weight = in.weight.view(), .targets = in.ids(begin, n), .lse = part(lse, begin, n),
+                     .dhidden = dhidden, .dweight = dweight, .workspace = workspace.data(), .threads = threads});
+}
+
+void run(const Device& device, const Inputs& in, const Results& out, int64_t begin, int64_t n, int threads) {
+    run_forward(device, in, out, begin, n, threads);
+    run_backward(device, in, out.lse, out.dhidden.rows(begin, n), out.dweight.view(), begin, n, threads);
+}
+
+double check_values(const Case& c, const Inputs& in, const LogprobReference& reference, const Results& out) {
+    double worst = 0;
+    for (int64_t t = 0; t < c.T; ++t) {
+        const auto i = static_cast<size_t>(t);
+        const std::string what = c.text() + " row " + std::to_string(t);
+        worst = std::max(worst, share(out.lse.get(t), reference.lse[i], reference.lse_bound[i], what + " lse"));
+        worst = std::max(worst, share(out.logprob.get(t), reference.logprob[i], reference.logprob_bound[i],
+                                      what + " logprob"));
+        CHECK(out.logprob.get(t) <= 0.0f, what + ": logprob <= 0");
+    }
+    for (int64_t i = 0; i < c.T * c.D; ++i) {
+        const auto n = static_cast<size_t>(i);
+        worst = std::max(worst, share(out.dhidden.get(i), reference.dhidden[n], reference.dhidden_bound[n],
+                                      c.text() + " dhidden"));
+    }
+    for (int64_t i = 0; i < c.V * c.D; ++i) {
+        const auto n = static_cast<size_t>(i);
+        const double bound = reference.dweight_bound[n] + 2 * kUnit * std::fabs(in.dweight.get(i));
+        worst = std::max(worst, share(out.dweight.get(i), in.dweight.get(i) + reference.dweight[n], bound,
+                                      c.text() + " dweight"));
+    }
+    return worst;
+}
+
+void check_optional(const Device& device, const Case& c, const Inputs& in, const Results& whole) {
+    const Results out(c, in);
+    run_backward(device, in, whole.lse, {}, {}, 0, c.T, 1);
+    run_backward(device, in, whole.lse, out.dhidden.view(), {}, 0, c.T, 1);
+    CHECK(out.dhidden.same_bits(whole.dhidden), c.text() + " without dweight");
+    run_backward(device, in, whole.lse, {}, out.dweight.view(), 0, c.T, 1);
+    CHECK(out.dweight.same_bits(whole.dweight), c.text() + " without dhidden");
+}
+
+// Bits: in other batches (dweight's chain goes on from call to call), with more threads, in another order.
+void check_bits(const Device& device, const Case& c, const Inputs& in, const Results& whole) {
+    const auto repeat = [&](const std::vector<int64_t>& cuts, int threads, const char* what) {
+        const Results out(c, in);
+        for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+            run(device, in, out, cuts[i], cuts[i + 1] - cuts[i], threads);
+        }
+        CHECK(out.same_bits(whole), c.text() + " on " + device.name + ": " + what);
+    };
+    if (device.name == "cuda") {
+        cuda_on_host::set_reversed(true);
+        repeat({0, c.T}, 1, "threads in another order");
+        cuda_on_host::set_reversed(false);
+    } else {
+        for (const int threads : {2, 3}) {
+            pe::set_num_threads(threads);
+            repeat({0, c.T}, threads, "more threads");
+        }
+        pe::set_num_threads(1);
+    }
+    repeat({0, c.T / 3, c.T / 3 + c.T / 2, c.T}, 1, "a second run, in three batches");
+}
+
+// CUDA's twin makes the CPU's bits: every logit, link and gradient chain has the same operations in the same order.
+void check_twins(const Case& c, const Inputs& in, const Results& cpu, const Results& cuda) {
+    CHECK(cuda.logprob.same_bits(cpu.logprob) && cuda.lse.same_bits(cpu.lse), c.text() + " cuda forward");
+    const Results again(c, in);  // from the CPU's lse
+    run_backward(kCuda, in, cpu.lse, again.dhidden.view(), again.dweight.view(), 0, c.T, 1);
+    CHECK(again.dhidden.same_bits(cpu.dhidden), c.text() + " cuda dhidden");
+    CHECK(again.dweight.same_bits(cpu.dweight), c.text() + " cuda dweight");
+}
+
+double check_case(const Case& c, const Options& options) {
+    const Inputs in(c);
+    const LogprobReference reference(in.hidden, in.weight, in.targets, in.dlogprob);
+    double worst = 0;
+    std::unique_ptr<Results> fma;
+    const auto check = [&](const Device& device) {
+        auto out = std::make_unique<Results>(c, in);
+        run(device, in, *out, 0, c.T, 1);
+        CHECK(out->dhidden.padding_is_intact() && out->dweight.padding_is_intact(), c.text() + " writes between rows");
+        worst = std::max(worst, check_values(c, in, reference, *out));
+        check_bits(device, c, in, *out);
+        check_optional(device, c, in, *out);
+        return out;
+    };
+    for (const auto isa : isas()) {
+        pe::cpu::set_active_isa(isa);
+        Device device = kCpu;
+        device.name = pe::cpu::isa_name(isa);
+        auto out = check(device);
+        if (!has_fma(isa)) continue;
+        if (fma) CHECK(out->same_bits(*fma), c.text() + ": " + device.name + " against the first with FMA");
+        if (!fma) fma = std::move(out);
+    }
+    if (!options.cuda) return worst;
+    const auto cuda = check(kCuda);
+    if (fma) check_twins(c, in, *fma, *cuda);
+    return worst;
+}
+
+// One word towers over the rest, by up to 1e9: log-probs stay <= 0, and the tower's is exactly 0.
+void check_towers(const Device& device) {
+    const Case c{.T = 31, .D = 3, .V = 513};
+    Inputs in(c);
+    for (int64_t t = 0; t < c.T; ++t) {
+        const int64_t tower = in.targets[static_cast<size_t>(t)];
+        in.hidden.set(t, 0, std::ldexp(1.0f, static_cast<int>(t)));
+        in.weight.set(tower, 0, 4.0f);
+    }
+    const Results out(c, in);
+    run(device, in, out, 0, c.T, 1);
+    for (int64_t t = 0; t < c.T; ++t) {
+        CHECK(out.logprob.get(t) <= 0.0f && std::isfinite(out.logprob.get(t)), device.name + " logprob <= 0");
+        for (int64_t d = 0; d < c.D; ++d) CHECK(std::isfinite(out.dhidden.get(t, d)), device.name + " dhidden");
+    }
+}
+
+// Word 7 has logit -inf for every row: probability 0. Row 3 is NaN, row 4 inf: they spoil no other row.
+void check_special(const Device& device) {
+    const Case c{.T = 33, .D = 31, .V = 300};
+    Inputs in(c);
+    for (int64_t t = 0; t < c.T; ++t) in.hidden.set(t, 0, 1.0f);
+    in.weight.set(7, 0, -INFINITY);
+    in.targets[1] = 7;
+    const Results clean(c, in);
+    run_forward(device, in, clean, 0, c.T, 1);
+    const LogprobReference reference(in.hidden, in.weight, in.targets, in.dlogprob);
+    for (int64_t t = 0; t < c.T; ++t) {
+        const auto i = static_cast<size_t>(t);
+        share(clean.logprob.get(t), reference.logprob[i], reference.logprob_bound[i], device.name + " with -inf");
+    }
+    CHECK(clean.logprob.get(1) == -INFINITY, device.name + ": the log-prob of a word with logit -inf");
+    in.hidden.set(3, 5, NAN);
+    in.hidden.set(4, 5, INFINITY);
+    const Results spoiled(c, in);
+    run_forward(device, in, spoiled, 0, c.T, 1);
+    for (int64_t t = 0; t < c.T; ++t) {
+        const bool bad = t == 3 || t == 4;
+        CHECK(bad ? std::isnan(spoiled.logprob.get(t)) : spoiled.logprob.get(t) == clean.logprob.get(t),
+              device.name + " row " + std::to_string(t));
+    }
+}
+
+// The one thing the CPU's binding refuses and CUDA's cannot see: NaN, and no access outside the arrays.
+void check_unknown_ids() {
+    const Case c{.T = 5, .V = 33};
+    Inputs in(c);
+    in.targets = {-1, 0, 33, 32, int64_t{1} << 40};
+    const Results out(c, in);
+    run(kCuda, in, out, 0, c.T, 1);
+    for (int64_t t = 0; t < c.T; ++t) {
+        CHECK(std::isnan(out.logprob.get(t)) == (t != 1 && t != 3), "cuda id " + std::to_string(in.targets[static_cast<size_t>(t)]));
+    }
+}
+
+std::vector<Case> make_cases() {
+    std::vector<Case> cases;
+    for (const int64_t n : kSizes) {
+        cases.push_back({.T = n});
+        if (n > 0) cases.push_back({.D = n});
+        if (n > 0) cases.push_back({.V = n});
+    }
+    for (const int64_t v : {255, 256, 257, 512}) cases.push_back({.T = 13, .V = v});
+    for (const int64_t pad : {1, 7, 64}) cases.push_back({.T = 65, .pad = pad});
+    for (const float scale : {0.0f, 1e-4f, 30.0f, 1e4f}) cases.push_back({.scale = scale});
+    for (int mask = 1; mask < 4; ++mask) {
+        const auto dtype = [&](int bit) { return mask >> bit & 1 ? DType::kBF16 : DType::kF32; };
+        cases.push_back({.T = 111, .pad = 3, .hidden = dtype(0), .weight = dtype(1)});
+    }
+    return cases;
+}
+
+}  // namespace
+
+void test_linear_logprob(const Options& options) {
+    pe::set_num_threads(1);
+    const std::vector<Case> cases = make_cases();
+    double worst = 0;
+    for (const Case& c : cases) worst = std::max(worst, check_case(c, options));
+    const auto special = [](const Device& device) {
+        check_towers(device);
+        check_special(device);
+    };
+    for (const auto isa : isas()) {
+        pe::cpu::set_active_isa(isa);
+        special(kCpu);
+    }
+    if (options.cuda) {
+        special(kCuda);
+        check_unknown_ids();
+    }
+    printf("  linear_logprob %zu cases, largest error / bound %.3f\n", cases.size(), worst);
+}
+
+}  // namespace native
