@@ -1,8 +1,9 @@
-"""Builds pyengine._C with ninja: each CPU kernel once per instruction set, the .cu files when CUDA is asked for or found.
+"""Builds pyengine._C with ninja: each CPU kernel once per instruction set, and the CUDA kernels.
 
-PYENGINE_CUDA=1 builds the CUDA kernels (needs nvcc), PYENGINE_CUDA=0 leaves them out; by default they are built when nvcc is
-found and a GPU is present. PYENGINE_CUDA_ARCHS lists the architectures (default "80;90;100" as the compiler allows).
-The extension links no libtorch and needs no torch to build.
+PYENGINE_CUDA=1 builds the CUDA kernels (needs nvcc), PYENGINE_CUDA=0 leaves them out; by default
+they are built when nvcc is found and a GPU is present. PYENGINE_CUDA_ARCHS lists the architectures
+(default "80;90;100" as the compiler allows). The extension links no libtorch and needs no torch to
+build.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ ROOT = Path(__file__).parent.resolve()
 ISA_FLAGS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma", "-mbmi2", "-mf16c"],
-    "avx512": ["-mavx2", "-mfma", "-mbmi2", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
 }
+ISA_FLAGS["avx512"] = [*ISA_FLAGS["avx2"], *(f"-mavx512{x}" for x in ("f", "bw", "dq", "vl"))]
 ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
 
-# -ffp-contract=off: a multiply-add is fused where the source says so, and nowhere else, so that every kernel rounds alike.
+# -ffp-contract=off: a multiply-add is fused where the source says so, and nowhere else, so that
+# every kernel rounds alike.
 CXX_FLAGS = [
     *("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=off"),
     *("-Wall", "-Wextra", "-Wshadow", "-Wno-psabi", "-Wno-unused-function"),
@@ -62,11 +64,15 @@ def want_cuda() -> bool:
 
 
 def cuda_archs(nvcc: Path) -> list[str]:
-    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    known = subprocess.run(
+        [nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True
+    ).stdout.split()
     wanted = os.environ.get("PYENGINE_CUDA_ARCHS", "80;90;100").split(";")
     flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in wanted if f"compute_{a}" in known]
     if not flags:
-        raise SystemExit(f"PYENGINE_CUDA_ARCHS={';'.join(wanted)}: {nvcc} knows only {' '.join(known)}")
+        raise SystemExit(
+            f"PYENGINE_CUDA_ARCHS={';'.join(wanted)}: {nvcc} knows only {' '.join(known)}"
+        )
     return flags
 
 
@@ -85,7 +91,12 @@ class NinjaFile:
 
     def rule(self, name: str, compiler: object) -> None:
         command = f'"{compiler}" -MMD -MF $out.d $flags -c $in -o $out'
-        self.lines += [f"rule {name}", f"  command = {command}", "  depfile = $out.d", "  deps = gcc"]
+        self.lines += [
+            f"rule {name}",
+            f"  command = {command}",
+            "  depfile = $out.d",
+            "  deps = gcc",
+        ]
         self.lines += [f"  description = {name} $out"]
 
     def compile(self, rule: str, source: Path, variant: str, flags: list[str]) -> None:
@@ -126,7 +137,9 @@ class BuildExtension(build_ext):
         for source in sorted((ROOT / "csrc").glob("**/*.cpp")):
             if "PE_ISA" in source.read_text():
                 for isa, flags in ISA_FLAGS.items() if x86() else [("baseline", [])]:
-                    ninja.compile("cxx", source, isa, [*CXX_FLAGS, *debug, *flags, f"-DPE_ISA={isa}", include])
+                    ninja.compile(
+                        "cxx", source, isa, [*CXX_FLAGS, *debug, *flags, f"-DPE_ISA={isa}", include]
+                    )
             else:
                 ninja.compile("cxx", source, "common", [*CXX_FLAGS, *debug, include])
         python = [f"-isystem{sysconfig.get_path('include')}", f"-isystem{pybind11.get_include()}"]
@@ -138,9 +151,19 @@ class BuildExtension(build_ext):
             python += ["-DPE_WITH_CUDA", f"-isystem{toolkit / 'include'}"]
             ninja.rule("nvcc", nvcc)
             for source in sorted((ROOT / "cuda").glob("**/*.cu")):
-                ninja.compile("nvcc", source, "cuda", [*NVCC_FLAGS, *cuda_archs(nvcc), include, f"-I{ROOT / 'cuda'}"])
+                ninja.compile(
+                    "nvcc",
+                    source,
+                    "cuda",
+                    [*NVCC_FLAGS, *cuda_archs(nvcc), include, f"-I{ROOT / 'cuda'}"],
+                )
             libraries = [toolkit / "lib64", toolkit / "targets" / "x86_64-linux" / "lib"]
-            link += [f"-L{p}" for p in libraries if p.exists()] + ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+            link += [f"-L{p}" for p in libraries if p.exists()] + [
+                "-lcudart_static",
+                "-ldl",
+                "-lrt",
+                "-lpthread",
+            ]
         for source in sorted((ROOT / "bindings").glob("*.cpp")):
             ninja.compile("cxx", source, "bindings", [*CXX_FLAGS, *debug, *python, include])
         target = Path(self.get_ext_fullpath(ext.name)).resolve()

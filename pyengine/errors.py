@@ -1,8 +1,8 @@
-"""Every error a user can meet. Each message names the thing and its value, and is raised before any work is done."""
+"""Every error a user can meet: raised before any work, naming the thing and its value."""
 
 
 class PyengineError(Exception):
-    """Base of all errors that pyengine raises on purpose; the command line prints these in one sentence."""
+    """Base of all errors raised on purpose; the command line prints these in one sentence."""
 
 
 class ConfigError(PyengineError, ValueError):

@@ -1,7 +1,8 @@
-"""What runs the kernels: the compiled extension, its instruction set, and the thread pool it shares with torch.
+"""What runs the kernels: the compiled extension, its instruction set, and the threads.
 
-torch is imported first: our extension then finds torch's OpenMP runtime already mapped under the same soname and shares its
-threads, instead of starting a second pool that would fight for the cores.
+torch is imported first: our extension then finds torch's OpenMP runtime already mapped under the
+same soname and shares its threads, instead of starting a second pool that would fight for the
+cores.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ _C.set_num_threads(torch.get_num_threads())
 
 
 def set_num_threads(n: int) -> None:
-    """Threads that torch and our kernels use. Never changes a bit of a kernel's result. Raises ConfigError unless n >= 1."""
+    """Sets the threads that torch and our kernels use; never changes a bit of a kernel's result.
+
+    Raises ConfigError unless n >= 1.
+    """
     if n < 1:
         raise ConfigError(f"[set_num_threads] n must be >= 1 but is {n}")
     torch.set_num_threads(n)

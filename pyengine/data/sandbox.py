@@ -161,7 +161,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         elif name == "join":
             args = tuple(budget.join(owner, values) for values in args)
         elif name == "format":
-            budget.format(owner, (*args, *kwargs.values()))
+            budget.format(str(owner), (*args, *kwargs.values()))
         result = super().call(context, obj, *args, **kwargs)
         # Views have no size of their own that could be measured.
         if isinstance(owner, dict) and name != "get":
@@ -220,8 +220,9 @@ class _Generation(Extension):
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Any) -> Any:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        lineno = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=lineno)
 
 
 class _Namespace(Namespace):
@@ -309,6 +310,7 @@ def _environment() -> _Environment:
         "@rounds": _rounds,
         "@concat": _concat,
     }
-    environment.tests = {name: _metered_test(test) for name, test in environment.tests.items()}
+    tests: dict[str, Callable[..., Any]] = dict(environment.tests)
+    environment.tests = {name: _metered_test(test) for name, test in tests.items()}
     environment.globals = dict(_GLOBALS)
     return environment

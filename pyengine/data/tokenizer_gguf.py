@@ -8,7 +8,8 @@ scores of its pieces.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
@@ -114,8 +115,7 @@ def _vocabulary(file: GGUFFile) -> tuple[list[str], list[int]]:
             f"tokenizer.ggml.token_type must have {len(tokens)} values but has {len(kinds)}"
         )
     if len(set(tokens)) != len(tokens):
-        seen: set[str] = set()
-        twice = next(token for token in tokens if token in seen or seen.add(token))
+        twice, _ = Counter(tokens).most_common(1)[0]
         raise file.refuse(f"tokenizer.ggml.tokens must be distinct but {twice!r} is there twice")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is not None and len(tokens) > int(embedding.shape[-1]):
@@ -143,12 +143,14 @@ def _byte_level(file: GGUFFile, tokens: Sequence[str], pre: str) -> Backend:
     merges = file.get_list("tokenizer.ggml.merges", str)
     if merges is None:
         raise file.refuse("metadata must have tokenizer.ggml.merges but it is missing")
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    for index, pair in enumerate(pairs):
-        if len(pair) != 2:
+    pairs: list[tuple[str, str]] = []
+    for index, merge in enumerate(merges):
+        left, _, right = merge.partition(" ")
+        if not (left and right) or " " in right:
             raise file.refuse(
-                f"tokenizer.ggml.merges must be two parts each but [{index}] is {merges[index]!r}"
+                f"tokenizer.ggml.merges must be two parts each but [{index}] is {merge!r}"
             )
+        pairs.append((left, right))
     vocabulary = {token: index for index, token in enumerate(tokens)}
     model = guarded(
         lambda: BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre in _LIKE_LLAMA3),
@@ -249,5 +251,5 @@ def _files(backend: Backend, special: dict[str, str], template: str | None) -> d
     return files
 
 
-def _as_json(value: dict[str, object]) -> bytes:
+def _as_json(value: Mapping[str, object]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -79,6 +79,9 @@ def set_begin_and_end(backend: Backend, begin: str | None, end: str | None) -> N
 def read_folder(folder: Path) -> TokenizerParts:
     """The tokenizer of a Hugging Face folder.
 
+    tokenizer.json alone says what is added around a text, as in transformers 5; add_bos_token and
+    add_eos_token of tokenizer_config.json repeat it.
+
     Raises: ModelFileError naming the file and what is wrong with it.
     """
     if not (folder / "tokenizer.json").is_file():
@@ -102,7 +105,6 @@ def read_folder(folder: Path) -> TokenizerParts:
             )
     known = [text for text in special.values() if backend.token_to_id(text) is not None]
     backend.add_special_tokens([AddedToken(text, normalized=False) for text in known])
-    _apply_flags(backend, config, special)
     template = _template(files, config)
     return TokenizerParts(backend, special, template, _end_ids(folder), files)
 
@@ -173,23 +175,6 @@ def _special_texts(config: Mapping[str, Any]) -> dict[str, str]:
             raise ModelFileError(f"[tokenizer] {name} must be a text but is {value!r:.80}")
         special[name] = value
     return special
-
-
-def _apply_flags(backend: Backend, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
-    """add_bos_token and add_eos_token overrule what tokenizer.json does, where they are given."""
-    if config.get("add_bos_token") is None and config.get("add_eos_token") is None:
-        return
-    added = backend.encode("").tokens
-    begin, end = special.get("bos_token"), special.get("eos_token")
-    now = (bool(begin) and added[:1] == [begin], bool(end) and added[-1:] == [end])
-    if begin == end and len(added) < 2:
-        now = (bool(added), False)
-    wanted = tuple(bool(config.get(name)) for name in ("add_bos_token", "add_eos_token"))
-    for name, is_wanted, text in zip(("bos", "eos"), wanted, (begin, end), strict=True):
-        if is_wanted and text is None:
-            raise ModelFileError(f"[tokenizer] add_{name}_token needs {name}_token but it is null")
-    if wanted != now:
-        set_begin_and_end(backend, begin if wanted[0] else None, end if wanted[1] else None)
 
 
 def _template(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,7 @@
-"""Checkpoints: safetensors and JSON in a folder whose manifest, written last, holds every file's size and digest.
+"""Checkpoints: safetensors and JSON in a folder, and a manifest of every file's size and digest.
 
-A folder appears complete or not at all (files.atomic_folder); one that does not match its manifest is passed over when
-resuming and refused when loaded.
+The manifest is written last, and the folder appears complete or not at all (files.atomic_folder);
+one that does not match its manifest is passed over when resuming and refused when loaded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,13 @@ from pyengine.files import atomic_folder, sha256_file
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
+_REQUIRED = (STATE, "config.json", "policy.safetensors")
 _STEP = re.compile(r"step-(\d+)")
+# What a checkpoint may hold: replacing one deletes these and nothing else.
+_OURS = re.compile(
+    r".*\.safetensors|manifest\.json|state\.json|(generation_)?config\.json|"
+    r"(tokenizer|special_tokens|added_tokens|chat_template|vocab|merges).*"
+)
 
 
 @dataclass
@@ -34,41 +40,78 @@ class Checkpoint:
     """What a checkpoint holds, by file.
 
     state    JSON: settings, counters and the caller's extra
-    tensors  file stem -> name -> tensor; "policy" and, where there are any, "optimizer" and "reference"
+    tensors  file stem -> name -> tensor: "policy" and, where there are any, "optimizer" and
+             "reference"
     model    JSON files of the model: file name -> content
+    digests  file name -> SHA-256, of a checkpoint that was read
     """
 
     state: dict[str, Any]
     tensors: dict[str, Mapping[str, Tensor]]
     model: dict[str, dict[str, Any]]
+    digests: dict[str, str] = field(default_factory=dict)
 
 
-def write(path: Path, checkpoint: Checkpoint, link: Mapping[str, Path], tokenizer: Any | None) -> None:
-    """Writes a checkpoint atomically.
+def write(
+    path: Path,
+    checkpoint: Checkpoint,
+    link: Mapping[str, tuple[Path, str]],
+    tokenizer: Any | None,
+) -> dict[str, str]:
+    """Writes a checkpoint atomically; returns each file's SHA-256.
 
-    link       files that have not changed since another checkpoint: file name -> that file, linked instead of copied
+    link       files that have not changed since another checkpoint: file name -> (that file, its
+               SHA-256); linked instead of written again, if it still is what it was
     tokenizer  saves itself into the folder
-    Raises CheckpointError where the disk refuses or a tensor is not finite; what stood at `path` is then intact.
+    Raises CheckpointError where the disk refuses, a tensor is not finite, the state is not JSON or
+    `path` holds something other than a checkpoint; what stood at `path` is then intact.
     """
+    _check_target(path)
     for stem, tensors in checkpoint.tensors.items():
         for name, tensor in tensors.items():
             if not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(f"[checkpoint] {stem}: {name} is not finite; nothing was written to {path}")
+                raise CheckpointError(
+                    f"[checkpoint] {stem}: {name} is not finite; nothing was written to {path}"
+                )
+    texts = {
+        name: _to_json(name, content)
+        for name, content in {**checkpoint.model, STATE: checkpoint.state}.items()
+    }
     with atomic_folder(path) as folder:
         for stem, tensors in checkpoint.tensors.items():
             name = f"{stem}.safetensors"
-            if name in link and _linked(link[name], folder / name):
+            if name in link and _linked(*link[name], folder / name):
                 continue
             contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
             _save_tensors(contiguous, folder / name)
-        for name, content in {**checkpoint.model, STATE: checkpoint.state}.items():
-            (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(folder)
         files = {
-            f.name: {"size": f.stat().st_size, "sha256": sha256_file(f)} for f in sorted(folder.iterdir())
+            f.name: {"size": f.stat().st_size, "sha256": sha256_file(f)}
+            for f in sorted(folder.iterdir())
         }
         (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1))
+    return {name: str(entry["sha256"]) for name, entry in files.items()}
+
+
+def _check_target(path: Path) -> None:
+    if not path.is_dir():
+        return
+    others = sorted(p.name for p in path.iterdir() if not _OURS.fullmatch(p.name))
+    if others:
+        raise CheckpointError(
+            f"[checkpoint] {path} must be empty or a checkpoint but holds {others[0]}: "
+            "saving would delete it"
+        )
+
+
+def _to_json(name: str, content: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(content, indent=1)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"[checkpoint] {name} must hold JSON data but {error}") from error
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -78,36 +121,53 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise CheckpointError(f"[checkpoint] {path.name} could not be written: {error}") from error
 
 
-def _linked(source: Path, target: Path) -> bool:
+def _linked(source: Path, sha256: str, target: Path) -> bool:
     try:
         os.link(source, target)
+        if sha256_file(target) == sha256:
+            return True
     except OSError:  # another file system, or the other checkpoint is gone: write it instead
-        return False
-    return True
+        pass
+    target.unlink(missing_ok=True)  # another run has written there since
+    return False
 
 
 def verify(path: str | Path) -> dict[str, Any]:
-    """The manifest of a checkpoint all of whose files match it. Raises CheckpointError naming file and rule."""
+    """The manifest of a checkpoint all of whose files match it.
+
+    Raises CheckpointError naming file and rule.
+    """
     folder = Path(path)
     manifest = _read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"[{folder}] format must be {FORMAT} but is {manifest.get('format')!r}")
+        raise CheckpointError(
+            f"[{folder}] format must be {FORMAT} but is {manifest.get('format')!r}"
+        )
     files = manifest.get("files")
-    if not isinstance(files, dict) or STATE not in files or "policy.safetensors" not in files:
-        raise CheckpointError(f"[{folder}] {MANIFEST} must list {STATE} and policy.safetensors")
+    for required in _REQUIRED:
+        if not isinstance(files, dict) or required not in files:
+            raise CheckpointError(f"[{folder}] {MANIFEST} must list {required} but does not")
     for name, entry in files.items():
-        file = folder / name
         if Path(name).name != name or not isinstance(entry, dict):
             raise CheckpointError(f"[{folder}] {MANIFEST} holds a bad entry {name!r}")
-        if not file.is_file():
-            raise CheckpointError(f"[{folder}] {name} is missing")
-        if file.stat().st_size != entry.get("size"):
-            raise CheckpointError(
-                f"[{folder}] {name} must have {entry.get('size')} bytes but has {file.stat().st_size}"
-            )
-        if sha256_file(file) != entry.get("sha256"):
-            raise CheckpointError(f"[{folder}] {name} does not match its SHA-256")
+        _verify_file(folder, name, entry)
     return manifest
+
+
+def _verify_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+    file = folder / name
+    if not file.is_file():
+        raise CheckpointError(f"[{folder}] {name} is missing")
+    try:
+        size, digest = file.stat().st_size, sha256_file(file)
+    except OSError as error:
+        raise CheckpointError(f"[{folder}] {name} cannot be read: {error}") from error
+    if size != entry.get("size"):
+        raise CheckpointError(
+            f"[{folder}] {name} must have {entry.get('size')} bytes but has {size}"
+        )
+    if digest != entry.get("sha256"):
+        raise CheckpointError(f"[{folder}] {name} does not match its SHA-256")
 
 
 def read(path: str | Path) -> Checkpoint:
@@ -115,7 +175,7 @@ def read(path: str | Path) -> Checkpoint:
     folder = Path(path)
     files = verify(folder)["files"]
     tensors = {
-        Path(name).stem: safetensors.torch.load_file(folder / name)
+        Path(name).stem: _load_tensors(folder / name)
         for name in files
         if name.endswith(".safetensors")
     }
@@ -124,15 +184,26 @@ def read(path: str | Path) -> Checkpoint:
         for name in ("config.json", "generation_config.json")
         if name in files
     }
-    return Checkpoint(_read_json(folder / STATE), dict(tensors), model)
+    digests = {name: str(entry["sha256"]) for name, entry in files.items()}
+    return Checkpoint(_read_json(folder / STATE), tensors, model, digests)
+
+
+def _load_tensors(path: Path) -> Mapping[str, Tensor]:
+    try:
+        loaded: dict[str, Tensor] = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"[{path}] cannot be read: {error}") from error
+    return loaded
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"[{path.parent}] {path.name} is missing: not a complete checkpoint") from None
-    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"[{path.parent}] {path.name} is missing: not a complete checkpoint"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"[{path}] cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"[{path}] must hold a JSON object")
@@ -160,8 +231,20 @@ def newest_verified(folder: str | Path) -> Path | None:
 
 
 def prune(folder: str | Path, keep: int) -> None:
-    """Deletes all but the `keep` newest checkpoints of a folder. Raises CheckpointError unless keep >= 1."""
+    """Deletes all but the `keep` checkpoints of a folder that were written last.
+
+    By time, not by step: after resuming before a damaged checkpoint, it is not kept in the place
+    of a good one of an earlier step. Raises CheckpointError unless keep >= 1.
+    """
     if keep < 1:
         raise CheckpointError(f"[checkpoint] keep must be >= 1 but is {keep}")
-    for _, path in steps(folder)[keep:]:
+    found = sorted(((_written_ns(path), step, path) for step, path in steps(folder)), reverse=True)
+    for _, _, path in found[keep:]:
         shutil.rmtree(path)
+
+
+def _written_ns(path: Path) -> int:
+    try:
+        return (path / MANIFEST).stat().st_mtime_ns
+    except OSError:
+        return 0  # not a complete checkpoint: the first to go

@@ -143,7 +143,14 @@ class Engine:
             kv_tokens=kv_tokens,
             micro_batch_tokens=micro_batch_tokens,
             optimizer=OptimizerConfig(
-                learning_rate, schedule, warmup_steps, total_steps, betas, eps, weight_decay, max_grad_norm
+                learning_rate,
+                schedule,
+                warmup_steps,
+                total_steps,
+                betas,
+                eps,
+                weight_decay,
+                max_grad_norm,
             ),
         )
         source = resolve(path)
@@ -204,7 +211,9 @@ class Engine:
             raise RequestError("[generate] prompts must be a list of prompts but is one string")
         ids = list(range(len(prompts))) if request_ids is None else list(request_ids)
         if len(ids) != len(prompts):
-            raise RequestError(f"[generate] request_ids must have {len(prompts)} entries but has {len(ids)}")
+            raise RequestError(
+                f"[generate] request_ids must have {len(prompts)} entries but has {len(ids)}"
+            )
         encoded = [self._encode(i, prompt) for i, prompt in enumerate(prompts)]
         key = (params.seed ^ (self.config.seed * _SEED_MIX)) & (2**64 - 1)
         signed = key - 2**64 if key >= 2**63 else key
@@ -267,7 +276,9 @@ class Engine:
         if model != "reference":
             raise RequestError(f"[score] model must be 'policy' or 'reference' but is {model!r}")
         if self._reference is None:
-            raise RequestError("[score] model 'reference' was asked for but the engine has none (reference='none')")
+            raise RequestError(
+                "[score] model 'reference' was asked for but the engine has none (reference='none')"
+            )
         return self._reference
 
     # Learning
@@ -284,11 +295,18 @@ class Engine:
         When it raises or is interrupted, all gathered gradients are dropped. Raises RequestError before any work.
         """
         if objective.needs_reference and self._reference is None:
-            raise RequestError(f"[update] {objective.name} needs a reference but the engine has none (reference='none')")
+            raise RequestError(
+                f"[update] {objective.name} needs a reference but the engine has none (reference='none')"
+            )
         parts = compared_parts(batch, self.spec.vocab_size, self.max_positions)
         try:
             return forward_backward(
-                self._policy, self._reference, parts, objective, self._micro_batch_tokens, self.device
+                self._policy,
+                self._reference,
+                parts,
+                objective,
+                self._micro_batch_tokens,
+                self.device,
             )
         except BaseException:
             self._optimizer.zero_grad()
@@ -319,7 +337,9 @@ class Engine:
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, fp32 master) under Hugging Face names and shapes."""
-        yield from hf_tensors(self.spec, {n: p.detach() for n, p in self._policy.named_parameters()})
+        yield from hf_tensors(
+            self.spec, {n: p.detach() for n, p in self._policy.named_parameters()}
+        )
 
     # Saving
 
@@ -343,7 +363,9 @@ class Engine:
         not finite; an older checkpoint at `path` is then intact.
         """
         if any(p.grad is not None for p in self._policy.parameters()):
-            raise RequestError("[save_checkpoint] there are gradients that no step has applied: call step first")
+            raise RequestError(
+                "[save_checkpoint] there are gradients that no step has applied: call step first"
+            )
         target = Path(path)
         tensors: dict[str, Any] = {"policy": _tensors(self._policy)}
         if state := self._optimizer.state_tensors():
@@ -361,7 +383,10 @@ class Engine:
                 "extra": extra or {},
             },
             tensors=tensors,
-            model={"config.json": self._model_config, "generation_config.json": self._generation_config},
+            model={
+                "config.json": self._model_config,
+                "generation_config.json": self._generation_config,
+            },
         )
         checkpoints.write(target, content, link, self.tokenizer)
         if self._reference is not None:
@@ -390,7 +415,9 @@ class Engine:
         if config.reference == "frozen":
             if "reference" not in content.tensors:
                 raise CheckpointError(f"[{path}] reference.safetensors is missing")
-            reference = _rebuilt(model_config, content.tensors["reference"], path, config.dtype).frozen_copy()
+            reference = _rebuilt(
+                model_config, content.tensors["reference"], path, config.dtype
+            ).frozen_copy()
         tokenizer = _load_tokenizer(resolve(path))
         engine = cls(
             decoder,
@@ -433,7 +460,11 @@ def _device(device: str | torch.device) -> torch.device:
         raise ConfigError(f"[Engine] device must be 'cpu' or 'cuda' but is {device!r}")
     if chosen.type == "cuda":
         if not torch.cuda.is_available() or not _C.cuda_built:
-            lacks = "this pyengine was built without CUDA kernels" if torch.cuda.is_available() else "torch sees no GPU"
+            lacks = (
+                "this pyengine was built without CUDA kernels"
+                if torch.cuda.is_available()
+                else "torch sees no GPU"
+            )
             raise ConfigError(f"[Engine] device is {device!r} but {lacks}")
     return chosen
 
@@ -442,7 +473,9 @@ def _dtype_name(dtype: str, device: torch.device) -> str:
     if dtype == "auto":
         return "bfloat16" if device.type == "cuda" or isa() == "avx512_bf16" else "float32"
     if dtype not in DTYPES:
-        raise ConfigError(f"[Engine] dtype must be 'auto', 'float32' or 'bfloat16' but is {dtype!r}")
+        raise ConfigError(
+            f"[Engine] dtype must be 'auto', 'float32' or 'bfloat16' but is {dtype!r}"
+        )
     return dtype
 
 

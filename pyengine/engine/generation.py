@@ -1,4 +1,4 @@
-"""Batched sampling with a KV cache: prompts once, then one token a step for every unfinished sequence."""
+"""Batched sampling with a KV cache: prompts once, then a token a step for each open sequence."""
 
 from __future__ import annotations
 
@@ -76,17 +76,24 @@ class Generator:
     def run(
         self, requests: Sequence[Request], params: SamplingParams, progress: Progress | None
     ) -> list[list[Response]]:
-        """The n responses of each request, in order. Raises RequestError for one that can never fit."""
+        """The n responses of each request, in order.
+
+        Raises RequestError for a request that can never fit, NonFiniteError where the weights give
+        logits that are not finite.
+        """
         self._check(requests, params)
-        head = self._decoder.head_weight().float()  # logits in fp32: what the scorer's kernel computes
+        head = (
+            self._decoder.head_weight().float()
+        )  # logits in fp32: what the scorer's kernel computes
         done: list[list[Response]] = []
-        finished, total = 0, len(requests) * params.n
+        tokens, finished, total = 0, 0, len(requests) * params.n
         for wave in self._waves(requests, params):
             batch = _Batch(self, wave, params, head)
             while batch.running:
                 batch.step()
                 if progress is not None:
-                    progress(batch.num_tokens, finished + batch.num_finished, total)
+                    progress(tokens + batch.num_tokens, finished + batch.num_finished, total)
+            tokens += batch.num_tokens
             finished += len(batch.sequences)
             done.extend(batch.responses())
         return done
@@ -99,29 +106,39 @@ class Generator:
         for i, request in enumerate(requests):
             P = len(request.prompt_ids)
             if P == 0:
-                raise RequestError(f"[generate] prompts[{i}] must have at least one token but is empty")
+                raise RequestError(
+                    f"[generate] prompts[{i}] must have at least one token but is empty"
+                )
             bad = next((t for t in request.prompt_ids if not 0 <= t < vocab_size), None)
             if bad is not None:
-                raise RequestError(f"[generate] prompts[{i}] must hold ids in [0, {vocab_size}) but holds {bad}")
+                raise RequestError(
+                    f"[generate] prompts[{i}] must hold ids in [0, {vocab_size}) but holds {bad}"
+                )
             if P + params.max_tokens > limit:
                 raise RequestError(
-                    f"[generate] prompts[{i}] ({P} tokens) and max_tokens ({params.max_tokens}) must fit "
-                    f"{limit} positions but need {P + params.max_tokens}"
+                    f"[generate] prompts[{i}] ({P} tokens) and max_tokens ({params.max_tokens}) "
+                    f"must fit {limit} positions but need {P + params.max_tokens}"
                 )
             need = params.n * (P + params.max_tokens)
             if need > self._kv_tokens:
                 raise RequestError(
-                    f"[generate] prompts[{i}] needs n * (prompt + max_tokens) = {params.n} * ({P} + "
-                    f"{params.max_tokens}) = {need} tokens of KV cache but kv_tokens is {self._kv_tokens}"
+                    f"[generate] prompts[{i}] needs n * (prompt + max_tokens) = {params.n} * ({P} "
+                    f"+ {params.max_tokens}) = {need} tokens of KV cache but kv_tokens is "
+                    f"{self._kv_tokens}"
                 )
 
-    def _waves(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Request]]:
+    def _waves(
+        self, requests: Sequence[Request], params: SamplingParams
+    ) -> Iterator[list[Request]]:
         """Requests in order, as many at a time as the KV cache holds."""
         wave: list[Request] = []
         longest = 0
         for request in requests:
             longest_now = max(longest, len(request.prompt_ids))
-            if wave and (len(wave) + 1) * params.n * (longest_now + params.max_tokens) > self._kv_tokens:
+            if (
+                wave
+                and (len(wave) + 1) * params.n * (longest_now + params.max_tokens) > self._kv_tokens
+            ):
                 yield wave
                 wave, longest_now = [], len(request.prompt_ids)
             wave.append(request)
@@ -130,7 +147,7 @@ class Generator:
             yield wave
 
     def ends(self, sequence: _Sequence, params: SamplingParams) -> FinishReason | None:
-        """Why the sequence ends with its last token, or None. Sets its text where a stop string decides."""
+        """Why the sequence ends with its last token, or None; a stop string also sets its text."""
         last = sequence.token_ids[-1]
         if not params.ignore_eos and (last in self._stop_ids or last in params.stop_token_ids):
             return "stop"
@@ -161,7 +178,11 @@ class _Batch:
     """The sequences of one wave. Slot i of the cache belongs to running[i]."""
 
     def __init__(
-        self, generator: Generator, requests: Sequence[Request], params: SamplingParams, head: Tensor
+        self,
+        generator: Generator,
+        requests: Sequence[Request],
+        params: SamplingParams,
+        head: Tensor,
     ) -> None:
         self._generator, self._params, self._head = generator, params, head
         self._requests = requests
@@ -173,7 +194,9 @@ class _Batch:
         self._cache = KVCache(
             decoder.spec, len(self.sequences), capacity, decoder.compute_dtype, generator.device
         )
-        self._hidden: Tensor | None = self._prefill()  # (B, D): what predicts each sequence's next token
+        self._hidden: Tensor | None = (
+            self._prefill()
+        )  # (B, D): what predicts each sequence's next token
 
     @property
     def num_finished(self) -> int:
@@ -196,13 +219,18 @@ class _Batch:
         self._append(drawn)
 
     def _prefill(self) -> Tensor:
-        """Every prompt once, several in a pass; the hidden state of its last token, for each of its n samples."""
+        """Every prompt once, several in a pass.
+
+        Returns the hidden state of each prompt's last token n times, once for each sample.
+        """
         n, device = self._params.n, self._generator.device
         last: list[Tensor] = []
         for part in self._prefill_parts():
             requests = [self._requests[i] for i in part]
             lengths = [len(r.prompt_ids) for r in requests]
-            attend = PrefillAttention(self._cache, lengths, [range(i * n, (i + 1) * n) for i in part])
+            attend = PrefillAttention(
+                self._cache, lengths, [range(i * n, (i + 1) * n) for i in part]
+            )
             ids = torch.tensor([t for r in requests for t in r.prompt_ids], device=device)
             positions = torch.cat([torch.arange(length, device=device) for length in lengths])
             hidden = self._generator.decoder(ids, positions, attend)
@@ -224,7 +252,9 @@ class _Batch:
         ids = torch.tensor([s.token_ids[-1] for s in self.running], device=device)
         lengths = [len(s.request.prompt_ids) + len(s.token_ids) - 1 for s in self.running]
         positions = torch.tensor(lengths, device=device)
-        hidden: Tensor = self._generator.decoder(ids, positions, DecodeAttention(self._cache, positions))
+        hidden: Tensor = self._generator.decoder(
+            ids, positions, DecodeAttention(self._cache, positions)
+        )
         return hidden
 
     def _uniforms(self) -> Tensor:
@@ -232,13 +262,18 @@ class _Batch:
         if self._params.temperature == 0:
             return torch.empty(len(self.running), dtype=torch.float64)
         keys = [
-            (self._params.seed, s.request.request_id, s.sample, len(s.token_ids)) for s in self.running
+            (self._params.seed, s.request.request_id, s.sample, len(s.token_ids))
+            for s in self.running
         ]
         seed, request, sample, position = torch.tensor(keys, dtype=torch.int64).T.contiguous()
         return philox_uniform(seed, request, sample, position).to(self._generator.device)
 
     def _append(self, drawn: Draw) -> None:
-        columns = (drawn.token_ids.tolist(), drawn.logprobs.tolist(), drawn.sampling_logprobs.tolist())
+        columns = (
+            drawn.token_ids.tolist(),
+            drawn.logprobs.tolist(),
+            drawn.sampling_logprobs.tolist(),
+        )
         kept = []
         for slot, (sequence, token, logprob, sampling) in enumerate(
             zip(self.running, *columns, strict=True)

@@ -17,7 +17,10 @@ def kv_bytes_per_token(spec: DecoderSpec, dtype: torch.dtype) -> int:
 
 
 class KVCache:
-    """One slot per sequence, `capacity` tokens long; keys and values are (slots, K, capacity, hd) per layer."""
+    """One slot per sequence, `capacity` tokens long.
+
+    keys, values  per layer (slots, K, capacity, hd)
+    """
 
     def __init__(
         self, spec: DecoderSpec, slots: int, capacity: int, dtype: torch.dtype, device: torch.device
@@ -26,7 +29,9 @@ class KVCache:
         self.scale = spec.attention_scale
         # Zeros: what is not written yet is masked, but 0 * NaN of fresh memory would still be NaN.
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.num_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.num_layers)]
+        self.values = [
+            torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.num_layers)
+        ]
 
     def keep(self, slots: Tensor) -> None:
         """Keeps only these slots (S,) int64, in this order."""
@@ -36,7 +41,10 @@ class KVCache:
 
 
 class PrefillAttention:
-    """Prompts packed without padding: causal within each. Writes a prompt's keys and values to all of its slots."""
+    """Prompts packed without padding: causal within each.
+
+    Writes a prompt's keys and values to all of its slots.
+    """
 
     def __init__(self, cache: KVCache, lengths: Sequence[int], slots: Sequence[range]) -> None:
         self._cache = cache
@@ -56,7 +64,9 @@ class PrefillAttention:
             if repeat > 1:
                 key, value = (x.repeat_interleave(repeat, dim=1) for x in (key, value))
             query = q[start:end].transpose(0, 1)[None]
-            y = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self._cache.scale)
+            y = F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=self._cache.scale
+            )
             out.append(y[0].transpose(0, 1))
         return out[0] if len(out) == 1 else torch.cat(out)
 
@@ -78,7 +88,7 @@ class DecodeAttention:
         values[self._slots, :, self._positions] = v
         B, H, hd = q.shape
         K = k.shape[1]
-        # The query heads of one kv head are rows of one attention, so that keys and values are not repeated.
+        # The query heads of one kv head are rows of one attention: keys and values are not repeated.
         y = F.scaled_dot_product_attention(
             q.view(B, K, H // K, hd),
             keys[:, :, : self._length],

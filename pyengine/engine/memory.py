@@ -1,4 +1,4 @@
-"""How many tokens fit: the sizes of the KV cache and of a micro-batch, planned from the memory that is free."""
+"""How many tokens fit: sizes of the KV cache and of a micro-batch, planned from free memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def available_bytes(device: torch.device) -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    raise ConfigError("[memory] /proc/meminfo has no MemAvailable: pass kv_tokens and micro_batch_tokens")
+    raise ConfigError(
+        "[memory] /proc/meminfo has no MemAvailable: pass kv_tokens and micro_batch_tokens"
+    )
 
 
 def activation_bytes_per_token(spec: DecoderSpec) -> int:
@@ -33,23 +35,19 @@ def activation_bytes_per_token(spec: DecoderSpec) -> int:
     return 4 * (spec.num_layers * per_layer + 4 * spec.hidden_size)
 
 
-def plan_kv_tokens(spec: DecoderSpec, dtype: torch.dtype, device: torch.device, asked: int | None) -> int:
-    """Tokens of KV cache: what was asked for, else a quarter of the free memory. Raises ConfigError unless >= 1."""
+def plan_kv_tokens(
+    spec: DecoderSpec, dtype: torch.dtype, device: torch.device, asked: int | None
+) -> int:
+    """Tokens of KV cache: what was asked for, else what a quarter of the free memory holds."""
     if asked is not None:
-        return _at_least_one("kv_tokens", asked)
+        return asked
     fit = int(available_bytes(device) * KV_SHARE) // kv_bytes_per_token(spec, dtype)
     return max(min(fit, MAX_KV_TOKENS), 1)
 
 
 def plan_micro_batch_tokens(spec: DecoderSpec, device: torch.device, asked: int | None) -> int:
-    """Tokens of one forward/backward: what was asked for, else what 30 % of the free memory holds."""
+    """Tokens of a forward/backward: what was asked for, else what 30 % of the free memory holds."""
     if asked is not None:
-        return _at_least_one("micro_batch_tokens", asked)
+        return asked
     fit = int(available_bytes(device) * ACTIVATION_SHARE) // activation_bytes_per_token(spec)
     return max(min(fit, MAX_MICRO_BATCH_TOKENS), 1)
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
-        raise ConfigError(f"[Engine] {name} must be >= 1 but is {value}")
-    return value

@@ -38,21 +38,34 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         checks = {
-            "learning_rate": (math.isfinite(self.learning_rate) and self.learning_rate >= 0, "finite and >= 0"),
-            "schedule": (self.schedule in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}"),
+            "learning_rate": (
+                math.isfinite(self.learning_rate) and self.learning_rate >= 0,
+                "finite and >= 0",
+            ),
+            "schedule": (
+                self.schedule in get_args(Schedule),
+                f"one of {', '.join(get_args(Schedule))}",
+            ),
             "warmup_steps": (self.warmup_steps >= 0, ">= 0"),
-            "betas": (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)"),
+            "betas": (
+                len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+                "two numbers in [0, 1)",
+            ),
             "eps": (self.eps > 0, "> 0"),
             "weight_decay": (self.weight_decay >= 0, ">= 0"),
             "max_grad_norm": (self.max_grad_norm is None or self.max_grad_norm > 0, "> 0 or None"),
         }
         for name, (valid, rule) in checks.items():
             if not valid:
-                raise ConfigError(f"[optimizer] {name} must be {rule} but is {getattr(self, name)!r}")
-        if self.schedule != "constant" and (self.total_steps is None or self.total_steps <= self.warmup_steps):
+                raise ConfigError(
+                    f"[optimizer] {name} must be {rule} but is {getattr(self, name)!r}"
+                )
+        if self.schedule != "constant" and (
+            self.total_steps is None or self.total_steps <= self.warmup_steps
+        ):
             raise ConfigError(
-                f"[optimizer] schedule {self.schedule!r} needs total_steps > warmup_steps ({self.warmup_steps}) "
-                f"but total_steps is {self.total_steps}"
+                f"[optimizer] schedule {self.schedule!r} needs total_steps > warmup_steps "
+                f"({self.warmup_steps}) but total_steps is {self.total_steps}"
             )
 
     def rate(self, step: int) -> float:
@@ -69,7 +82,10 @@ class OptimizerConfig:
 
 
 class Optimizer:
-    """AdamW over named parameters. `step` skips a step whose gradients are not finite and leaves everything untouched."""
+    """AdamW over named parameters.
+
+    `step` skips a step whose gradients are not finite: weights and moments stay as they are.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
         self.config = config
@@ -85,7 +101,10 @@ class Optimizer:
         self.step_count = 0
 
     def step(self) -> dict[str, float]:
-        """One update from the parameters' gradients. Returns lr, the norm before clipping, and whether it was skipped."""
+        """One update from the parameters' gradients, which it may scale down.
+
+        Returns "lr", "grad_norm" before clipping, and "skipped", 1.0 or 0.0.
+        """
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         norm = _global_norm(gradients)
         rate = self.config.rate(self.step_count)
@@ -113,27 +132,35 @@ class Optimizer:
         return state
 
     def load_state_tensors(self, state: Mapping[str, Tensor], step_count: int) -> None:
-        """Puts back what `state_tensors` gave after `step_count` steps. Raises CheckpointError for another model's state."""
+        """Puts back what `state_tensors` gave after `step_count` steps.
+
+        Raises CheckpointError for the state of another model.
+        """
         self.step_count = step_count
         if not state and step_count == 0:
             return
-        expected = {f"{k}.{n}": p for n, p in self._parameters.items() for k in ("exp_avg", "exp_avg_sq")}
+        expected = {
+            f"{k}.{n}": p for n, p in self._parameters.items() for k in ("exp_avg", "exp_avg_sq")
+        }
         if wrong := set(expected) ^ set(state):
             raise CheckpointError(f"[optimizer] state does not fit the model: {sorted(wrong)[0]}")
         for name, parameter in self._parameters.items():
-            entry: dict[str, Tensor] = {"step": torch.tensor(float(step_count), device=parameter.device)}
+            entry: dict[str, Tensor] = {
+                "step": torch.tensor(float(step_count), device=parameter.device)
+            }
             for key in ("exp_avg", "exp_avg_sq"):
                 tensor = state[f"{key}.{name}"]
                 if tensor.shape != parameter.shape:
                     raise CheckpointError(
-                        f"[optimizer] {key}.{name} must have shape {tuple(parameter.shape)} but has {tuple(tensor.shape)}"
+                        f"[optimizer] {key}.{name} must have shape {tuple(parameter.shape)} "
+                        f"but has {tuple(tensor.shape)}"
                     )
                 entry[key] = tensor.to(parameter.device, torch.float32).clone()
             self._adamw.state[parameter] = entry
 
 
 def _global_norm(gradients: list[Tensor]) -> float:
-    """Euclidean norm of all gradients together; the squares of the tensors' norms are added in float64, in order."""
+    """Euclidean norm of all gradients together; squares of their norms add in float64, in order."""
     total = 0.0
     for norm in torch._foreach_norm(gradients):
         total += float(norm) ** 2

@@ -1,7 +1,9 @@
-"""Groups as one row of tokens without padding: a prompt once, each response attending to its prompt and itself.
+"""Groups as one row of tokens without padding.
 
-A group's rows are its prompt's tokens, then each response's tokens but the last, whose hidden state nobody needs: a token's
-log-prob comes from the hidden state of the token before it, and the first tokens of all responses share the prompt's last.
+A prompt is there once; each response attends to its prompt and itself. A group's rows are its
+prompt's tokens, then each response's tokens but the last, whose hidden state nobody needs: a
+token's log-prob comes from the hidden state of the token before it, and the first tokens of all
+responses share the prompt's last.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class PackedBatch:
     token_ids, positions  (T,) int64
     tree_rows             rows of tree g: tree_rows[g] to tree_rows[g + 1]
     segments              per tree: (prompt rows, rows of each response)
-    source_rows, targets  (N,) int64: the row whose hidden state predicts a response token, and that token
+    source_rows, targets  (N,) int64: the row whose hidden state predicts a response token, and that
+                          token
     cu_seqlens            (S + 1,) int64: the tokens of each response among the N
     """
 
@@ -89,30 +92,30 @@ def pack(trees: Sequence[Tree], device: torch.device) -> PackedBatch:
     )
 
 
-def check_tree(
-    who: str, index: int, tree: Tree, vocab_size: int, max_positions: int
-) -> None:
-    """Raises RequestError, naming the group, for ids out of range, an empty prompt or too many tokens."""
+def check_tree(who: str, index: int, tree: Tree, vocab_size: int, max_positions: int) -> None:
+    """Raises RequestError, naming the group: ids out of range, empty prompt, too many tokens."""
     if not tree.prompt_ids:
         raise RequestError(f"[{who}] groups[{index}].prompt_ids must not be empty")
     for name, ids in [("prompt_ids", tree.prompt_ids)] + [
         (f"responses[{k}].token_ids", r) for k, r in enumerate(tree.responses)
     ]:
-        if ids and not (0 <= min(ids) and max(ids) < vocab_size):
+        if ids and (min(ids) < 0 or max(ids) >= vocab_size):
             j, bad = next((j, t) for j, t in enumerate(ids) if not 0 <= t < vocab_size)
             raise RequestError(
-                f"[{who}] groups[{index}].{name} must be in [0, {vocab_size}) but {name}[{j}] = {bad}"
+                f"[{who}] groups[{index}].{name} must be in [0, {vocab_size}) "
+                f"but {name}[{j}] = {bad}"
             )
     for k, response in enumerate(tree.responses):
         if len(tree.prompt_ids) + len(response) > max_positions:
             raise RequestError(
-                f"[{who}] groups[{index}] must fit {max_positions} positions but prompt ({len(tree.prompt_ids)} tokens) "
-                f"and responses[{k}] ({len(response)}) have {len(tree.prompt_ids) + len(response)}"
+                f"[{who}] groups[{index}] must fit {max_positions} positions "
+                f"but prompt ({len(tree.prompt_ids)} tokens) and responses[{k}] ({len(response)}) "
+                f"have {len(tree.prompt_ids) + len(response)}"
             )
 
 
 def micro_batches(sizes: Sequence[int], budget: int) -> Iterator[range]:
-    """Consecutive trees, cut so that a part holds at most `budget` rows; a larger tree is a part of its own."""
+    """Consecutive trees, at most `budget` rows in a part; a larger tree is a part of its own."""
     start, rows = 0, 0
     for i, size in enumerate(sizes):
         if i > start and rows + size > budget:
@@ -124,7 +127,7 @@ def micro_batches(sizes: Sequence[int], budget: int) -> Iterator[range]:
 
 
 class TreeAttention:
-    """Attention over a packed batch: prompt rows causal, response rows see the prompt and their own past."""
+    """Attention over a packed batch: response rows see the prompt and their own past."""
 
     def __init__(self, batch: PackedBatch, scale: float) -> None:
         self._scale = scale

@@ -43,17 +43,27 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        for name, value, low in (("n", self.n, 1), ("top_k", self.top_k, 0), ("max_tokens", self.max_tokens, 1)):
+        for name, value, low in (
+            ("n", self.n, 1),
+            ("top_k", self.top_k, 0),
+            ("max_tokens", self.max_tokens, 1),
+        ):
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise RequestError(f"[SamplingParams] {name} must be an integer >= {low} but is {value!r}")
+                raise RequestError(
+                    f"[SamplingParams] {name} must be an integer >= {low} but is {value!r}"
+                )
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise RequestError(f"[SamplingParams] temperature must be finite and >= 0 but is {self.temperature!r}")
+            raise RequestError(
+                f"[SamplingParams] temperature must be finite and >= 0 but is {self.temperature!r}"
+            )
         if not 0 < self.top_p <= 1:
             raise RequestError(f"[SamplingParams] top_p must be in (0, 1] but is {self.top_p!r}")
         if not 0 <= self.min_p <= 1:
             raise RequestError(f"[SamplingParams] min_p must be in [0, 1] but is {self.min_p!r}")
         if not all(isinstance(s, str) and s for s in self.stop):
-            raise RequestError(f"[SamplingParams] stop must hold non-empty strings but is {self.stop!r}")
+            raise RequestError(
+                f"[SamplingParams] stop must hold non-empty strings but is {self.stop!r}"
+            )
         if not -(2**63) <= self.seed < 2**63:
             raise RequestError(f"[SamplingParams] seed must fit 64 bits but is {self.seed!r}")
 

@@ -27,7 +27,9 @@ def token_logps(decoder: Decoder, batch: PackedBatch) -> Tensor:
     """(N,) float32 log-prob of every response token, differentiable in the decoder's weights."""
     attend = TreeAttention(batch, decoder.spec.attention_scale)
     hidden = decoder(batch.token_ids, batch.positions, attend)
-    return linear_logprob(hidden.index_select(0, batch.source_rows), decoder.head_weight(), batch.targets)
+    return linear_logprob(
+        hidden.index_select(0, batch.source_rows), decoder.head_weight(), batch.targets
+    )
 
 
 @dataclass
@@ -48,7 +50,9 @@ def compared_parts(batch: Preferences, vocab_size: int, max_positions: int) -> l
         if c.weight > 0:
             by_group.setdefault(c.group, []).append(c)
     if not by_group:
-        raise RequestError("[update] the batch must hold at least one comparison of positive weight but holds none")
+        raise RequestError(
+            "[update] the batch must hold at least one comparison of positive weight but holds none"
+        )
     parts = []
     for g in sorted(by_group):
         group, comparisons = batch.groups[g], by_group[g]
@@ -75,7 +79,9 @@ class Totals:
     def add(self, loss: Tensor, metrics: dict[str, Tensor], weight: Tensor) -> None:
         self.loss += float(loss)
         for name, values in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float((values.double() * weight.double()).sum())
+            self.sums[name] = self.sums.get(name, 0.0) + float(
+                (values.double() * weight.double()).sum()
+            )
 
     def means(self) -> dict[str, float]:
         return {"loss": self.loss} | {k: v / self.total_weight for k, v in self.sums.items()}
@@ -103,7 +109,9 @@ def forward_backward(
             with torch.no_grad():
                 reference_logps = token_logps(reference, batch)
         policy_logps = token_logps(policy, batch)
-        inputs = _loss_inputs(part, batch, policy_logps.detach(), reference_logps, totals.total_weight)
+        inputs = _loss_inputs(
+            part, batch, policy_logps.detach(), reference_logps, totals.total_weight
+        )
         output = objective(inputs)
         policy_logps.backward(output.dlogps)  # type: ignore[no-untyped-call]
         totals.add(output.loss, output.metrics, inputs.weight)

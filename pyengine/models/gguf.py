@@ -46,8 +46,11 @@ class _CheckedReader(GGUFReader):
         end = int(offset) + np.dtype(dtype).itemsize * int(count)
         if end > self._flat.size:
             raise ValueError(f"it is cut off: byte {end} is needed, the file has {self._flat.size}")
-        array = self._flat[int(offset) : end].view(dtype)
-        return array.view(array.dtype.newbyteorder(override_order or self.byte_order))
+        array: np.ndarray[Any, Any] = self._flat[int(offset) : end].view(dtype)
+        ordered: np.ndarray[Any, Any] = array.view(
+            array.dtype.newbyteorder(override_order or self.byte_order)
+        )
+        return ordered
 
 
 class GGUFFile:

@@ -22,7 +22,9 @@ def available() -> list[str]:
 def get(name: str, **options: Any) -> Objective:
     """The objective called `name`, e.g. get("dpo", beta=0.1). Raises ConfigError for an unknown name or option."""
     if name not in _REGISTRY:
-        raise ConfigError(f"[objectives] name must be one of {', '.join(available())} but is {name!r}")
+        raise ConfigError(
+            f"[objectives] name must be one of {', '.join(available())} but is {name!r}"
+        )
     cls = _REGISTRY[name]
     known = {f.name for f in dataclasses.fields(cls)}
     for option in options:

@@ -87,7 +87,9 @@ class PairwiseObjective(Objective):
         if inputs.reference_token_logps is not None:
             reference = inputs.sequence_logps(inputs.reference_token_logps)
         elif self.needs_reference:
-            raise RequestError(f"[{self.name}] needs reference log-probs but the engine has no reference")
+            raise RequestError(
+                f"[{self.name}] needs reference log-probs but the engine has no reference"
+            )
         with torch.enable_grad():
             policy = inputs.sequence_logps(token_logps)
             losses, metrics = self.losses(

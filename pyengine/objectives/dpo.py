@@ -33,7 +33,9 @@ class DPO(PairwiseObjective):
         if not (self.beta > 0 and math.isfinite(self.beta)):
             raise ConfigError(f"[dpo] beta must be > 0 and finite but is {self.beta}")
         if not 0 <= self.label_smoothing < 0.5:
-            raise ConfigError(f"[dpo] label_smoothing must be in [0, 0.5) but is {self.label_smoothing}")
+            raise ConfigError(
+                f"[dpo] label_smoothing must be in [0, 0.5) but is {self.label_smoothing}"
+            )
 
     def losses(
         self,

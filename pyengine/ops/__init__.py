@@ -1,4 +1,4 @@
-"""Kernels as Python functions: one op a file, differentiable, with the same name on every layer down to the kernel."""
+"""Kernels as differentiable Python functions: one op a file, named alike on every layer below."""
 
 from pyengine.ops.linear_logprob import linear_logprob
 from pyengine.ops.philox_uniform import philox_uniform

@@ -1,4 +1,4 @@
-"""linear_logprob: the log-probability of one token per row of hidden states, without ever storing logits."""
+"""linear_logprob: log-probabilities of given tokens from hidden states, never storing logits."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ def linear_logprob(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     hidden   (T, D) float32 or bfloat16
     weight   (V, D) float32 or bfloat16
     targets  (T,) int64 in [0, V)
-    Returns (T,) float32. Differentiable in hidden and weight. Extra memory is O(T * D) and a fixed workspace, never (T, V).
-    Each row's value depends on nothing but that row and the weights: not on T, nor on the threads.
+    Returns (T,) float32. Differentiable in hidden and weight. Extra memory is O(T * D) and a fixed
+    workspace, never (T, V). Each row's value depends on nothing but that row and the weights: not
+    on T, nor on the threads.
     Raises TypeError (dtype) or ValueError (shape, layout, range, device), naming the argument.
     Source: the log-softmax and its gradient d logp / d hidden = weight[y] - sum_v p_v weight[v].
     """
     if torch.compiler.is_compiling():
         return torch.ops.pyengine.linear_logprob(hidden, weight, targets)[0]  # type: ignore[no-any-return]
-    return _LinearLogprob.apply(hidden, weight, targets)  # type: ignore[no-any-return]
+    return _LinearLogprob.apply(hidden, weight, targets)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _workspace(hidden: Tensor, weight: Tensor, backward: bool) -> Tensor:
@@ -34,11 +35,12 @@ def _workspace(hidden: Tensor, weight: Tensor, backward: bool) -> Tensor:
 
 
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
-    """What has to be known before the workspace can be sized; the rest is checked in the binding."""
+    """What must hold before the workspace can be sized; the binding checks the rest."""
     for name, tensor in (("hidden", hidden), ("weight", weight)):
         if tensor.dim() != 2:
             raise ValueError(
-                f"[linear_logprob] {name} must have 2 dimensions but got shape {tuple(tensor.shape)}"
+                f"[linear_logprob] {name} must have 2 dimensions "
+                f"but got shape {tuple(tensor.shape)}"
             )
     if hidden.is_cuda and targets.is_cuda and targets.numel():
         # The binding reads ids on the CPU only; here it costs one synchronisation.
@@ -67,11 +69,15 @@ def _forward(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, T
 
 
 def _backward(
-    dlogprob: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, need: tuple[bool, bool]
+    dlogprob: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    lse: Tensor,
+    need: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    new = {"dtype": torch.float32, "device": hidden.device}
-    dhidden = torch.empty(hidden.shape, **new) if need[0] else None
-    dweight = torch.zeros(weight.shape, **new) if need[1] else None
+    dhidden = torch.empty_like(hidden, dtype=torch.float32) if need[0] else None
+    dweight = torch.zeros_like(weight, dtype=torch.float32) if need[1] else None
     _C.linear_logprob_backward(
         dlogprob.contiguous(),
         hidden.detach(),
@@ -97,9 +103,11 @@ class _LinearLogprob(torch.autograd.Function):
         return logprob
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dlogprob: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        dhidden, dweight = _backward(dlogprob, *ctx.saved_tensors, ctx.needs_input_grad[:2])
+        hidden, weight, targets, lse = ctx.saved_tensors
+        need = ctx.needs_input_grad[:2]
+        dhidden, dweight = _backward(dlogprob, hidden, weight, targets, lse, need)
         return dhidden, dweight, None
 
 
@@ -120,7 +128,8 @@ def _traced_backward(
     dlogprob: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor]:
     dhidden, dweight = _backward(dlogprob, hidden, weight, targets, lse, (True, True))
-    assert dhidden is not None and dweight is not None
+    assert dhidden is not None
+    assert dweight is not None
     return dhidden, dweight
 
 

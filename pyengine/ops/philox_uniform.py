@@ -1,4 +1,4 @@
-"""philox_uniform: the random number that decides a token, a function of who asks and not of the batch."""
+"""philox_uniform: the random number that decides a token, keyed by who asks, not by the batch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pyengine.runtime import stream_handle
 
 
 def philox_uniform(seed: Tensor, request: Tensor, sample: Tensor, position: Tensor) -> Tensor:
-    """The uniform in [0, 1) of token `position` of sample `sample` of request `request`: 53 random bits.
+    """The uniform in [0, 1) that decides one token, of 53 random bits.
 
-    seed, request, sample, position  (N,) int64
+    seed, request, sample, position  (N,) int64: whose token it is, and which
     Returns (N,) float64, the same on every device and for every batch.
     Raises TypeError (dtype) or ValueError (shape, device), naming the argument.
     Source: Philox4x32-10, Salmon et al., SC 2011.

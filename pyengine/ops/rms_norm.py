@@ -11,15 +11,14 @@ from pyengine import _C
 from pyengine.runtime import stream_handle
 
 
-def rms_norm(
-    x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype | None = None
-) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype | None = None) -> Tensor:
     """Root-mean-square normalisation of the last dimension, accumulated in float32.
 
     x          (..., D) float32 or bfloat16
     weight     (D,) float32 or bfloat16
     out_dtype  dtype of the result; default: that of x
-    Returns (..., D). Differentiable in x and weight; bitwise the same for any thread count and batch.
+    Returns (..., D). Differentiable in x and weight; bitwise the same for any thread count and
+    batch.
     Raises TypeError (dtype) or ValueError (shape, layout, device), naming the argument.
     Source: arXiv:1910.07467, eq. 4.
     """
@@ -27,7 +26,7 @@ def rms_norm(
     if torch.compiler.is_compiling():
         y, _ = torch.ops.pyengine.rms_norm(x.reshape(-1, x.shape[-1]), weight, eps, out_dtype)
         return y.view(x.shape)  # type: ignore[no-any-return]
-    return _RmsNorm.apply(x, weight, eps, out_dtype)  # type: ignore[no-any-return]
+    return _RmsNorm.apply(x, weight, eps, out_dtype)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -37,7 +36,9 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1]).contiguous() if x.dim() else x
 
 
-def _forward(x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _forward(
+    x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     rstd = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     _C.rms_norm_forward(x.detach(), weight.detach(), eps, y, rstd, stream_handle(x))
@@ -59,16 +60,14 @@ def _backward(
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
         rows = _rows(x)
         y, rstd = _forward(rows, weight, eps, out_dtype)
         ctx.save_for_backward(rows, weight, rstd)
         return y.view(x.shape)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight, rstd = ctx.saved_tensors
         need_dx, need_dweight = ctx.needs_input_grad[:2]
@@ -81,8 +80,9 @@ class _RmsNorm(torch.autograd.Function):
         )
 
 
-# Under torch.compile the op is traced by name: torch.library gives it a shape function and a gradient. Eager mode calls
-# the extension directly, since the dispatcher costs more than a small kernel.
+# Under torch.compile the op is traced by name: torch.library gives it a shape function and a
+# gradient. Eager mode calls the extension directly, since the dispatcher costs more than a small
+# kernel.
 @torch.library.custom_op("pyengine::rms_norm", mutates_args=())
 def _traced(x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return _forward(_rows(x), weight, eps, out_dtype)
@@ -94,11 +94,10 @@ def _fake(x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> tupl
 
 
 @torch.library.custom_op("pyengine::rms_norm_backward", mutates_args=())
-def _traced_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor]:
+def _traced_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     dx, dweight = _backward(dy, _rows(x), weight, rstd, True, True)
-    assert dx is not None and dweight is not None
+    assert dx is not None
+    assert dweight is not None
     return dx, dweight.to(weight.dtype)
 
 

@@ -1,10 +1,12 @@
 """The vocabulary every layer shares: groups of responses to a prompt, and comparisons between them.
 
-Plain data: no model, no tensors on a device, no I/O. Token ids are made once and never re-tokenised.
+Plain data: no model, no tensors on a device, no I/O. Token ids are made once and never re-
+tokenised.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,11 +20,14 @@ FinishReason = Literal["stop", "length", "abort"]
 class Response:
     """One response to a prompt.
 
-    token_ids          the response's tokens; an end-of-sequence token that was sampled is part of it
-    logprobs           (R,) log softmax(logits) of each token at temperature 1, untruncated; None if not sampled here
+    token_ids          the response's tokens; an end-of-sequence token that was sampled is part of
+                       it
+    logprobs           (R,) log softmax(logits) of each token at temperature 1, untruncated; None if
+                       not sampled here
     sampling_logprobs  (R,) under the distribution actually drawn from; None if not sampled here
     text               decoded text without special tokens; None if there is no tokenizer
-    finish_reason      "stop" (an end token), "length" (max_tokens), "abort" (cancelled); None if not sampled here
+    finish_reason      "stop" (an end token), "length" (max_tokens), "abort" (cancelled); None if
+                       not sampled here
     """
 
     token_ids: list[int]
@@ -36,7 +41,8 @@ class Response:
 class Group:
     """One prompt and its K responses.
 
-    prompt    what the user passed (text or messages), for display and rewards; None when built from ids
+    prompt    what the user passed (text or messages), for display and rewards; None when built from
+              ids
     columns   further fields of the data row; reward functions receive them as keyword arguments
     """
 
@@ -48,7 +54,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Response `winner` of group `group` is preferred to response `loser` with probability `probability`."""
+    """Response `winner` of group `group` is preferred to response `loser` with probability
+    `probability`.
+    """
 
     group: int
     winner: int
@@ -72,7 +80,8 @@ class Preferences:
     def _check(self, i: int, c: Comparison) -> None:
         if not 0 <= c.group < len(self.groups):
             raise RequestError(
-                f"[Preferences] comparisons[{i}].group must be in [0, {len(self.groups)}) but is {c.group}"
+                f"[Preferences] comparisons[{i}].group must be in [0, {len(self.groups)}) "
+                f"but is {c.group}"
             )
         responses = self.groups[c.group].responses
         for role in ("winner", "loser"):
@@ -84,14 +93,21 @@ class Preferences:
                 )
             if not responses[index].token_ids:
                 raise RequestError(
-                    f"[Preferences] comparisons[{i}].{role} is response {index} of group {c.group}, "
-                    "which has no tokens: an empty response cannot be compared"
+                    f"[Preferences] comparisons[{i}].{role} is response {index} of "
+                    f"group {c.group}, which has no tokens: an empty response cannot be compared"
                 )
         if c.winner == c.loser:
-            raise RequestError(f"[Preferences] comparisons[{i}] compares response {c.winner} with itself")
+            raise RequestError(
+                f"[Preferences] comparisons[{i}] compares response {c.winner} with itself"
+            )
         if not 0.0 <= c.probability <= 1.0:
             raise RequestError(
-                f"[Preferences] comparisons[{i}].probability must be in [0, 1] but is {c.probability}"
+                f"[Preferences] comparisons[{i}].probability must be in [0, 1] "
+                f"but is {c.probability}"
+            )
+        if c.margin is not None and not math.isfinite(c.margin):
+            raise RequestError(
+                f"[Preferences] comparisons[{i}].margin must be finite or None but is {c.margin}"
             )
         if not 0.0 <= c.weight < float("inf"):
             raise RequestError(
@@ -103,15 +119,33 @@ class Preferences:
 
     @classmethod
     def from_rows(
-        cls, rows: Sequence[Mapping[str, Any]], engine: Any, *, overlong: str = "error"
+        cls,
+        rows: Sequence[Mapping[str, Any]],
+        engine: Any,
+        *,
+        overlong: str = "error",
+        identical: str = "error",
+        max_length: int | None = None,
     ) -> Preferences:
         """Tokenise prompt/chosen/rejected rows with the engine's tokenizer; one comparison a row.
 
-        rows      dicts with `prompt` (optional when chosen and rejected share a message prefix), `chosen`, `rejected`:
-                  text or message lists; optional `probability`, `margin`, `weight`
-        overlong  rows longer than the model's context: "error", "drop", "truncate_left", "truncate_right"
+        rows      dicts with `prompt` (optional when chosen and rejected share a message prefix),
+                  `chosen`, `rejected`: text or message lists; optional `probability`, `margin`,
+                  `weight`
+        overlong  rows longer than the model's context: "error", "drop", "truncate_left",
+                  "truncate_right"
+        identical  rows whose chosen equals their rejected: "error", "drop", "keep"
+        max_length longest prompt plus response in tokens; default: the model's context
         Raises DataError naming row and column.
         """
-        from pyengine.data.rows import preferences_from_rows  # data sits beside, not below, this module
+        # Not at the top: data imports this module.
+        from pyengine.data.rows import preferences_from_rows
 
-        return preferences_from_rows(rows, engine.tokenizer, engine.max_positions, overlong=overlong)
+        return preferences_from_rows(
+            rows,
+            engine.tokenizer,
+            engine.max_positions,
+            overlong=overlong,
+            identical=identical,
+            max_length=max_length,
+        )

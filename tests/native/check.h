@@ -165,10 +165,19 @@ inline double ulps_apart(float a, float b) {
     return std::fabs(static_cast<double>(a) - b) / (std::ldexp(1.0, std::ilogb(b == 0 ? 1.0f : b) - 23));
 }
 
-inline std::vector<pe::cpu::Isa> isas() {
+struct Options {
+    bool cuda = true;    // run the CUDA kernels on the host
+    bool small = false;  // leave out what takes fibers long
+    std::string isa;     // this instruction set only; empty: every one
+    uint32_t exp_stride = 4093;
+};
+
+inline std::vector<pe::cpu::Isa> isas(const Options& options) {
     std::vector<pe::cpu::Isa> list;
     for (int i = 0; i < pe::cpu::kNumIsas; ++i) {
-        if (pe::cpu::isa_supported(static_cast<pe::cpu::Isa>(i))) list.push_back(static_cast<pe::cpu::Isa>(i));
+        const auto isa = static_cast<pe::cpu::Isa>(i);
+        if (!options.isa.empty() && options.isa != pe::cpu::isa_name(isa)) continue;
+        if (pe::cpu::isa_supported(isa)) list.push_back(isa);
     }
     return list;
 }
@@ -176,11 +185,6 @@ inline std::vector<pe::cpu::Isa> isas() {
 inline bool has_fma(pe::cpu::Isa isa) { return isa != pe::cpu::Isa::kBaseline; }
 
 inline constexpr int64_t kSizes[] = {0, 1, 31, 32, 33, 111, 4099};
-
-struct Options {
-    bool cuda = true;          // run the CUDA kernels on the host
-    uint32_t exp_stride = 4093;
-};
 
 void test_exp(const Options& options);
 void test_dtype();

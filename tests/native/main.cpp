@@ -1,4 +1,4 @@
-// The kernels without Python: `native [--no-cuda] [--exp-stride N]`. Exit status 0 means every check passed.
+// The kernels without Python: `native [--no-cuda] [--small] [--isa NAME] [--exp-stride N]`. Exit status 0 means every check passed.
 #include <chrono>
 
 #include "check.h"
@@ -22,6 +22,10 @@ int main(int argc, char** argv) {
         const std::string arg = argv[i];
         if (arg == "--no-cuda") {
             options.cuda = false;
+        } else if (arg == "--small") {
+            options.small = true;
+        } else if (arg == "--isa" && i + 1 < argc) {
+            options.isa = argv[++i];
         } else if (arg == "--exp-stride" && i + 1 < argc) {
             options.exp_stride = static_cast<uint32_t>(std::stoul(argv[++i]));
         } else {
@@ -30,7 +34,7 @@ int main(int argc, char** argv) {
         }
     }
     std::string names;
-    for (const auto isa : native::isas()) names += std::string(" ") + pe::cpu::isa_name(isa);
+    for (const auto isa : native::isas(options)) names += std::string(" ") + pe::cpu::isa_name(isa);
     printf("  instruction sets:%s%s\n", names.c_str(), options.cuda ? "; CUDA kernels on the host" : "");
     timed("exp, dtype", [&] { native::test_exp(options), native::test_dtype(); });
     timed("philox_uniform", [&] { native::test_philox_uniform(options); });

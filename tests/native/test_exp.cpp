@@ -86,11 +86,11 @@ void test_exp(const Options& options) {
         printf("  exp %-12s %11lld floats, worst %.4f ulp at %.9g\n", name,
                static_cast<long long>((uint64_t{1} << 32) / options.exp_stride), worst.ulps, worst.x);
     };
-    for (const auto isa : isas()) {
+    for (const auto isa : isas(options)) {
         pe::cpu::set_active_isa(isa);
         run(pe::cpu::isa_name(isa), [](const pe::ExpProbeArgs& a) { pe::cpu::exp_probe(a); }, has_fma(isa));
     }
-    run("cuda", [](const pe::ExpProbeArgs& a) { pe::cuda::exp_probe(a); }, true);
+    if (options.cuda) run("cuda", [](const pe::ExpProbeArgs& a) { pe::cuda::exp_probe(a); }, true);
 }
 
 // Every bf16 is itself; halfway between two neighbours goes to the even one, anything else to the nearer.

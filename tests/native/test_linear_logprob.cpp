@@ -5,6 +5,7 @@
 #include "cuda_runtime.h"
 #include "linear_logprob_reference.h"
 #include "pyengine/ops/linear_logprob.h"
+#include "pyengine/ops/linear_logprob_workspace.h"
 
 namespace native {
 namespace {
@@ -76,7 +77,7 @@ pe::VectorView part(const Matrix& m, int64_t begin, int64_t n) {
     return {static_cast<float*>(m.view().data) + begin, DType::kF32, n};
 }
 
-// Workspaces of exactly the stated size, freshly filled with NaN, at an address aligned to 16 bytes or to 4 only.
+// Workspaces of exactly the stated size, freshly filled with NaN, so that a read of what was never written shows.
 void run_forward(const Device& device, const Inputs& in, const Results& out, int64_t begin, int64_t n, int threads) {
     const int64_t D = in.hidden.cols(), V = in.weight.rows();
     const Memory workspace(device.workspace_bytes(n, D, V, false, threads));
@@ -100,6 +101,8 @@ void run(const Device& device, const Inputs& in, const Results& out, int64_t beg
 }
 
 double check_values(const Case& c, const Inputs& in, const LogprobReference& reference, const Results& out) {
+    const double chain = (8 + 4 * std::sqrt(static_cast<double>(c.T))) * kUnit;
+    const std::string dhidden_text = c.text() + " dhidden", dweight_text = c.text() + " dweight";
     double worst = 0;
     for (int64_t t = 0; t < c.T; ++t) {
         const auto i = static_cast<size_t>(t);
@@ -112,13 +115,13 @@ double check_values(const Case& c, const Inputs& in, const LogprobReference& ref
     for (int64_t i = 0; i < c.T * c.D; ++i) {
         const auto n = static_cast<size_t>(i);
         worst = std::max(worst, share(out.dhidden.get(i), reference.dhidden[n], reference.dhidden_bound[n],
-                                      c.text() + " dhidden"));
+                                      dhidden_text));
     }
     for (int64_t i = 0; i < c.V * c.D; ++i) {
         const auto n = static_cast<size_t>(i);
-        const double bound = reference.dweight_bound[n] + 2 * kUnit * std::fabs(in.dweight.get(i));
+        const double bound = reference.dweight_bound[n] + chain * std::fabs(in.dweight.get(i));
         worst = std::max(worst, share(out.dweight.get(i), in.dweight.get(i) + reference.dweight[n], bound,
-                                      c.text() + " dweight"));
+                                      dweight_text));
     }
     return worst;
 }
@@ -155,9 +158,15 @@ void check_bits(const Device& device, const Case& c, const Inputs& in, const Res
     repeat({0, c.T / 3, c.T / 3 + c.T / 2, c.T}, 1, "a second run, in three batches");
 }
 
-// CUDA's twin makes the CPU's bits: every logit, link and gradient chain has the same operations in the same order.
+// CUDA's twin makes the CPU's bits: every logit, link and gradient chain has the same operations in the same order. Only
+// where links are joined the CPU calls libm's expf, which may round otherwise.
 void check_twins(const Case& c, const Inputs& in, const Results& cpu, const Results& cuda) {
-    CHECK(cuda.logprob.same_bits(cpu.logprob) && cuda.lse.same_bits(cpu.lse), c.text() + " cuda forward");
+    if (c.V <= pe::cpu::kVocabBlock) {
+        CHECK(cuda.logprob.same_bits(cpu.logprob) && cuda.lse.same_bits(cpu.lse), c.text() + " cuda forward");
+    }
+    for (int64_t t = 0; t < c.T; ++t) {
+        CHECK(ulps_apart(cuda.lse.get(t), cpu.lse.get(t)) <= 2, c.text() + " cuda lse");
+    }
     const Results again(c, in);  // from the CPU's lse
     run_backward(kCuda, in, cpu.lse, again.dhidden.view(), again.dweight.view(), 0, c.T, 1);
     CHECK(again.dhidden.same_bits(cpu.dhidden), c.text() + " cuda dhidden");
@@ -167,6 +176,7 @@ void check_twins(const Case& c, const Inputs& in, const Results& cpu, const Resu
 double check_case(const Case& c, const Options& options) {
     const Inputs in(c);
     const LogprobReference reference(in.hidden, in.weight, in.targets, in.dlogprob);
+    const bool large = c.T * c.D * c.V > 1'000'000;  // once on CUDA's twin: fibers are slow
     double worst = 0;
     std::unique_ptr<Results> fma;
     const auto check = [&](const Device& device) {
@@ -174,11 +184,12 @@ double check_case(const Case& c, const Options& options) {
         run(device, in, *out, 0, c.T, 1);
         CHECK(out->dhidden.padding_is_intact() && out->dweight.padding_is_intact(), c.text() + " writes between rows");
         worst = std::max(worst, check_values(c, in, reference, *out));
+        if (device.name == "cuda" && large) return out;
         check_bits(device, c, in, *out);
         check_optional(device, c, in, *out);
         return out;
     };
-    for (const auto isa : isas()) {
+    for (const auto isa : isas(options)) {
         pe::cpu::set_active_isa(isa);
         Device device = kCpu;
         device.name = pe::cpu::isa_name(isa);
@@ -187,7 +198,7 @@ double check_case(const Case& c, const Options& options) {
         if (fma) CHECK(out->same_bits(*fma), c.text() + ": " + device.name + " against the first with FMA");
         if (!fma) fma = std::move(out);
     }
-    if (!options.cuda) return worst;
+    if (!options.cuda || (large && options.small)) return worst;
     const auto cuda = check(kCuda);
     if (fma) check_twins(c, in, *fma, *cuda);
     return worst;
@@ -276,7 +287,7 @@ void test_linear_logprob(const Options& options) {
         check_towers(device);
         check_special(device);
     };
-    for (const auto isa : isas()) {
+    for (const auto isa : isas(options)) {
         pe::cpu::set_active_isa(isa);
         special(kCpu);
     }

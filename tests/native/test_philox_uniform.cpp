@@ -64,7 +64,7 @@ void test_philox_uniform(const Options& options) {
                 CHECK(value >= 0.0 && value < 1.0, name);
             }
         };
-        for (const auto isa : isas()) {
+        for (const auto isa : isas(options)) {
             pe::cpu::set_active_isa(isa);
             check(pe::cpu::isa_name(isa), [](const pe::PhiloxUniformArgs& a) { pe::cpu::philox_uniform(a); });
         }

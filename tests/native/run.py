@@ -1,0 +1,227 @@
+"""Builds the kernels without Python or torch and checks them, plainly and under the sanitizers.
+
+    python tests/native/run.py [release] [asan] [asan_openmp] [tsan] [--full]
+
+release      the flags of the wheel (OpenMP, -O3), and no symbol that the linker could merge across instruction sets
+asan         AddressSanitizer and UndefinedBehaviorSanitizer, without OpenMP
+asan_openmp  the same with OpenMP; threads do not depend on the instruction set, so this and tsan take one
+tsan         ThreadSanitizer; it does not know OpenMP, so std_threads/pyengine/parallel.h replaces it
+--full       exp over all 2^32 floats (minutes)
+
+release and asan also run the .cu files, compiled for the host by cuda_on_host/. With no name: all four.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import runpy
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+HERE = Path(__file__).parent.resolve()
+ROOT = HERE.parent.parent
+BUILD = ROOT / "build" / "native"
+
+SANITIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+ASAN = [*SANITIZE, "-fsanitize=address,undefined"]
+PLAIN = ["-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-Wshadow", "-Wno-psabi"]
+PLAIN += ["-Wno-unused-function", "-Werror"]
+STD_THREADS = f"-I{HERE / 'std_threads'}"
+
+
+def setup_py() -> dict[str, Any]:
+    """The names in setup.py, which is run without building anything: flags are stated once."""
+    with mock.patch("setuptools.setup"):
+        return runpy.run_path(str(ROOT / "setup.py"))
+
+
+SETUP = setup_py()
+ISA_FLAGS: dict[str, list[str]] = SETUP["ISA_FLAGS"] if SETUP["x86"]() else {"baseline": []}
+
+
+@dataclass
+class Variant:
+    name: str
+    flags: list[str]  # of kernels and link
+    arguments: list[str] = field(default_factory=list)
+    threads_only: bool = False  # baseline alone is built; release lends what is linked but not run
+
+
+SPARSE = ["--exp-stride", "65521"]
+BASELINE = [*SPARSE, "--isa", "baseline", "--no-cuda"]
+UNUSED = ["-Wno-unknown-pragmas", "-Wno-unused-parameter"]  # what only OpenMP uses
+VARIANTS = [
+    Variant("release", SETUP["CXX_FLAGS"]),
+    Variant("asan", [*PLAIN, *ASAN, *UNUSED], [*SPARSE, "--small"]),
+    Variant("asan_openmp", [*PLAIN, *ASAN, "-fopenmp"], BASELINE, threads_only=True),
+    Variant(
+        "tsan",
+        [*PLAIN, *SANITIZE, "-fsanitize=thread", "-Wno-tsan", STD_THREADS],
+        BASELINE,
+        threads_only=True,
+    ),
+]
+SANITIZER_OPTIONS = {
+    "ASAN_OPTIONS": "detect_stack_use_after_return=0:strict_string_checks=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1",
+}
+
+
+@dataclass
+class Object:
+    source: Path
+    target: Path
+    flags: list[str]
+
+    @property
+    def command(self) -> list[str]:
+        includes = [f"-I{ROOT / 'csrc' / 'include'}", f"-I{HERE}"]
+        cxx = os.environ.get("CXX", "g++")
+        depend = ["-MMD", "-MF", f"{self.target}.d"]
+        return [
+            *(cxx, *self.flags, *includes, *depend, "-x", "c++", "-c"),
+            *(str(self.source), "-o", str(self.target)),
+        ]
+
+    def up_to_date(self) -> bool:
+        command, depend = Path(f"{self.target}.cmd"), Path(f"{self.target}.d")
+        if not (self.target.exists() and command.exists() and depend.exists()):
+            return False
+        if command.read_text() != " ".join(self.command):
+            return False
+        built = self.target.stat().st_mtime
+        paths = depend.read_text().replace("\\\n", " ").split(":", 1)[1].split()
+        return all(Path(p).exists() and Path(p).stat().st_mtime <= built for p in paths)
+
+    def build(self) -> None:
+        if self.up_to_date():
+            return
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        if subprocess.run(self.command).returncode != 0:
+            raise SystemExit(f"{self.source} does not compile: {' '.join(self.command)}")
+        if self.source.suffix == ".cu":
+            # Its only variables are the kernels' shared memory, which cuda_on_host.cpp finds by this name.
+            rename = ["objcopy", "--rename-section", ".bss=pe_shared", str(self.target)]
+            subprocess.run(rename, check=True)
+        Path(f"{self.target}.cmd").write_text(" ".join(self.command))
+
+
+def per_isa(source: Path) -> bool:
+    return "PE_ISA" in source.read_text()
+
+
+def host_fma() -> list[str]:
+    """fmaf as an instruction in the .cu files, where this machine has it; else libm's, with the same bits but slow."""
+    cpu = Path("/proc/cpuinfo")
+    has_fma = platform.machine() == "x86_64" and cpu.exists() and " fma " in cpu.read_text()
+    return ["-mfma"] if has_fma else []
+
+
+def kernel_objects(variant: Variant) -> list[Object]:
+    objects = []
+    for source in [*sorted((ROOT / "csrc").glob("**/*.cpp")), HERE / "exp_probe.cpp"]:
+        isas = ISA_FLAGS if per_isa(source) else {"": []}
+        for isa, flags in isas.items():
+            define = [f"-DPE_ISA={isa}"] if isa else []
+            objects.append(kernel_object(variant, isa, source, [*flags, *define]))
+    cuda = [f"-I{HERE / 'cuda_on_host'}", f"-I{ROOT / 'cuda'}", "-Wno-unknown-pragmas", *host_fma()]
+    sources = [*sorted((ROOT / "cuda").glob("**/*.cu")), HERE / "cuda_probe.cpp"]
+    for source in [*sources, HERE / "cuda_on_host" / "cuda_on_host.cpp"]:
+        objects.append(kernel_object(variant, "cuda", source, cuda))
+    return objects
+
+
+def kernel_object(variant: Variant, group: str, source: Path, flags: list[str]) -> Object:
+    """`group` is an instruction set, "cuda", or "" for what all share."""
+    if variant.threads_only and group not in ("baseline", ""):
+        variant = VARIANTS[0]
+    target = BUILD / variant.name / group / f"{source.stem}.o"
+    return Object(source, target, [*variant.flags, *flags])
+
+
+def test_objects() -> list[Object]:
+    """Compiled once, without a sanitizer: the kernels are what is watched, and malloc is replaced at link time."""
+    flags = [*PLAIN, "-O2", f"-I{HERE / 'cuda_on_host'}"]
+    names = ["main", "linear_logprob_reference", *(p.stem for p in sorted(HERE.glob("test_*.cpp")))]
+    return [Object(HERE / f"{n}.cpp", BUILD / "tests" / f"{n}.o", flags) for n in names]
+
+
+def build(variants: list[Variant]) -> dict[str, Path]:
+    tests = test_objects()
+    kernels = {v.name: kernel_objects(v) for v in variants}
+    # The slowest first, so that no core waits for it alone at the end.
+    unique = {o.target: o for o in [*tests, *(o for group in kernels.values() for o in group)]}
+    slow = ("linear_logprob", "rms_norm")
+    objects = sorted(unique.values(), key=lambda o: not o.source.stem.startswith(slow))
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(Object.build, objects))
+    programs = {}
+    for variant in variants:
+        program = BUILD / variant.name / "native"
+        inputs = [str(o.target) for o in [*tests, *kernels[variant.name]]]
+        cxx = os.environ.get("CXX", "g++")
+        flags = [f for f in variant.flags if not f.startswith("-I")]
+        # -fopenmp: for what release lends, and harmless elsewhere.
+        link = [cxx, *flags, "-fopenmp", *inputs, "-o", str(program)]
+        subprocess.run(link, check=True)
+        programs[variant.name] = program
+    return programs
+
+
+def weak_symbols(path: Path) -> list[str]:
+    """Symbols that the linker would merge with another object's of the same name: nm's V, W, v, w, u."""
+    listing = subprocess.run(["nm", str(path)], capture_output=True, text=True, check=True).stdout
+    found = [line.split() for line in listing.splitlines()]
+    return [name for *_, kind, name in found if kind in "VWvwu"]
+
+
+def check_no_weak_symbols(folder: Path) -> None:
+    """An inline function shared by two instruction sets would run one set's code on a machine without it."""
+    checked = 0
+    for isa in ISA_FLAGS:
+        for path in sorted((folder / isa).glob("*.o")):
+            weak = [s for s in weak_symbols(path) if s != "DW.ref.__gxx_personality_v0"]
+            if weak:
+                raise SystemExit(f"{path} exports symbols that the linker may merge: {weak}")
+            checked += 1
+    print(f"  {checked} objects of {len(ISA_FLAGS)} instruction sets export no weak symbol")
+
+
+def main() -> None:
+    names = [v.name for v in VARIANTS]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("variants", nargs="*", metavar="|".join(names))
+    parser.add_argument("--full", action="store_true", help="exp over all 2^32 floats")
+    options = parser.parse_args()
+    unknown = set(options.variants) - set(names)
+    if unknown:
+        parser.error(f"unknown {', '.join(sorted(unknown))}: choose from {', '.join(names)}")
+    variants = [v for v in VARIANTS if not options.variants or v.name in options.variants]
+    start = time.monotonic()
+    programs = build(variants)
+    print(f"built {', '.join(programs)} in {time.monotonic() - start:.1f} s", flush=True)
+    for variant in variants:
+        began = time.monotonic()
+        print(variant.name, flush=True)
+        arguments = ["--exp-stride", "1"] if options.full and variant.name == "release" else variant.arguments
+        environment = {**os.environ, **SANITIZER_OPTIONS}
+        status = subprocess.run([programs[variant.name], *arguments], env=environment).returncode
+        if status != 0:
+            sys.exit(f"{variant.name} failed with exit status {status}")
+        if variant.name == "release":
+            check_no_weak_symbols(BUILD / "release")
+        print(f"  {time.monotonic() - began:.1f} s", flush=True)
+    print(f"native tests passed in {time.monotonic() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
