@@ -34,7 +34,12 @@ CXX_FLAGS = [
     *("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=off"),
     *("-Wall", "-Wextra", "-Wshadow", "-Wno-psabi", "-Wno-unused-function"),
 ]
-NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+# -fmad=false: the same for CUDA, which then gives the CPU's bits.
+NVCC_FLAGS = [
+    *("-std=c++20", "-O3", "-fmad=false"),
+    *("-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"),
+]
+CUDA_ARCHS = ("80", "90", "100")
 
 
 def x86() -> bool:
@@ -63,17 +68,30 @@ def want_cuda() -> bool:
     return asked == "1" or (asked == "" and find_nvcc() is not None and has_gpu())
 
 
+def cuda_toolkit(nvcc: Path) -> Path:
+    """The folder with include/ and lib64/, from nvcc itself: the nvcc on the PATH may be a wrapper."""
+    command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
+    plan = subprocess.run(command, capture_output=True, text=True).stderr
+    tops = [line.split("=", 1)[1] for line in plan.splitlines() if line.startswith("#$ TOP=")]
+    if not tops:
+        raise SystemExit(f"{nvcc} --dryrun must name its toolkit (TOP=) but printed: {plan}")
+    return Path(tops[0]).resolve()
+
+
 def cuda_archs(nvcc: Path) -> list[str]:
+    """Machine code for each architecture, and PTX of the last one for the GPUs to come."""
     known = subprocess.run(
         [nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True
     ).stdout.split()
-    wanted = os.environ.get("PYENGINE_CUDA_ARCHS", "80;90;100").split(";")
-    flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in wanted if f"compute_{a}" in known]
-    if not flags:
+    asked = os.environ.get("PYENGINE_CUDA_ARCHS")
+    wanted = asked.split(";") if asked else [a for a in CUDA_ARCHS if f"compute_{a}" in known]
+    unknown = [a for a in wanted if f"compute_{a}" not in known]
+    if unknown or not wanted:
         raise SystemExit(
-            f"PYENGINE_CUDA_ARCHS={';'.join(wanted)}: {nvcc} knows only {' '.join(known)}"
+            f"PYENGINE_CUDA_ARCHS={asked}: {nvcc} does not know {unknown} but {' '.join(known)}"
         )
-    return flags
+    codes = [f"sm_{a}" for a in wanted[:-1]] + [f"[sm_{wanted[-1]},compute_{wanted[-1]}]"]
+    return [f"-gencode=arch=compute_{a},code={c}" for a, c in zip(wanted, codes, strict=True)]
 
 
 def escape(text: object) -> str:
@@ -147,17 +165,18 @@ class BuildExtension(build_ext):
         if cuda:
             nvcc = find_nvcc()
             assert nvcc is not None
-            toolkit = nvcc.parent.parent
+            toolkit = cuda_toolkit(nvcc)
             python += ["-DPE_WITH_CUDA", f"-isystem{toolkit / 'include'}"]
             ninja.rule("nvcc", nvcc)
+            werror = ["-Werror", "all-warnings"] if os.environ.get("CI") else []
             for source in sorted((ROOT / "cuda").glob("**/*.cu")):
                 ninja.compile(
                     "nvcc",
                     source,
                     "cuda",
-                    [*NVCC_FLAGS, *cuda_archs(nvcc), include, f"-I{ROOT / 'cuda'}"],
+                    [*NVCC_FLAGS, *werror, *cuda_archs(nvcc), include, f"-I{ROOT / 'cuda'}"],
                 )
-            libraries = [toolkit / "lib64", toolkit / "targets" / "x86_64-linux" / "lib"]
+            libraries = [toolkit / "lib64", toolkit / "lib"]
             link += [f"-L{p}" for p in libraries if p.exists()] + [
                 "-lcudart_static",
                 "-ldl",

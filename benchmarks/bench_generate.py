@@ -1,6 +1,6 @@
-"""Sampling beside transformers and llama.cpp: one model, prompts of random ids, temperature 1, no cut.
+"""Sampling beside transformers and llama.cpp: one model, prompts of random ids, temperature 1.
 
-llama.cpp reads the GGUF rewritten in the dtype asked for; it takes part where prompts have one sample.
+llama.cpp reads the GGUF rewritten in the dtype asked for; its job takes one sample a prompt.
 """
 
 from __future__ import annotations

@@ -1,11 +1,15 @@
-// The block tile every matrix product here is made of: C (ROWS x COLS) = or += A . B on plain FMA units.
+// The block tile every matrix product here is made of: C (ROWS x COLS) = or += A . B on plain FMA
+// units.
 //
-// Each output owns one f32 accumulator in one thread's register that walks K in order, as in the CPU's gemm_tile.h: the
-// tile's shape, the number of rows beside a row, and stopping after some K and going on later change no bit.
+// Each output owns one f32 accumulator in one thread's register that walks K in order, as in the
+// CPU's gemm_tile.h: the tile's shape, the number of rows beside a row, and stopping after some K
+// and going on later change no bit.
 //
 // Threads   8 warps. A warp owns ROWS / 8 rows and all columns, a lane COLS / 32 of the columns.
-// Shared    kTileK steps of A (k, row) and B (k, column), as f32. A warp reads A as a broadcast and B as one vector a lane
-//           without bank conflicts; a step costs ROWS/8 + COLS/32 floats read for ROWS/8 * COLS/32 fused multiply-adds.
+// Shared    kTileK steps of A (k, row) and B (k, column), as f32. A warp reads A as a broadcast and
+// B as one vector a lane
+//           without bank conflicts; a step costs ROWS/8 + COLS/32 floats read for ROWS/8 * COLS/32
+//           fused multiply-adds.
 #pragma once
 
 #include "common/math.cuh"
@@ -23,7 +27,8 @@ struct alignas(4 * N) Vec {
     float v[N];
 };
 
-// A matrix in memory, seen as (i, k): i the row of A or the column of B. K_INNER says which of the two is contiguous.
+// A matrix in memory, seen as (i, k): i the row of A or the column of B. K_INNER says which of the
+// two is contiguous.
 template <typename T, bool K_INNER>
 struct Operand {
     const T* data;
@@ -62,18 +67,20 @@ struct Tile {
 
     float acc[kRows][kCols];
 
-    __device__ static int warp_row(int i) { return static_cast<int>(threadIdx.x) / kWarp * kRows + i; }
+    __device__ static int warp_row(int i) {
+        return static_cast<int>(threadIdx.x) / kWarp * kRows + i;
+    }
     __device__ static int lane_column(int j) {
         return Columns::column(static_cast<int>(threadIdx.x) % kWarp, j);
     }
 
     // acc += A[row.., k] . B[k, column..] for k in [0, K); every thread of the block calls it.
     template <typename A, typename B>
-    __device__ void multiply(Shared& s, const A& a, int64_t row, const B& b, int64_t column, int64_t K) {
+    __device__ void multiply(Shared& s, const A& a, int64_t row, const B& b, int64_t column,
+                             int64_t K) {
         for (int64_t k0 = 0; k0 < K; k0 += kTileK) {
-            load<ROWS>(a, row, k0, K, [&](int i, int k, float x) {
-                s.a[k][i / kRowVec].v[i % kRowVec] = x;
-            });
+            load<ROWS>(a, row, k0, K,
+                       [&](int i, int k, float x) { s.a[k][i / kRowVec].v[i % kRowVec] = x; });
             load<Columns::kCols>(b, column, k0, K, [&](int j, int k, float x) {
                 const int place = Columns::place(j);
                 s.b[k][place / kColVec].v[place % kColVec] = x;
@@ -104,7 +111,8 @@ struct Tile {
     }
 
     __device__ void step(const Shared& s, int k) {
-        const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+        const int warp = static_cast<int>(threadIdx.x) / kWarp,
+                  lane = static_cast<int>(threadIdx.x) % kWarp;
         Vec<kRowVec> a[kRows / kRowVec];
         Vec<kColVec> b[kCols / kColVec];
 #pragma unroll
@@ -115,16 +123,18 @@ struct Tile {
         for (int i = 0; i < kRows; ++i) {
 #pragma unroll
             for (int j = 0; j < kCols; ++j) {
-                acc[i][j] = fmaf(a[i / kRowVec].v[i % kRowVec], b[j / kColVec].v[j % kColVec], acc[i][j]);
+                acc[i][j] =
+                    fmaf(a[i / kRowVec].v[i % kRowVec], b[j / kColVec].v[j % kColVec], acc[i][j]);
             }
         }
     }
 };
 
-// f(row, column, value) for each output of the tile at (row, column) that lies inside (rows, columns).
+// f(row, column, value) for each output of the tile at (row, column) that lies inside (rows,
+// columns).
 template <int ROWS, typename Columns, typename F>
-__device__ void for_each_output(Tile<ROWS, Columns>& tile, int64_t row, int64_t rows, int64_t column,
-                                int64_t columns, const F& f) {
+__device__ void for_each_output(Tile<ROWS, Columns>& tile, int64_t row, int64_t rows,
+                                int64_t column, int64_t columns, const F& f) {
 #pragma unroll
     for (int i = 0; i < Tile<ROWS, Columns>::kRows; ++i) {
         const int64_t r = row + tile.warp_row(i);

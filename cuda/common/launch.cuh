@@ -8,8 +8,8 @@
 namespace pe::cuda {
 namespace {
 
-// The runtime's typed call, not <<<>>>: it reports this launch's error and leaves no other call's behind, and a .cu file
-// stays plain C++, so that tests/native can run it on the host.
+// The runtime's typed call, not <<<>>>: it reports this launch's error and leaves no other call's
+// behind, and a .cu file stays plain C++, so that tests/native can run it on the host.
 template <typename... Params, typename... Args>
 int launch(void (*kernel)(Params...), dim3 grid, int threads, void* stream, const Args&... args) {
     cudaLaunchConfig_t config{};

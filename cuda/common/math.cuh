@@ -1,5 +1,6 @@
-// Device arithmetic that gives the CPU's bits: the same operations in the same order. The build turns nvcc's own
-// contraction off (-fmad=false), so a multiply-add is fused where the source says fmaf and nowhere else.
+// Device arithmetic that gives the CPU's bits: the same operations in the same order. The build
+// turns nvcc's own contraction off (-fmad=false), so a multiply-add is fused where the source says
+// fmaf and nowhere else.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -24,7 +25,8 @@ __device__ inline float max_of(float a, float b) { return a > b ? a : b; }
 __device__ inline float exp_f32(float x) {
     x = x > 89.0f ? 89.0f : x;
     x = x < -104.0f ? -104.0f : x;
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+    const float magic =
+        12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
     const float shifted = fmaf(x, 1.44269504088896341f, magic);
     const float n = shifted - magic;
     float r = fmaf(n, -0.693359375f, x);
@@ -48,7 +50,8 @@ __device__ inline float exp_f32(float x) {
     return p * a * b;
 }
 
-// Each group of 16 lanes gets its own total, in the order of the CPU's sum(vec16): lane i with i+8, then i+4, i+2, i+1.
+// Each group of 16 lanes gets its own total, in the order of the CPU's sum(vec16): lane i with i+8,
+// then i+4, i+2, i+1.
 __device__ inline float fold16(float x) {
     for (int width = 8; width > 0; width /= 2) x = x + __shfl_xor_sync(kAllLanes, x, width);
     return x;

@@ -1,10 +1,12 @@
-// Layout  logits: a block makes 64 tokens x 256 words in registers and reduces them there; no logit reaches memory. The
-//         256 words are one link of a token's chain, summed in the CPU's 16 lanes, and a second kernel joins the links in
-//         order. A lane holds 8 words of one such chain: of each 16 words it has its own, and lane 16 + l goes on where
-//         lane l stops.
-//         backward: the logits again, as coefficients c (wave, V) in the workspace; then two products. A block of dhidden
-//         walks all words in order, a block of dweight all tokens: one chain per element, continued from wave to wave.
-//         Neighbouring blocks take the same words and other tokens, so that a weight is read from memory about once.
+// Layout  logits: a block makes 64 tokens x 256 words in registers and reduces them there; no logit
+// reaches memory. The
+//         256 words are one link of a token's chain, summed in the CPU's 16 lanes, and a second
+//         kernel joins the links in order. A lane holds 8 words of one such chain: of each 16 words
+//         it has its own, and lane 16 + l goes on where lane l stops. backward: the logits again,
+//         as coefficients c (wave, V) in the workspace; then two products. A block of dhidden walks
+//         all words in order, a block of dweight all tokens: one chain per element, continued from
+//         wave to wave. Neighbouring blocks take the same words and other tokens, so that a weight
+//         is read from memory about once.
 #include "pyengine/ops/linear_logprob.h"
 
 #include "common/gemm_tile.cuh"
@@ -42,19 +44,24 @@ struct Link {
     float total;
 };
 
-// Workspace of the forward pass: links (blocks, rows), tokens innermost, then the target's logit (rows,).
+// Workspace of the forward pass: links (blocks, rows), tokens innermost, then the target's logit
+// (rows,).
 struct Links {
     Link* link;
     float* picked;
 };
 
-// A lane's words: 16 apart, 8 of them, lanes 0-15 the first 128 words of the block and lanes 16-31 the rest.
+// A lane's words: 16 apart, 8 of them, lanes 0-15 the first 128 words of the block and lanes 16-31
+// the rest.
 struct ChainColumns {
     static constexpr int kCols = kVocabBlock;
     static constexpr int kPerLane = kCols / kWarp;
-    __device__ static int column(int lane, int j) { return (lane / 16 * kPerLane + j) * 16 + lane % 16; }
+    __device__ static int column(int lane, int j) {
+        return (lane / 16 * kPerLane + j) * 16 + lane % 16;
+    }
     __device__ static int place(int column) {
-        const int group = column / 16, lane = group / kPerLane * 16 + column % 16, j = group % kPerLane;
+        const int group = column / 16, lane = group / kPerLane * 16 + column % 16,
+                  j = group % kPerLane;
         return j / 4 * (4 * kWarp) + lane * 4 + j % 4;
     }
 };
@@ -63,12 +70,13 @@ using LogitTile = Tile<kTokens, ChainColumns>;
 
 // The one place that makes logits, forward and backward.
 template <typename H, typename W>
-__device__ LogitTile logits(LogitTile::Shared& s, const MatrixView& hidden, const MatrixView& weight,
-                            const Wave& wave) {
+__device__ LogitTile logits(LogitTile::Shared& s, const MatrixView& hidden,
+                            const MatrixView& weight, const Wave& wave) {
     LogitTile tile{};
     const Operand<H, true> a{row_ptr<H>(hidden, wave.begin), hidden.row_stride, wave.rows};
     const Operand<W, true> b{row_ptr<W>(weight, 0), weight.row_stride, weight.rows};
-    tile.multiply(s, a, int64_t{blockIdx.x} * kTokens, b, int64_t{blockIdx.y} * kVocabBlock, hidden.cols);
+    tile.multiply(s, a, int64_t{blockIdx.x} * kTokens, b, int64_t{blockIdx.y} * kVocabBlock,
+                  hidden.cols);
     return tile;
 }
 
@@ -167,7 +175,8 @@ __global__ void __launch_bounds__(kTileThreads)
     __shared__ Product::Shared s;
     Product tile{};
     const int64_t D = a.weight.cols, V = a.weight.rows;
-    const int64_t row = int64_t{blockIdx.y} * kDhiddenTokens, column = int64_t{blockIdx.x} * kDhiddenColumns;
+    const int64_t row = int64_t{blockIdx.y} * kDhiddenTokens,
+                  column = int64_t{blockIdx.x} * kDhiddenColumns;
     const Operand<float, true> coefficients{c, V, wave.rows};
     const Operand<W, false> weight{row_ptr<W>(a.weight, 0), a.weight.row_stride, D};
     tile.multiply(s, coefficients, row, weight, column, V);
@@ -183,7 +192,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     __shared__ Product::Shared s;
     Product tile{};
     const int64_t D = a.hidden.cols, V = a.weight.rows;
-    const int64_t row = int64_t{blockIdx.x} * kDweightWords, column = int64_t{blockIdx.y} * kDweightColumns;
+    const int64_t row = int64_t{blockIdx.x} * kDweightWords,
+                  column = int64_t{blockIdx.y} * kDweightColumns;
     const Operand<float, false> coefficients{c, V, V};
     const Operand<H, false> hidden{row_ptr<H>(a.hidden, wave.begin), a.hidden.row_stride, D};
     for_each_output(tile, row, V, column, D,
@@ -194,20 +204,23 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 }
 
 template <typename H, typename W>
-int forward_wave(const LinearLogprobForwardArgs& a, const Wave& wave, const Links& links, void* stream) {
+int forward_wave(const LinearLogprobForwardArgs& a, const Wave& wave, const Links& links,
+                 void* stream) {
     const int64_t blocks = vocab_blocks(a.weight.rows);
     const dim3 grid(ceil_div(wave.rows, kTokens), static_cast<unsigned>(blocks));
-    const int status = launch(linear_logprob_links_kernel<H, W>, grid, kTileThreads, stream, a, wave, links);
+    const int status =
+        launch(linear_logprob_links_kernel<H, W>, grid, kTileThreads, stream, a, wave, links);
     if (status != cudaSuccess) return status;
-    return launch(linear_logprob_join_kernel, dim3(ceil_div(wave.rows, kTileThreads)), kTileThreads, stream, a,
-                  wave, links, blocks);
+    return launch(linear_logprob_join_kernel, dim3(ceil_div(wave.rows, kTileThreads)), kTileThreads,
+                  stream, a, wave, links, blocks);
 }
 
 template <typename H, typename W>
 int backward_wave(const LinearLogprobBackwardArgs& a, const Wave& wave, float* c, void* stream) {
     const int64_t D = a.hidden.cols, V = a.weight.rows;
     const dim3 logit_grid(ceil_div(wave.rows, kTokens), static_cast<unsigned>(vocab_blocks(V)));
-    int status = launch(linear_logprob_coefficients_kernel<H, W>, logit_grid, kTileThreads, stream, a, wave, c);
+    int status = launch(linear_logprob_coefficients_kernel<H, W>, logit_grid, kTileThreads, stream,
+                        a, wave, c);
     if (a.dhidden && status == cudaSuccess) {
         const dim3 grid(ceil_div(D, kDhiddenColumns), ceil_div(wave.rows, kDhiddenTokens));
         status = launch(linear_logprob_dhidden_kernel<W>, grid, kTileThreads, stream, a, wave, c);
@@ -245,17 +258,19 @@ int linear_logprob_forward(const LinearLogprobForwardArgs& a, void* stream) {
     const int64_t rows = wave_rows(a.hidden.rows, a.weight.rows, false);
     Link* link = static_cast<Link*>(a.workspace);
     const Links links{link, reinterpret_cast<float*>(link + vocab_blocks(a.weight.rows) * rows)};
-    return for_each_wave(a.hidden, a.weight, false, [&]<typename H, typename W>(H*, W*, const Wave& wave) {
-        return forward_wave<H, W>(a, wave, links, stream);
-    });
+    return for_each_wave(a.hidden, a.weight, false,
+                         [&]<typename H, typename W>(H*, W*, const Wave& wave) {
+                             return forward_wave<H, W>(a, wave, links, stream);
+                         });
 }
 
 int linear_logprob_backward(const LinearLogprobBackwardArgs& a, void* stream) {
     if (!a.dhidden && !a.dweight) return cudaSuccess;
     float* c = static_cast<float*>(a.workspace);
-    return for_each_wave(a.hidden, a.weight, true, [&]<typename H, typename W>(H*, W*, const Wave& wave) {
-        return backward_wave<H, W>(a, wave, c, stream);
-    });
+    return for_each_wave(a.hidden, a.weight, true,
+                         [&]<typename H, typename W>(H*, W*, const Wave& wave) {
+                             return backward_wave<H, W>(a, wave, c, stream);
+                         });
 }
 
 }  // namespace pe::cuda

@@ -22,7 +22,8 @@ __global__ void philox_uniform_kernel(PhiloxUniformArgs a) {
 
 int philox_uniform(const PhiloxUniformArgs& args, void* stream) {
     if (args.u.size == 0) return cudaSuccess;
-    return launch(philox_uniform_kernel, dim3(ceil_div(args.u.size, kThreads)), kThreads, stream, args);
+    return launch(philox_uniform_kernel, dim3(ceil_div(args.u.size, kThreads)), kThreads, stream,
+                  args);
 }
 
 }  // namespace pe::cuda

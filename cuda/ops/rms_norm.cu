@@ -1,7 +1,9 @@
-// Layout  forward, dx: 16 threads a row, lane i takes columns i, i+16, ...: the CPU's 16 lanes, folded in its order, so
+// Layout  forward, dx: 16 threads a row, lane i takes columns i, i+16, ...: the CPU's 16 lanes,
+// folded in its order, so
 //         both devices give the same bits, and a row's value does not depend on the batch.
-//         dweight: a block owns 32 columns. All its threads fetch a slab of rows into shared memory, then one warp walks
-//         the slab's rows in order: one chain per element from dweight's old value, no atomics, no workspace.
+//         dweight: a block owns 32 columns. All its threads fetch a slab of rows into shared
+//         memory, then one warp walks the slab's rows in order: one chain per element from
+//         dweight's old value, no atomics, no workspace.
 #include "pyengine/ops/rms_norm.h"
 
 #include "common/launch.cuh"
@@ -39,7 +41,8 @@ __global__ void __launch_bounds__(kThreads) rms_norm_forward_kernel(RmsNormForwa
     if (!present) return;
     Y* y = row_ptr<Y>(a.y, row);
 #pragma unroll 4
-    for (int64_t d = lane; d < D; d += kLanes) store_float(y + d, (to_float(x[d]) * rstd) * to_float(weight[d]));
+    for (int64_t d = lane; d < D; d += kLanes)
+        store_float(y + d, (to_float(x[d]) * rstd) * to_float(weight[d]));
     if (a.rstd.data != nullptr && lane == 0) ptr<float>(a.rstd)[row] = rstd;
 }
 
@@ -73,7 +76,8 @@ template <typename X, typename Y>
 __global__ void __launch_bounds__(kThreads) rms_norm_dweight_kernel(RmsNormBackwardArgs a) {
     __shared__ float x_hat[kSlabRows][kWarp];
     __shared__ float dy[kSlabRows][kWarp];
-    const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp,
+              warp = static_cast<int>(threadIdx.x) / kWarp;
     const int64_t d = static_cast<int64_t>(blockIdx.x) * kWarp + lane, N = a.x.rows;
     const bool present = d < a.x.cols;
     float* dweight = ptr<float>(a.dweight);
@@ -105,8 +109,8 @@ int rms_norm_forward(const RmsNormForwardArgs& a, void* stream) {
     dispatch_dtype(a.x.dtype, [&]<typename X>(X*) {
         dispatch_dtype(a.weight.dtype, [&]<typename W>(W*) {
             dispatch_dtype(a.y.dtype, [&]<typename Y>(Y*) {
-                status = launch(rms_norm_forward_kernel<X, W, Y>, dim3(ceil_div(a.x.rows, kRowsPerBlock)),
-                                kThreads, stream, a);
+                status = launch(rms_norm_forward_kernel<X, W, Y>,
+                                dim3(ceil_div(a.x.rows, kRowsPerBlock)), kThreads, stream, a);
             });
         });
     });
@@ -120,13 +124,13 @@ int rms_norm_backward(const RmsNormBackwardArgs& a, void* stream) {
         dispatch_dtype(a.dy.dtype, [&]<typename Y>(Y*) {
             if (a.dx) {
                 dispatch_dtype(a.weight.dtype, [&]<typename W>(W*) {
-                    status = launch(rms_norm_dx_kernel<X, W, Y>, dim3(ceil_div(a.x.rows, kRowsPerBlock)),
-                                    kThreads, stream, a);
+                    status = launch(rms_norm_dx_kernel<X, W, Y>,
+                                    dim3(ceil_div(a.x.rows, kRowsPerBlock)), kThreads, stream, a);
                 });
             }
             if (a.dweight && status == cudaSuccess) {
-                status = launch(rms_norm_dweight_kernel<X, Y>, dim3(ceil_div(a.x.cols, kWarp)), kThreads,
-                                stream, a);
+                status = launch(rms_norm_dweight_kernel<X, Y>, dim3(ceil_div(a.x.cols, kWarp)),
+                                kThreads, stream, a);
             }
         });
     });

@@ -15,9 +15,10 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.runtime import Context, LoopContext, Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
@@ -98,7 +99,7 @@ class _Metered(NodeTransformer):
         return node
 
 
-def _through(name: str, node: nodes.Expr) -> nodes.Filter:
+def _through(name: str, node: nodes.Node) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
@@ -310,7 +311,7 @@ def _environment() -> _Environment:
         "@rounds": _rounds,
         "@concat": _concat,
     }
-    tests: dict[str, Callable[..., Any]] = dict(environment.tests)
+    tests: Mapping[str, Any] = environment.tests
     environment.tests = {name: _metered_test(test) for name, test in tests.items()}
     environment.globals = dict(_GLOBALS)
     return environment

@@ -99,10 +99,11 @@ def read_gguf_tokenizer(file: GGUFFile) -> TokenizerParts:
     begin = special.get("bos_token") if begins else None
     end = special.get("eos_token") if ends else None
     set_begin_and_end(backend, begin, end)
-    end_ids = {_id(file, name, tokens) for name in ("eos", "eot", "eom")} - {None}
+    ends_of_text = (_id(file, name, tokens) for name in ("eos", "eot", "eom"))
+    end_ids = {number for number in ends_of_text if number is not None}
     template = file.get("tokenizer.chat_template", str)
     files = _files(backend, special, template)
-    return TokenizerParts(backend, special, template, {x for x in end_ids if x is not None}, files)
+    return TokenizerParts(backend, special, template, end_ids, files)
 
 
 def _vocabulary(file: GGUFFile) -> tuple[list[str], list[int]]:

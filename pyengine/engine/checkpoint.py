@@ -144,8 +144,9 @@ def verify(path: str | Path) -> dict[str, Any]:
             f"[{folder}] format must be {FORMAT} but is {manifest.get('format')!r}"
         )
     files = manifest.get("files")
+    files = files if isinstance(files, dict) else {}
     for required in _REQUIRED:
-        if not isinstance(files, dict) or required not in files:
+        if required not in files:
             raise CheckpointError(f"[{folder}] {MANIFEST} must list {required} but does not")
     for name, entry in files.items():
         if Path(name).name != name or not isinstance(entry, dict):

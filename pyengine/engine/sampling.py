@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyengine.errors import RequestError
+from pyengine.errors import NonFiniteError, RequestError
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample. The order is temperature, top_k, top_p, min_p, each on what the one before kept.
+    """How to sample: temperature, top_k, top_p, min_p, each on what the one before kept.
 
     n               samples of each prompt; the prompt is computed once for all of them
-    temperature     divides the logits; 0 is greedy: the largest logit, of equals the lowest id
+    temperature     divides the logits, from 1e-30 to 1e30; 0 is greedy: the largest logit, of
+                    equals the lowest id
     top_k           keep the k most likely tokens (of equals the lowest ids); 0 keeps all
     top_p           keep the fewest most likely tokens whose probability reaches top_p, in (0, 1]
     min_p           keep tokens at least min_p times as likely as the most likely one, in [0, 1]
@@ -43,34 +45,56 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        for name, value, low in (
-            ("n", self.n, 1),
-            ("top_k", self.top_k, 0),
-            ("max_tokens", self.max_tokens, 1),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        checks = {
+            "n": (_is_int(self.n, 1), "an integer >= 1"),
+            "temperature": (
+                _is_number(self.temperature)
+                and (self.temperature == 0 or 1e-30 <= self.temperature <= 1e30),
+                "0 or in [1e-30, 1e30]",
+            ),
+            "top_k": (_is_int(self.top_k, 0), "an integer >= 0"),
+            "top_p": (_is_number(self.top_p) and 0 < self.top_p <= 1, "in (0, 1]"),
+            "min_p": (_is_number(self.min_p) and 0 <= self.min_p <= 1, "in [0, 1]"),
+            "max_tokens": (_is_int(self.max_tokens, 1), "an integer >= 1"),
+            "stop": (
+                _all(self.stop, lambda text: isinstance(text, str) and text != ""),
+                "non-empty strings",
+            ),
+            "stop_token_ids": (
+                _all(self.stop_token_ids, lambda token: _is_int(token, 0)),
+                "integers >= 0",
+            ),
+            "ignore_eos": (isinstance(self.ignore_eos, bool), "True or False"),
+            "seed": (_is_int(self.seed, -(2**63)) and self.seed < 2**63, "an integer of 64 bits"),
+        }
+        for name, (valid, rule) in checks.items():
+            if not valid:
                 raise RequestError(
-                    f"[SamplingParams] {name} must be an integer >= {low} but is {value!r}"
+                    f"[SamplingParams] {name} must be {rule} but is {getattr(self, name)!r}"
                 )
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise RequestError(
-                f"[SamplingParams] temperature must be finite and >= 0 but is {self.temperature!r}"
-            )
-        if not 0 < self.top_p <= 1:
-            raise RequestError(f"[SamplingParams] top_p must be in (0, 1] but is {self.top_p!r}")
-        if not 0 <= self.min_p <= 1:
-            raise RequestError(f"[SamplingParams] min_p must be in [0, 1] but is {self.min_p!r}")
-        if not all(isinstance(s, str) and s for s in self.stop):
-            raise RequestError(
-                f"[SamplingParams] stop must hold non-empty strings but is {self.stop!r}"
-            )
-        if not -(2**63) <= self.seed < 2**63:
-            raise RequestError(f"[SamplingParams] seed must fit 64 bits but is {self.seed!r}")
+
+
+def _is_int(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _all(values: Any, holds: Callable[[Any], bool]) -> bool:
+    return (
+        isinstance(values, Sequence) and not isinstance(values, bytes) and all(map(holds, values))
+    )
 
 
 @dataclass(frozen=True)
 class Draw:
-    """token_ids (B,) int64; logprobs (B,) of the raw distribution; sampling_logprobs (B,) of the one drawn from."""
+    """token_ids (B,) int64, their log-probs (B,) in the raw distribution and in the one drawn from.
+
+    logprobs           of the raw distribution
+    sampling_logprobs  of the one drawn from: after temperature and truncation
+    """
 
     token_ids: Tensor
     logprobs: Tensor
@@ -80,22 +104,31 @@ class Draw:
 def draw(logits: Tensor, params: SamplingParams, uniform: Tensor) -> Draw:
     """One token for each row of logits (B, V) float32; uniform (B,) float64 in [0, 1) decides it.
 
-    The token is the first whose cumulative probability, in order of ids, exceeds the uniform: inverse-CDF sampling, so
-    equal uniforms give equal tokens whatever the batch.
+    The token is the first whose cumulative probability, in order of ids, exceeds the uniform:
+    inverse-CDF sampling, so equal uniforms give equal tokens whatever the batch.
+    Raises NonFiniteError for a row that holds NaN or +inf, or nothing but -inf.
     """
     raw_lse = torch.logsumexp(logits, dim=-1)
+    if not bool(raw_lse.isfinite().all()):
+        raise NonFiniteError(
+            "[generate] logits must be finite but the weights give NaN or infinity"
+        )
     if params.temperature == 0:
         best = logits.amax(dim=-1, keepdim=True)
         ids = torch.arange(logits.shape[1], device=logits.device)
         tokens = torch.where(logits == best, ids, logits.shape[1] - 1).amin(dim=-1)
         picked = logits.gather(1, tokens[:, None])[:, 0]
         return Draw(tokens, picked - raw_lse, torch.zeros_like(picked))
-    scaled = logits if params.temperature == 1 else logits / params.temperature
+    scaled = logits
+    if (
+        params.temperature != 1
+    ):  # from the largest down, so that a small temperature cannot overflow
+        scaled = (logits - logits.amax(dim=-1, keepdim=True)) / params.temperature
     z = truncate(scaled, params)
     lse = raw_lse if z is logits else torch.logsumexp(z, dim=-1)
     cdf = torch.exp(z - lse[:, None]).cumsum(dim=-1, dtype=torch.float64)  # (B, V)
     tokens = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0]
-    # Rounding of u * total may reach the total itself: the answer is then the last token of any probability.
+    # u * total may round to the total itself: it then means the last token of any probability.
     last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())[:, 0]
     tokens = torch.minimum(tokens, last)
     gathered = [x.gather(1, tokens[:, None])[:, 0] for x in (logits, z)]

@@ -1,4 +1,4 @@
-"""Forward and backward over packed groups: log-probs of every response token, and their gradient into the weights."""
+"""Forward and backward over packed groups: log-probs of response tokens, gradients of weights."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ class _Part:
 
 
 def compared_parts(batch: Preferences, vocab_size: int, max_positions: int) -> list[_Part]:
-    """The groups that take part in a comparison, each with only the responses that do, in order of group and response.
+    """The groups that take part in a comparison, each with only the responses that do.
 
+    In order of group and response; comparisons of weight 0 take no part.
     Raises RequestError for a batch without comparisons, or ids and lengths the model cannot take.
     """
     by_group: dict[int, list[Comparison]] = {}
@@ -70,7 +71,7 @@ def compared_parts(batch: Preferences, vocab_size: int, max_positions: int) -> l
 
 @dataclass
 class Totals:
-    """Loss and metrics of a batch, summed over its micro-batches: weighted means over all comparisons."""
+    """Loss and metrics of a batch, summed over its micro-batches: weighted means of comparisons."""
 
     total_weight: float
     loss: float = 0.0
@@ -95,9 +96,10 @@ def forward_backward(
     micro_batch_tokens: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """Adds the gradient of the batch loss to the policy's; the loss is a mean over the whole batch however it is cut.
+    """Adds the gradient of the batch loss to the policy's.
 
-    Returns loss and metrics, plus "tokens": rows computed, each prompt once.
+    The loss is a mean over the whole batch however it is cut. Returns loss and metrics, plus
+    "tokens": rows computed, each prompt once.
     """
     totals = Totals(sum(c.weight for p in parts for c in p.comparisons))
     rows = 0

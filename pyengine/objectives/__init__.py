@@ -20,7 +20,10 @@ def available() -> list[str]:
 
 
 def get(name: str, **options: Any) -> Objective:
-    """The objective called `name`, e.g. get("dpo", beta=0.1). Raises ConfigError for an unknown name or option."""
+    """The objective called `name`, e.g. get("dpo", beta=0.1).
+
+    Raises ConfigError for an unknown name or option.
+    """
     if name not in _REGISTRY:
         raise ConfigError(
             f"[objectives] name must be one of {', '.join(available())} but is {name!r}"
@@ -44,8 +47,9 @@ def pairwise_loss(
     ref_rejected_logps: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """(B,) losses of the named objective for summed log-probs, all (B,); differentiable; float64 in gives float64 out.
+    """(B,) losses of the named objective for summed log-probs, all (B,).
 
+    Differentiable; float64 in gives float64 out.
     Raises ConfigError (name, option), ValueError (shapes, a missing reference).
     """
     objective = get(name, **options)
@@ -62,8 +66,8 @@ def pairwise_loss(
                 raise ValueError(f"[pairwise_loss] {name} needs {label} but it is None")
         elif tensor.shape != chosen_logps.shape:
             raise ValueError(
-                f"[pairwise_loss] {label} must have shape {tuple(chosen_logps.shape)} like chosen_logps "
-                f"but got {tuple(tensor.shape)}"
+                f"[pairwise_loss] {label} must have shape {tuple(chosen_logps.shape)} "
+                f"like chosen_logps but got {tuple(tensor.shape)}"
             )
     losses, _ = objective.losses(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
     return losses

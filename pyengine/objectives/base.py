@@ -1,13 +1,14 @@
-"""The contract of an objective: log-probabilities in; loss, its gradient with respect to them, and metrics out.
+"""The contract of an objective: log-probs in; loss, its gradient with respect to them, metrics out.
 
-An objective sees no model, no tokenizer and no logits. To add one, subclass `PairwiseObjective`, write `losses`, and name it in
-`pyengine/objectives/__init__.py`.
+An objective sees no model, no tokenizer and no logits. To add one, subclass `PairwiseObjective`,
+write `losses`, and name it in `pyengine/objectives/__init__.py`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,14 +20,16 @@ from pyengine.errors import RequestError
 class LossInputs:
     """Packed log-probabilities of S responses (N tokens in all) and C comparisons between them.
 
-    policy_token_logps     (N,) float32 (or float64): log-prob of each response token under the policy
+    policy_token_logps     (N,) float32 (or float64): log-prob of each response token under the
+                           policy
     reference_token_logps  (N,) the same under the reference; None when the engine has none
     cu_seqlens             (S + 1,) int64: response s owns tokens cu_seqlens[s] to cu_seqlens[s + 1]
     chosen, rejected       (C,) int64: the responses that a comparison is between
     probability            (C,) P(chosen is preferred)
     weight                 (C,) weight of the comparison in the mean
-    total_weight           sum of the weights over the whole batch, of which these may be a part: the loss is
-                           sum(weight * loss) / total_weight, so that micro-batches add up to the batch
+    total_weight           sum of the weights over the whole batch, of which these may be a part:
+                           the loss is sum(weight * loss) / total_weight, so that micro-batches add
+                           up to the batch
     """
 
     policy_token_logps: Tensor
@@ -39,18 +42,26 @@ class LossInputs:
     total_weight: float
 
     def sequence_logps(self, token_logps: Tensor) -> Tensor:
-        """(S,) sums over each response's tokens, added in order in float64: values near -500, differences near 0.1."""
+        """(S,) float64 sums over each response's tokens, in order.
+
+        They stay float64: sums near -500 differ by 0.1, of which float32 would lose 3e-5.
+        """
         lengths = self.cu_seqlens.diff()
         owner = torch.repeat_interleave(
             torch.arange(len(lengths), device=lengths.device), lengths, output_size=len(token_logps)
         )
         sums = torch.zeros(len(lengths), dtype=torch.float64, device=token_logps.device)
-        return sums.index_add(0, owner, token_logps.double()).to(token_logps.dtype)
+        return sums.index_add(0, owner, token_logps.double())
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """loss: this part's share of the batch loss; dlogps (N,): d loss / d policy_token_logps; metrics: (C,) each."""
+    """What an objective gives.
+
+    loss     this part's share of the batch loss
+    dlogps   (N,) d loss / d policy_token_logps
+    metrics  (C,) each
+    """
 
     loss: Tensor
     dlogps: Tensor
@@ -58,9 +69,12 @@ class LossOutput:
 
 
 class Objective(ABC):
-    """A function LossInputs -> LossOutput. `needs_reference`: whether reference_token_logps must be given."""
+    """A function LossInputs -> LossOutput.
 
-    name: str
+    needs_reference  whether reference_token_logps must be given
+    """
+
+    name: ClassVar[str]
     needs_reference: bool = True
 
     @abstractmethod
@@ -79,7 +93,7 @@ class PairwiseObjective(Objective):
         ref_rejected_logps: Tensor | None,
         probability: Tensor | float = 1.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(C,) losses, differentiable in the first two arguments, and (C,) metrics. All arguments (C,)."""
+        """(C,) losses, differentiable in the first two arguments, and metrics; all are (C,)."""
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         token_logps = inputs.policy_token_logps.detach().requires_grad_()

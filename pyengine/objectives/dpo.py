@@ -15,14 +15,16 @@ from pyengine.objectives.base import PairwiseObjective
 
 @dataclass(frozen=True)
 class DPO(PairwiseObjective):
-    """-p log sigmoid(z) - (1 - p) log sigmoid(-z), with z = beta ((lp - lr)_chosen - (lp - lr)_rejected).
+    """-p log sigmoid(z) - (1 - p) log sigmoid(-z).
 
-    p is the comparison's probability, smoothed to p (1 - e) + (1 - p) e. At policy == reference the loss is log 2 and the
-    gradient on each response beta (p - 1/2).
+    z = beta ((policy - reference)_chosen - (policy - reference)_rejected), of summed log-probs; p
+    is the comparison's probability, smoothed to p (1 - e) + (1 - p) e. At policy == reference the
+    loss is log 2 and the gradient on each response beta (p - 1/2).
 
     beta             how closely to stay to the reference; > 0
     label_smoothing  e, the assumed rate of flipped labels, in [0, 0.5); e > 0 is known as cDPO
-    Source: Rafailov et al., arXiv:2305.18290, eq. 7; smoothing: Mitchell, "A note on DPO with noisy preferences", 2023.
+    Source: Rafailov et al., arXiv:2305.18290, eq. 7; smoothing: Mitchell, "A note on DPO with noisy
+    preferences", 2023.
     """
 
     name: ClassVar[str] = "dpo"
@@ -46,7 +48,8 @@ class DPO(PairwiseObjective):
         probability: Tensor | float = 1.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(C,) losses and TRL's metrics, each (C,); the reference log-probs are required."""
-        assert ref_chosen_logps is not None and ref_rejected_logps is not None
+        assert ref_chosen_logps is not None
+        assert ref_rejected_logps is not None
         chosen_rewards = self.beta * (chosen_logps - ref_chosen_logps)
         rejected_rewards = self.beta * (rejected_logps - ref_rejected_logps)
         z = chosen_rewards - rejected_rewards

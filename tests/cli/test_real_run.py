@@ -1,4 +1,4 @@
-"""The command line on a real engine: a tiny random model, from a recipe to a saved model and back."""
+"""The command line on a real engine with a tiny random model, from a recipe to a saved model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ eval: {{prompts: p.jsonl, n: 2, max_tokens: 6}}
 """
 REWARDS = """\
 def vowels(completions):
-    return [sum(m[0]["content"].count(v) for v in "aeiou") - len(m[0]["content"]) / 9 for m in completions]
+    texts = [messages[0]["content"] for messages in completions]
+    return [sum(t.count(v) for v in "aeiou") - len(t) / 9 for t in texts]
 """
 
 
@@ -84,7 +85,10 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_weights(here):
     done = False
     for last_round in (0, 3):
         process = subprocess.Popen(
-            [*command, "--resume"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, "--resume"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         done = kill_after_round(process, here / "cut" / "metrics.jsonl", last_round)
         if done:
@@ -127,7 +131,16 @@ def test_generate_from_stdin_without_the_template(tiny_model, capsys, monkeypatc
     import io
 
     monkeypatch.setattr("sys.stdin", io.StringIO("abc\n"))
-    argv = ["generate", "--model", str(tiny_model), "--raw", "--temperature", "0", "--max-tokens", "3"]
+    argv = [
+        "generate",
+        "--model",
+        str(tiny_model),
+        "--raw",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "3",
+    ]
     assert main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["prompt"] == "abc"
 
@@ -135,7 +148,10 @@ def test_generate_from_stdin_without_the_template(tiny_model, capsys, monkeypatc
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--file", "p.jsonl", "x"], "must come from the command line or --file but both are given"),
+        (
+            ["--file", "p.jsonl", "x"],
+            "must come from the command line or --file but both are given",
+        ),
         ([""], "prompts[0] must not be empty but is ''"),
         (["--top-p", "2", "x"], "[SamplingParams] top_p must be in (0, 1] but is 2.0"),
         (["--file", "none.jsonl"], "none.jsonl] must be a file but does not exist"),

@@ -1,4 +1,5 @@
-// What every native test needs: counted checks, memory of exactly the stated size, matrices of either dtype, the ISAs.
+// What every native test needs: counted checks, memory of exactly the stated size, matrices of
+// either dtype, the ISAs.
 #pragma once
 
 #include <cmath>
@@ -25,9 +26,9 @@ inline constexpr double kUnit = 0x1.0p-24;  // half an ulp of f32, relative
     exit(1);
 }
 
-#define CHECK(condition, what)                                                    \
-    do {                                                                          \
-        ++native::checks;                                                         \
+#define CHECK(condition, what)                                                                     \
+    do {                                                                                           \
+        ++native::checks;                                                                          \
         if (!(condition)) native::fail(__FILE__, __LINE__, std::string(#condition ": ") + (what)); \
     } while (0)
 
@@ -53,18 +54,21 @@ struct Rng {
 // Exactly `bytes` bytes. ASan guards what lies around them; without it, two canaries do.
 class Memory {
   public:
-    explicit Memory(int64_t bytes) : bytes_(static_cast<size_t>(bytes)), guard_(__asan_init ? 0 : kGuard) {
+    explicit Memory(int64_t bytes)
+        : bytes_(static_cast<size_t>(bytes)), guard_(__asan_init ? 0 : kGuard) {
         base_ = static_cast<unsigned char*>(malloc(bytes_ + 2 * guard_ + (bytes_ + guard_ == 0)));
         memset(base_, kCanary, bytes_ + 2 * guard_);
     }
     Memory(const Memory&) = delete;
-    Memory(Memory&& other) noexcept : bytes_(other.bytes_), guard_(other.guard_), base_(other.base_) {
+    Memory(Memory&& other) noexcept
+        : bytes_(other.bytes_), guard_(other.guard_), base_(other.base_) {
         other.base_ = nullptr;
     }
     ~Memory() {
         if (base_ == nullptr) return;
         for (size_t i = 0; i < guard_; ++i) {
-            CHECK(base_[i] == kCanary && base_[guard_ + bytes_ + i] == kCanary, "a write outside the memory");
+            CHECK(base_[i] == kCanary && base_[guard_ + bytes_ + i] == kCanary,
+                  "a write outside the memory");
         }
         free(base_);
     }
@@ -78,11 +82,15 @@ class Memory {
     unsigned char* base_;
 };
 
-// (rows, cols) of f32 or bf16, `pad` elements between rows. Starts as NaN; the padding must stay so.
+// (rows, cols) of f32 or bf16, `pad` elements between rows. Starts as NaN; the padding must stay
+// so.
 class Matrix {
   public:
     Matrix(pe::DType dtype, int64_t rows, int64_t cols, int64_t pad = 0)
-        : dtype_(dtype), rows_(rows), cols_(cols), stride_(cols + pad),
+        : dtype_(dtype),
+          rows_(rows),
+          cols_(cols),
+          stride_(cols + pad),
           memory_((rows > 0 ? (rows - 1) * stride_ + cols : 0) * pe::dtype_bytes(dtype)) {}
 
     pe::MatrixView view() const { return {memory_.data(), dtype_, rows_, cols_, stride_}; }
@@ -94,7 +102,8 @@ class Matrix {
         return v;
     }
     float get(int64_t i, int64_t j) const {
-        if (dtype_ == pe::DType::kF32) return static_cast<const float*>(memory_.data())[i * stride_ + j];
+        if (dtype_ == pe::DType::kF32)
+            return static_cast<const float*>(memory_.data())[i * stride_ + j];
         return pe::to_float(static_cast<const pe::bf16*>(memory_.data())[i * stride_ + j]);
     }
     float get(int64_t i) const { return get(i / cols_, i % cols_); }
@@ -149,7 +158,8 @@ class Matrix {
 
 inline Matrix floats(int64_t n) { return Matrix(pe::DType::kF32, 1, n); }
 
-// |value - reference| <= bound, or both the same infinity, or both NaN. Returns the share of the bound that was used.
+// |value - reference| <= bound, or both the same infinity, or both NaN. Returns the share of the
+// bound that was used.
 inline double share(double value, double reference, double bound, const std::string& what) {
     if (std::isnan(reference) || std::isinf(reference)) {
         CHECK((std::isnan(value) && std::isnan(reference)) || value == reference, what);
@@ -157,17 +167,19 @@ inline double share(double value, double reference, double bound, const std::str
     }
     const double error = std::fabs(value - reference);
     CHECK(error <= bound, what + " is " + std::to_string(value) + " but the reference is " +
-                              std::to_string(reference) + ", error / bound " + std::to_string(error / bound));
+                              std::to_string(reference) + ", error / bound " +
+                              std::to_string(error / bound));
     return bound > 0 ? error / bound : 0.0;
 }
 
 inline double ulps_apart(float a, float b) {
-    return std::fabs(static_cast<double>(a) - b) / (std::ldexp(1.0, std::ilogb(b == 0 ? 1.0f : b) - 23));
+    return std::fabs(static_cast<double>(a) - b) /
+           (std::ldexp(1.0, std::ilogb(b == 0 ? 1.0f : b) - 23));
 }
 
 struct Options {
     bool cuda = true;    // run the CUDA kernels on the host
-    bool small = false;  // leave out what takes fibers long
+    bool small = false;  // of CUDA, one run of the smaller cases: fibers are slow
     std::string isa;     // this instruction set only; empty: every one
     uint32_t exp_stride = 4093;
 };

@@ -43,7 +43,8 @@ LogprobReference::LogprobReference(const Matrix& hidden, const Matrix& weight,
     const auto T = static_cast<size_t>(hidden.rows()), D = static_cast<size_t>(hidden.cols());
     const auto V = static_cast<size_t>(weight.rows());
     const std::vector<double> h = to_doubles(hidden), w = to_doubles(weight);
-    dhidden.resize(T * D), dhidden_bound.resize(T * D), dweight.resize(V * D), dweight_bound.resize(V * D);
+    dhidden.resize(T * D), dhidden_bound.resize(T * D), dweight.resize(V * D),
+        dweight_bound.resize(V * D);
     std::vector<double> z(V);
     for (size_t t = 0; t < T; ++t) {
         double logit_bound = 0, largest = -std::numeric_limits<double>::infinity(), total = 0;
@@ -64,11 +65,15 @@ LogprobReference::LogprobReference(const Matrix& hidden, const Matrix& weight,
         const double g = dlogprob.get(static_cast<int64_t>(t));
         for (size_t v = 0; v < V; ++v) {
             const double p = std::exp(z[v] - lse[t]), c = g * ((v == target ? 1.0 : 0.0) - p);
-            const double shift = logit_bound + lse_bound[t] + 4 * kUnit * (std::fabs(z[v]) + std::fabs(lse[t]));
-            const double c_bound = std::fabs(g) * (p * std::expm1(std::min(shift, 600.0)) + 8 * kUnit * p) +
-                                   2 * kUnit * std::fabs(c) + 0x1.0p-140;
-            add(&dhidden[t * D], &dhidden_bound[t * D], c, c_bound + chain(V) * std::fabs(c), &w[v * D], D);
-            add(&dweight[v * D], &dweight_bound[v * D], c, c_bound + chain(T) * std::fabs(c), &h[t * D], D);
+            const double shift =
+                logit_bound + lse_bound[t] + 4 * kUnit * (std::fabs(z[v]) + std::fabs(lse[t]));
+            const double c_bound =
+                std::fabs(g) * (p * std::expm1(std::min(shift, 600.0)) + 8 * kUnit * p) +
+                2 * kUnit * std::fabs(c) + 0x1.0p-140;
+            add(&dhidden[t * D], &dhidden_bound[t * D], c, c_bound + chain(V) * std::fabs(c),
+                &w[v * D], D);
+            add(&dweight[v * D], &dweight_bound[v * D], c, c_bound + chain(T) * std::fabs(c),
+                &h[t * D], D);
         }
     }
 }

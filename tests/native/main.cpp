@@ -1,4 +1,5 @@
-// The kernels without Python: `native [--no-cuda] [--small] [--isa NAME] [--exp-stride N]`. Exit status 0 means every check passed.
+// The kernels without Python: `native [--no-cuda] [--small] [--isa NAME] [--exp-stride N]`. Exit
+// status 0 means every check passed.
 #include <chrono>
 
 #include "check.h"
@@ -35,7 +36,8 @@ int main(int argc, char** argv) {
     }
     std::string names;
     for (const auto isa : native::isas(options)) names += std::string(" ") + pe::cpu::isa_name(isa);
-    printf("  instruction sets:%s%s\n", names.c_str(), options.cuda ? "; CUDA kernels on the host" : "");
+    printf("  instruction sets:%s%s\n", names.c_str(),
+           options.cuda ? "; CUDA kernels on the host" : "");
     timed("exp, dtype", [&] { native::test_exp(options), native::test_dtype(); });
     timed("philox_uniform", [&] { native::test_philox_uniform(options); });
     timed("rms_norm", [&] { native::test_rms_norm(options); });

@@ -2,13 +2,14 @@
 
     python tests/native/run.py [release] [asan] [asan_openmp] [tsan] [--full]
 
-release      the flags of the wheel (OpenMP, -O3), and no symbol that the linker could merge across instruction sets
+release      the wheel's flags (OpenMP, -O3); no symbol that could be merged across instruction sets
 asan         AddressSanitizer and UndefinedBehaviorSanitizer, without OpenMP
-asan_openmp  the same with OpenMP; threads do not depend on the instruction set, so this and tsan take one
-tsan         ThreadSanitizer; it does not know OpenMP, so std_threads/pyengine/parallel.h replaces it
+asan_openmp  the same with OpenMP; threads do not depend on the instruction set: one is enough here
+tsan         ThreadSanitizer, to which OpenMP is unknown: std_threads/ holds another parallel.h
 --full       exp over all 2^32 floats (minutes)
 
-release and asan also run the .cu files, compiled for the host by cuda_on_host/. With no name: all four.
+release and asan also run the .cu files, compiled for the host by cuda_on_host/.
+With no name: all four.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Object:
         if subprocess.run(self.command).returncode != 0:
             raise SystemExit(f"{self.source} does not compile: {' '.join(self.command)}")
         if self.source.suffix == ".cu":
-            # Its only variables are the kernels' shared memory, which cuda_on_host.cpp finds by this name.
+            # Its only variables are the kernels' shared memory; cuda_on_host.cpp knows the name.
             rename = ["objcopy", "--rename-section", ".bss=pe_shared", str(self.target)]
             subprocess.run(rename, check=True)
         Path(f"{self.target}.cmd").write_text(" ".join(self.command))
@@ -120,7 +121,7 @@ def per_isa(source: Path) -> bool:
 
 
 def host_fma() -> list[str]:
-    """fmaf as an instruction in the .cu files, where this machine has it; else libm's, with the same bits but slow."""
+    """fmaf as an instruction in the .cu files, where this machine has it: libm's is slow."""
     cpu = Path("/proc/cpuinfo")
     has_fma = platform.machine() == "x86_64" and cpu.exists() and " fma " in cpu.read_text()
     return ["-mfma"] if has_fma else []
@@ -149,7 +150,7 @@ def kernel_object(variant: Variant, group: str, source: Path, flags: list[str]) 
 
 
 def test_objects() -> list[Object]:
-    """Compiled once, without a sanitizer: the kernels are what is watched, and malloc is replaced at link time."""
+    """Compiled once, without a sanitizer: it watches the kernels, and malloc from link time on."""
     flags = [*PLAIN, "-O2", f"-I{HERE / 'cuda_on_host'}"]
     names = ["main", "linear_logprob_reference", *(p.stem for p in sorted(HERE.glob("test_*.cpp")))]
     return [Object(HERE / f"{n}.cpp", BUILD / "tests" / f"{n}.o", flags) for n in names]
@@ -178,14 +179,14 @@ def build(variants: list[Variant]) -> dict[str, Path]:
 
 
 def weak_symbols(path: Path) -> list[str]:
-    """Symbols that the linker would merge with another object's of the same name: nm's V, W, v, w, u."""
+    """Symbols the linker would merge with another object's: nm's V, W, v, w, u."""
     listing = subprocess.run(["nm", str(path)], capture_output=True, text=True, check=True).stdout
     found = [line.split() for line in listing.splitlines()]
     return [name for *_, kind, name in found if kind in "VWvwu"]
 
 
 def check_no_weak_symbols(folder: Path) -> None:
-    """An inline function shared by two instruction sets would run one set's code on a machine without it."""
+    """A function shared by two instruction sets could run on a machine without one of them."""
     checked = 0
     for isa in ISA_FLAGS:
         for path in sorted((folder / isa).glob("*.o")):
@@ -193,7 +194,22 @@ def check_no_weak_symbols(folder: Path) -> None:
             if weak:
                 raise SystemExit(f"{path} exports symbols that the linker may merge: {weak}")
             checked += 1
-    print(f"  {checked} objects of {len(ISA_FLAGS)} instruction sets export no weak symbol")
+    print(f"{checked} objects of {len(ISA_FLAGS)} instruction sets export no weak symbol")
+
+
+def run(variant: Variant, program: Path, full: bool) -> int:
+    start = time.monotonic()
+    arguments = ["--exp-stride", "1"] if full and variant.name == "release" else variant.arguments
+    result = subprocess.run(
+        [program, *arguments],
+        env={**os.environ, **SANITIZER_OPTIONS},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    title = f"{variant.name}: exit status {result.returncode}, {time.monotonic() - start:.1f} s\n"
+    print(title + result.stdout, end="", flush=True)
+    return result.returncode
 
 
 def main() -> None:
@@ -209,17 +225,13 @@ def main() -> None:
     start = time.monotonic()
     programs = build(variants)
     print(f"built {', '.join(programs)} in {time.monotonic() - start:.1f} s", flush=True)
-    for variant in variants:
-        began = time.monotonic()
-        print(variant.name, flush=True)
-        arguments = ["--exp-stride", "1"] if options.full and variant.name == "release" else variant.arguments
-        environment = {**os.environ, **SANITIZER_OPTIONS}
-        status = subprocess.run([programs[variant.name], *arguments], env=environment).returncode
-        if status != 0:
-            sys.exit(f"{variant.name} failed with exit status {status}")
-        if variant.name == "release":
-            check_no_weak_symbols(BUILD / "release")
-        print(f"  {time.monotonic() - began:.1f} s", flush=True)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        statuses = list(pool.map(lambda v: run(v, programs[v.name], options.full), variants))
+    failed = [v.name for v, status in zip(variants, statuses, strict=True) if status != 0]
+    if failed:
+        sys.exit(f"native tests failed: {', '.join(failed)}")
+    if "release" in programs:
+        check_no_weak_symbols(BUILD / "release")
     print(f"native tests passed in {time.monotonic() - start:.1f} s")
 
 

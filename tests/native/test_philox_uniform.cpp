@@ -1,4 +1,5 @@
-// Known answers of Philox4x32-10 (Random123's kat_vectors), and the op on every instruction set and on CUDA's twin.
+// Known answers of Philox4x32-10 (Random123's kat_vectors), and the op on every instruction set and
+// on CUDA's twin.
 #include "check.h"
 #include "cuda_runtime.h"
 #include "pyengine/ops/philox_uniform.h"
@@ -9,7 +10,8 @@ namespace {
 
 void check_known_answer(uint64_t key, pe::Philox4x32 counter, const uint32_t (&expected)[4]) {
     const pe::Philox4x32 r = pe::philox4x32(key, counter);
-    for (int i = 0; i < 4; ++i) CHECK(r.word[i] == expected[i], "philox4x32 word " + std::to_string(i));
+    for (int i = 0; i < 4; ++i)
+        CHECK(r.word[i] == expected[i], "philox4x32 word " + std::to_string(i));
 }
 
 struct Keys {
@@ -42,7 +44,8 @@ double expected_uniform(const Keys& k, size_t i) {
         static_cast<uint64_t>(k.seed[i]),
         {{static_cast<uint32_t>(request), static_cast<uint32_t>(request >> 32),
           static_cast<uint32_t>(k.sample[i]), static_cast<uint32_t>(k.position[i])}});
-    return std::ldexp(static_cast<double>(r.word[0]), -32) + std::ldexp(static_cast<double>(r.word[1] >> 11), -53);
+    return std::ldexp(static_cast<double>(r.word[0]), -32) +
+           std::ldexp(static_cast<double>(r.word[1] >> 11), -53);
 }
 
 }  // namespace
@@ -50,7 +53,8 @@ double expected_uniform(const Keys& k, size_t i) {
 void test_philox_uniform(const Options& options) {
     check_known_answer(0, {{0, 0, 0, 0}}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8});
     const uint32_t ones = 0xffffffff;
-    check_known_answer(~uint64_t{0}, {{ones, ones, ones, ones}}, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd});
+    check_known_answer(~uint64_t{0}, {{ones, ones, ones, ones}},
+                       {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd});
     check_known_answer(0x299f31d0a4093822u, {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}},
                        {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1});
     for (const int64_t n : kSizes) {
@@ -66,7 +70,8 @@ void test_philox_uniform(const Options& options) {
         };
         for (const auto isa : isas(options)) {
             pe::cpu::set_active_isa(isa);
-            check(pe::cpu::isa_name(isa), [](const pe::PhiloxUniformArgs& a) { pe::cpu::philox_uniform(a); });
+            check(pe::cpu::isa_name(isa),
+                  [](const pe::PhiloxUniformArgs& a) { pe::cpu::philox_uniform(a); });
         }
         if (!options.cuda) continue;
         check("cuda", [](const pe::PhiloxUniformArgs& a) {

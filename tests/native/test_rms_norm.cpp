@@ -1,4 +1,5 @@
-// rms_norm on every instruction set and on CUDA's twin: float64 values, bits, strides, special values.
+// rms_norm on every instruction set and on CUDA's twin: float64 values, bits, strides, special
+// values.
 #include "check.h"
 #include "cuda_runtime.h"
 #include "pyengine/ops/rms_norm.h"
@@ -16,9 +17,10 @@ struct Case {
     float scale = 1.0f;
 
     std::string text() const {
-        return "rms_norm N " + std::to_string(N) + " D " + std::to_string(D) + " pad " + std::to_string(pad) +
-               " dtypes " + std::to_string(static_cast<int>(x)) + std::to_string(static_cast<int>(weight)) +
-               std::to_string(static_cast<int>(y)) + " scale " + std::to_string(scale);
+        return "rms_norm N " + std::to_string(N) + " D " + std::to_string(D) + " pad " +
+               std::to_string(pad) + " dtypes " + std::to_string(static_cast<int>(x)) +
+               std::to_string(static_cast<int>(weight)) + std::to_string(static_cast<int>(y)) +
+               " scale " + std::to_string(scale);
     }
 };
 
@@ -26,7 +28,10 @@ struct Inputs {
     Matrix x, weight, dy, dweight;
 
     explicit Inputs(const Case& c)
-        : x(c.x, c.N, c.D, c.pad), weight(c.weight, 1, c.D), dy(c.y, c.N, c.D, c.pad), dweight(floats(c.D)) {
+        : x(c.x, c.N, c.D, c.pad),
+          weight(c.weight, 1, c.D),
+          dy(c.y, c.N, c.D, c.pad),
+          dweight(floats(c.D)) {
         Rng rng(static_cast<uint64_t>(c.N * 1000 + c.D));
         x.fill_normal(rng, c.scale);
         weight.fill_normal(rng);
@@ -39,7 +44,10 @@ struct Results {
     Matrix y, rstd, dx, dweight;
 
     explicit Results(const Case& c, const Inputs& in)
-        : y(c.y, c.N, c.D, c.pad), rstd(floats(c.N)), dx(c.x, c.N, c.D, c.pad), dweight(in.dweight.copy()) {}
+        : y(c.y, c.N, c.D, c.pad),
+          rstd(floats(c.N)),
+          dx(c.x, c.N, c.D, c.pad),
+          dweight(in.dweight.copy()) {}
     bool same_bits(const Results& other) const {
         return y.same_bits(other.y) && rstd.same_bits(other.rstd) && dx.same_bits(other.dx) &&
                dweight.same_bits(other.dweight);
@@ -56,9 +64,10 @@ struct Device {
 
 const Device kCpu{"cpu", true, [](const auto& a) { pe::cpu::rms_norm_forward(a); },
                   [](const auto& a) { pe::cpu::rms_norm_backward(a); }};
-const Device kCuda{"cuda", true,
-                   [](const auto& a) { CHECK(pe::cuda::rms_norm_forward(a, nullptr) == cudaSuccess, "launch"); },
-                   [](const auto& a) { CHECK(pe::cuda::rms_norm_backward(a, nullptr) == cudaSuccess, "launch"); }};
+const Device kCuda{
+    "cuda", true,
+    [](const auto& a) { CHECK(pe::cuda::rms_norm_forward(a, nullptr) == cudaSuccess, "launch"); },
+    [](const auto& a) { CHECK(pe::cuda::rms_norm_backward(a, nullptr) == cudaSuccess, "launch"); }};
 
 pe::VectorView part(const Matrix& m, int64_t begin, int64_t n) {
     return {static_cast<float*>(m.view().data) + begin, DType::kF32, n};
@@ -66,10 +75,16 @@ pe::VectorView part(const Matrix& m, int64_t begin, int64_t n) {
 
 // Rows [begin, begin + n) of the case.
 void run(const Device& device, const Inputs& in, const Results& out, int64_t begin, int64_t n) {
-    device.forward({.x = in.x.rows(begin, n), .weight = in.weight.vector(), .eps = kEps,
-                    .y = out.y.rows(begin, n), .rstd = part(out.rstd, begin, n)});
-    device.backward({.dy = in.dy.rows(begin, n), .x = in.x.rows(begin, n), .weight = in.weight.vector(),
-                     .rstd = part(out.rstd, begin, n), .dx = out.dx.rows(begin, n),
+    device.forward({.x = in.x.rows(begin, n),
+                    .weight = in.weight.vector(),
+                    .eps = kEps,
+                    .y = out.y.rows(begin, n),
+                    .rstd = part(out.rstd, begin, n)});
+    device.backward({.dy = in.dy.rows(begin, n),
+                     .x = in.x.rows(begin, n),
+                     .weight = in.weight.vector(),
+                     .rstd = part(out.rstd, begin, n),
+                     .dx = out.dx.rows(begin, n),
                      .dweight = out.dweight.vector()});
 }
 
@@ -79,25 +94,32 @@ double rounding(DType dtype) { return dtype == DType::kBF16 ? 0x1.0p-8 : 2 * kUn
 double check_values(const Case& c, const Inputs& in, const Results& out) {
     const double chain = (static_cast<double>(c.D) / 16 + 12) * kUnit;
     std::vector<double> dweight(static_cast<size_t>(c.D)), dweight_size(static_cast<size_t>(c.D));
-    const std::string rstd_text = c.text() + " rstd", y_text = c.text() + " y", dx_text = c.text() + " dx";
+    const std::string rstd_text = c.text() + " rstd", y_text = c.text() + " y",
+                      dx_text = c.text() + " dx";
     double worst = 0;
     for (int64_t n = 0; n < c.N; ++n) {
         double squares = 0, dots = 0, dots_size = 0;
-        for (int64_t d = 0; d < c.D; ++d) squares += static_cast<double>(in.x.get(n, d)) * in.x.get(n, d);
-        const double rstd = 1.0 / std::sqrt(squares / static_cast<double>(c.D) + static_cast<double>(kEps));
+        for (int64_t d = 0; d < c.D; ++d)
+            squares += static_cast<double>(in.x.get(n, d)) * in.x.get(n, d);
+        const double rstd =
+            1.0 / std::sqrt(squares / static_cast<double>(c.D) + static_cast<double>(kEps));
         for (int64_t d = 0; d < c.D; ++d) {
-            const double dot = static_cast<double>(in.dy.get(n, d)) * in.weight.get(d) * in.x.get(n, d);
+            const double dot =
+                static_cast<double>(in.dy.get(n, d)) * in.weight.get(d) * in.x.get(n, d);
             dots += dot;
             dots_size += std::fabs(dot);
         }
         worst = std::max(worst, share(out.rstd.get(n), rstd, chain * rstd, rstd_text));
         for (int64_t d = 0; d < c.D; ++d) {
-            const double x = in.x.get(n, d), g = static_cast<double>(in.dy.get(n, d)) * in.weight.get(d);
-            const double y = x * rstd * in.weight.get(d), pull = rstd * rstd * x / static_cast<double>(c.D);
+            const double x = in.x.get(n, d),
+                         g = static_cast<double>(in.dy.get(n, d)) * in.weight.get(d);
+            const double y = x * rstd * in.weight.get(d),
+                         pull = rstd * rstd * x / static_cast<double>(c.D);
             const double dx = rstd * (g - pull * dots);
             const double y_bound = std::fabs(y) * (chain + rounding(c.y)) + 0x1.0p-140;
-            const double dx_bound = rstd * (std::fabs(g) + std::fabs(pull) * dots_size) * 3 * chain +
-                                    std::fabs(dx) * rounding(c.x) + 0x1.0p-140;
+            const double dx_bound =
+                rstd * (std::fabs(g) + std::fabs(pull) * dots_size) * 3 * chain +
+                std::fabs(dx) * rounding(c.x) + 0x1.0p-140;
             worst = std::max(worst, share(out.y.get(n, d), y, y_bound, y_text));
             worst = std::max(worst, share(out.dx.get(n, d), dx, dx_bound, dx_text));
             dweight[static_cast<size_t>(d)] += in.dy.get(n, d) * x * rstd;
@@ -107,8 +129,10 @@ double check_values(const Case& c, const Inputs& in, const Results& out) {
     for (int64_t d = 0; d < c.D; ++d) {
         const auto i = static_cast<size_t>(d);
         const double start = in.dweight.get(d);
-        const double bound = (static_cast<double>(c.N) * kUnit + chain) * (dweight_size[i] + std::fabs(start));
-        worst = std::max(worst, share(out.dweight.get(d), start + dweight[i], bound, c.text() + " dweight"));
+        const double bound =
+            (static_cast<double>(c.N) * kUnit + chain) * (dweight_size[i] + std::fabs(start));
+        worst = std::max(
+            worst, share(out.dweight.get(d), start + dweight[i], bound, c.text() + " dweight"));
     }
     return worst;
 }
@@ -116,10 +140,18 @@ double check_values(const Case& c, const Inputs& in, const Results& out) {
 // Null outputs are skipped and change nothing in the others; y may be x.
 void check_optional(const Device& device, const Case& c, const Inputs& in, const Results& whole) {
     const Results out(c, in);
-    device.forward({.x = in.x.view(), .weight = in.weight.vector(), .eps = kEps, .y = out.y.view(), .rstd = {}});
+    device.forward({.x = in.x.view(),
+                    .weight = in.weight.vector(),
+                    .eps = kEps,
+                    .y = out.y.view(),
+                    .rstd = {}});
     CHECK(out.y.same_bits(whole.y), c.text() + " without rstd");
-    pe::RmsNormBackwardArgs args{.dy = in.dy.view(), .x = in.x.view(), .weight = in.weight.vector(),
-                                 .rstd = whole.rstd.vector(), .dx = out.dx.view(), .dweight = {}};
+    pe::RmsNormBackwardArgs args{.dy = in.dy.view(),
+                                 .x = in.x.view(),
+                                 .weight = in.weight.vector(),
+                                 .rstd = whole.rstd.vector(),
+                                 .dx = out.dx.view(),
+                                 .dweight = {}};
     device.backward(args);
     CHECK(out.dx.same_bits(whole.dx), c.text() + " without dweight");
     args.dx = {};
@@ -128,7 +160,8 @@ void check_optional(const Device& device, const Case& c, const Inputs& in, const
     CHECK(out.dweight.same_bits(whole.dweight), c.text() + " without dx");
     if (c.x != c.y) return;
     const Matrix x = in.x.copy();
-    device.forward({.x = x.view(), .weight = in.weight.vector(), .eps = kEps, .y = x.view(), .rstd = {}});
+    device.forward(
+        {.x = x.view(), .weight = in.weight.vector(), .eps = kEps, .y = x.view(), .rstd = {}});
     CHECK(x.same_bits(whole.y), c.text() + " in place");
 }
 
@@ -136,7 +169,8 @@ void check_optional(const Device& device, const Case& c, const Inputs& in, const
 void check_bits(const Device& device, const Case& c, const Inputs& in, const Results& whole) {
     const auto repeat = [&](const std::vector<int64_t>& cuts, const char* what) {
         const Results out(c, in);
-        for (size_t i = 0; i + 1 < cuts.size(); ++i) run(device, in, out, cuts[i], cuts[i + 1] - cuts[i]);
+        for (size_t i = 0; i + 1 < cuts.size(); ++i)
+            run(device, in, out, cuts[i], cuts[i + 1] - cuts[i]);
         CHECK(out.same_bits(whole), c.text() + " on " + device.name + ": " + what);
     };
     repeat({0, c.N}, "a second run");
@@ -160,14 +194,17 @@ double check_case(const Case& c, const Options& options) {
     const auto check = [&](const Device& device) {
         Results out(c, in);
         run(device, in, out, 0, c.N);
-        CHECK(out.y.padding_is_intact() && out.dx.padding_is_intact(), c.text() + " writes between rows");
+        CHECK(out.y.padding_is_intact() && out.dx.padding_is_intact(),
+              c.text() + " writes between rows");
         worst = std::max(worst, check_values(c, in, out));
-        if (device.name != "cuda" || !large) {
+        if (device.name != "cuda" || !(large || options.small)) {
             check_bits(device, c, in, out);
             check_optional(device, c, in, out);
         }
         if (!device.fma) return;
-        if (!fma.empty()) CHECK(out.same_bits(fma[0]), c.text() + ": " + device.name + " against the first with FMA");
+        if (!fma.empty())
+            CHECK(out.same_bits(fma[0]),
+                  c.text() + ": " + device.name + " against the first with FMA");
         fma.push_back(std::move(out));
     };
     for (const auto isa : isas(options)) {

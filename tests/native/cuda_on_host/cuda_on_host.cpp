@@ -1,6 +1,7 @@
-// Runs a grid block by block, a block's threads as fibers that yield at barriers and shuffles. It refuses what a GPU leaves
-// undefined: a barrier that not all threads of the block reach, a shuffle that not all lanes of the warp reach, an empty
-// or oversized launch. Shared memory starts as NaN in every block.
+// Runs a grid block by block, a block's threads as fibers that yield at barriers and shuffles. It
+// refuses what a GPU leaves undefined: a barrier that not all threads of the block reach, a shuffle
+// that not all lanes of the warp reach, an empty or oversized launch. Shared memory starts as NaN
+// in every block.
 #include <ucontext.h>
 
 #include <cstdio>
@@ -31,8 +32,8 @@ struct Fiber {
     ucontext_t context;
     std::vector<char> stack = std::vector<char>(kStackBytes);
     State state = State::kReady;
-    uint32_t value = 0;   // offered to the warp's shuffle
-    void* fake = nullptr; // ASan's handle of the fiber's stack
+    uint32_t value = 0;    // offered to the warp's shuffle
+    void* fake = nullptr;  // ASan's handle of the fiber's stack
 };
 
 std::vector<Fiber> fibers;
@@ -44,15 +45,16 @@ PE_ASAN(const void* scheduler_stack = nullptr;)
 PE_ASAN(size_t scheduler_stack_bytes = 0;)
 
 [[noreturn]] void fail(const char* what) {
-    fprintf(stderr, "cuda_on_host: %s (block %u,%u thread %d)\n", what, block_index.x, block_index.y, current);
+    fprintf(stderr, "cuda_on_host: %s (block %u,%u thread %d)\n", what, block_index.x,
+            block_index.y, current);
     abort();
 }
 
 void yield(State state) {
     Fiber& self = fibers[static_cast<size_t>(current)];
     self.state = state;
-    PE_ASAN(__sanitizer_start_switch_fiber(state == State::kDone ? nullptr : &self.fake, scheduler_stack,
-                                           scheduler_stack_bytes));
+    PE_ASAN(__sanitizer_start_switch_fiber(state == State::kDone ? nullptr : &self.fake,
+                                           scheduler_stack, scheduler_stack_bytes));
     swapcontext(&self.context, &scheduler);
     PE_ASAN(__sanitizer_finish_switch_fiber(self.fake, nullptr, nullptr));
 }
@@ -113,7 +115,8 @@ void run_warp(int begin, int end) {
 
 // Not through ASan: the section holds red zones too.
 __attribute__((no_sanitize("address"))) void poison_shared() {
-    for (volatile char* p = __start_pe_shared; p < __stop_pe_shared; ++p) *p = static_cast<char>(0xff);
+    for (volatile char* p = __start_pe_shared; p < __stop_pe_shared; ++p)
+        *p = static_cast<char>(0xff);
 }
 
 void run_block(int threads) {
@@ -125,7 +128,8 @@ void run_block(int threads) {
             run_warp(warp, warp + kWarpLanes);
         }
         if (count(State::kDone, 0, threads) == threads) return;
-        if (count(State::kAtBarrier, 0, threads) != threads) fail("a barrier that not all threads reach");
+        if (count(State::kAtBarrier, 0, threads) != threads)
+            fail("a barrier that not all threads reach");
         release(0, threads);
     }
 }
@@ -150,7 +154,8 @@ uint32_t shuffle(uint32_t value, int source_lane) {
 
 cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& thread) {
     const bool empty = grid.x == 0 || grid.y == 0 || grid.z == 0 || block.x == 0;
-    const bool large = grid.x > 2147483647u || grid.y > 65535u || grid.z > 65535u || block.x > 1024u;
+    const bool large =
+        grid.x > 2147483647u || grid.y > 65535u || grid.z > 65535u || block.x > 1024u;
     if (empty || large || block.y * block.z != 1 || block.x % kWarpLanes != 0) {
         return cudaErrorInvalidConfiguration;
     }

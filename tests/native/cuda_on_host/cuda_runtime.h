@@ -1,6 +1,7 @@
-// The few pieces of CUDA that cuda/**/*.cu use, on the host: this folder stands before the toolkit's on the include path, so
-// the real .cu files compile as C++ and run under the sanitizers. A block's threads are fibers on one OS thread; see
-// cuda_on_host.cpp for what it checks that a GPU would not.
+// The few pieces of CUDA that cuda/**/*.cu use, on the host: this folder stands before the
+// toolkit's on the include path, so the real .cu files compile as C++ and run under the sanitizers.
+// A block's threads are fibers on one OS thread; see cuda_on_host.cpp for what it checks that a GPU
+// would not.
 #pragma once
 
 #include <cmath>
@@ -12,8 +13,8 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
-// One block runs at a time, so its shared memory is static. run.py renames the .bss of each .cu to pe_shared, which is filled
-// with NaN before each block.
+// One block runs at a time, so its shared memory is static. run.py renames the .bss of each .cu to
+// pe_shared, which is filled with NaN before each block.
 #define __shared__ static
 
 using cudaError_t = int;
@@ -69,6 +70,7 @@ inline float __shfl_up_sync(unsigned, float value, int delta) {
 }
 
 template <typename... Params, typename... Args>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), const Args&... args) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
+                               const Args&... args) {
     return cuda_on_host::run_grid(config->gridDim, config->blockDim, [&] { kernel(args...); });
 }

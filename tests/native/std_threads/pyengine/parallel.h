@@ -1,4 +1,5 @@
-// csrc/include/pyengine/parallel.h with std::thread in place of OpenMP, which ThreadSanitizer does not understand.
+// csrc/include/pyengine/parallel.h with std::thread in place of OpenMP, which ThreadSanitizer does
+// not understand.
 #pragma once
 
 #include <atomic>

@@ -1,0 +1,278 @@
+"""AdamW against torch's, schedules by their values, clipping, skipped steps and saved state."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pyengine.engine.optimizer import Optimizer, OptimizerConfig
+from pyengine.errors import CheckpointError, ConfigError
+
+SHAPES = {"a": (7, 5), "b": (11,), "c": (3, 2)}
+
+
+def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: nn.Parameter(torch.randn(shape, generator=generator))
+        for name, shape in SHAPES.items()
+    }
+
+
+def set_gradients(of: dict[str, nn.Parameter], seed: int, scale: float = 1.0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in of.values():
+        parameter.grad = torch.randn(parameter.shape, generator=generator) * scale
+
+
+def values(of: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in of.items()}
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_steps_equal_those_of_torch(weight_decay):
+    ours, theirs = parameters(), parameters()
+    options = {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": weight_decay}
+    config = OptimizerConfig(learning_rate=0.01, max_grad_norm=None, **options)
+    optimizer = Optimizer(ours, config)
+    adamw = torch.optim.AdamW(theirs.values(), lr=0.01, fused=False, foreach=False, **options)
+    for i in range(5):
+        set_gradients(ours, i)
+        set_gradients(theirs, i)
+        optimizer.step()
+        adamw.step()
+        for name in SHAPES:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-7)
+
+
+def test_first_step_by_hand():
+    """m = 0.1 g and v = 0.001 g^2, made unbiased g and g^2: a step of lr g / (|g| + eps) = lr."""
+    weight = {"w": nn.Parameter(torch.tensor([1.0, 1.0]))}
+    weight["w"].grad = torch.tensor([0.3, -20.0])
+    result = Optimizer(weight, OptimizerConfig(learning_rate=0.01, max_grad_norm=None)).step()
+    assert weight["w"].tolist() == pytest.approx([0.99, 1.01], abs=1e-7)
+    assert result == {
+        "lr": 0.01,
+        "grad_norm": pytest.approx(math.hypot(0.3, 20.0)),
+        "skipped": 0.0,
+    }
+
+
+def test_weight_decay_is_decoupled_and_follows_the_rate():
+    """Gradient 0: only the decay moves the weight, by the factor 1 - lr * decay."""
+    weight = {"w": nn.Parameter(torch.tensor([2.0]))}
+    weight["w"].grad = torch.zeros(1)
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, warmup_steps=2)
+    Optimizer(weight, config).step()  # the rate is 0.05
+    assert weight["w"].item() == pytest.approx(2.0 * (1 - 0.05 * 0.5), rel=1e-6)
+
+
+# Schedules
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (OptimizerConfig(2.0), [2.0] * 6),
+        (OptimizerConfig(2.0, warmup_steps=4), [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]),
+        (
+            OptimizerConfig(2.0, "linear", warmup_steps=0, total_steps=4),
+            [2.0, 1.5, 1.0, 0.5, 0.0, 0.0],
+        ),
+        (
+            OptimizerConfig(2.0, "linear", warmup_steps=2, total_steps=4),
+            [1.0, 2.0, 2.0, 1.0, 0.0, 0.0],
+        ),
+        (
+            OptimizerConfig(2.0, "cosine", warmup_steps=1, total_steps=5),
+            [2.0, 2.0, 1 + math.sqrt(0.5), 1.0, 1 - math.sqrt(0.5), 0.0, 0.0],
+        ),
+    ],
+    ids=["constant", "warmup", "linear", "warmup-linear", "warmup-cosine"],
+)
+def test_schedule_values(config, expected):
+    assert [config.rate(i) for i in range(len(expected))] == pytest.approx(expected, abs=1e-12)
+
+
+def test_steps_use_and_report_the_scheduled_rate():
+    """Constant gradient sign: a step moves each weight by the rate itself."""
+    weight = {"w": nn.Parameter(torch.zeros(1))}
+    optimizer = Optimizer(weight, OptimizerConfig(0.4, "linear", 2, 4, max_grad_norm=None))
+    moved = []
+    for rate in (0.2, 0.4, 0.4, 0.2):
+        before = weight["w"].item()
+        weight["w"].grad = torch.ones(1)
+        assert optimizer.step()["lr"] == pytest.approx(rate)
+        moved.append(before - weight["w"].item())
+    assert moved == pytest.approx([0.2, 0.4, 0.4, 0.2], rel=1e-5)
+
+
+# Clipping
+
+
+def test_gradients_over_the_limit_are_scaled_to_it():
+    weights = parameters()
+    set_gradients(weights, 1, scale=100.0)
+    before = {name: p.grad.clone() for name, p in weights.items()}
+    norm = math.sqrt(sum(g.double().square().sum().item() for g in before.values()))
+    result = Optimizer(weights, OptimizerConfig(max_grad_norm=0.5)).step()
+    assert result["grad_norm"] == pytest.approx(norm, rel=1e-6)
+    for name, parameter in weights.items():
+        expected = before[name] * (0.5 / norm)
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("limit", [None, 1e9])
+def test_gradients_within_the_limit_keep_their_bits(limit):
+    weights = parameters()
+    set_gradients(weights, 1)
+    before = {name: p.grad.clone() for name, p in weights.items()}
+    Optimizer(weights, OptimizerConfig(max_grad_norm=limit)).step()
+    assert all(torch.equal(p.grad, before[name]) for name, p in weights.items())
+
+
+# Steps that are skipped
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_gradients_that_are_not_finite_change_nothing(bad):
+    weights = parameters()
+    optimizer = Optimizer(weights, OptimizerConfig(learning_rate=0.1, weight_decay=0.1))
+    set_gradients(weights, 0)
+    optimizer.step()
+    before = values(weights)
+    moments = {name: t.clone() for name, t in optimizer.state_tensors().items()}
+    set_gradients(weights, 1)
+    weights["b"].grad[3] = bad
+    result = optimizer.step()
+    assert result["skipped"] == 1.0
+    assert not math.isfinite(result["grad_norm"])
+    assert optimizer.step_count == 1
+    assert all(torch.equal(p, before[name]) for name, p in weights.items())
+    after = optimizer.state_tensors()
+    assert all(torch.equal(after[name], tensor) for name, tensor in moments.items())
+
+
+def test_a_skipped_step_is_as_if_it_had_not_been():
+    runs = []
+    for skip in (False, True):
+        weights = parameters()
+        optimizer = Optimizer(weights, OptimizerConfig(0.1, "linear", 1, 9))
+        for i in range(4):
+            if skip and i == 2:
+                set_gradients(weights, 99)
+                weights["a"].grad[0, 0] = math.nan
+                optimizer.step()
+            set_gradients(weights, i)
+            optimizer.step()
+        runs.append(values(weights))
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in SHAPES)
+
+
+# Saved state
+
+
+def test_state_continues_bit_for_bit():
+    config = OptimizerConfig(0.05, "cosine", 2, 20, weight_decay=0.01)
+    whole, first = parameters(), parameters()
+    straight, before = Optimizer(whole, config), Optimizer(first, config)
+    for i in range(3):
+        for weights, optimizer in ((whole, straight), (first, before)):
+            set_gradients(weights, i)
+            optimizer.step()
+    second = {name: nn.Parameter(value) for name, value in values(first).items()}
+    after = Optimizer(second, config)
+    after.load_state_tensors(before.state_tensors(), before.step_count)
+    for i in range(3, 6):
+        for weights, optimizer in ((whole, straight), (second, after)):
+            set_gradients(weights, i)
+            optimizer.step()
+    assert after.step_count == 6
+    assert all(torch.equal(second[name], whole[name]) for name in SHAPES)
+
+
+def test_loaded_state_is_a_copy():
+    weights = parameters()
+    optimizer = Optimizer(weights, OptimizerConfig(0.1))
+    set_gradients(weights, 0)
+    optimizer.step()
+    saved = {name: t.clone() for name, t in optimizer.state_tensors().items()}
+    other = parameters(1)
+    loaded = Optimizer(other, OptimizerConfig(0.1))
+    loaded.load_state_tensors(saved, 1)
+    kept = {name: t.clone() for name, t in saved.items()}
+    set_gradients(other, 1)
+    loaded.step()
+    assert all(torch.equal(saved[name], kept[name]) for name in kept)
+
+
+def test_no_state_before_the_first_step():
+    optimizer = Optimizer(parameters(), OptimizerConfig())
+    assert optimizer.state_tensors() == {}
+    optimizer.load_state_tensors({}, 0)
+    assert optimizer.step_count == 0
+
+
+def state() -> dict[str, torch.Tensor]:
+    return {
+        f"{key}.{name}": torch.zeros(shape)
+        for key in ("exp_avg", "exp_avg_sq")
+        for name, shape in SHAPES.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("exp_avg.b"), "state does not fit the model: exp_avg.b"),
+        (lambda s: s.update(extra=torch.zeros(1)), "state does not fit the model: extra"),
+        (
+            lambda s: s.update({"exp_avg_sq.a": torch.zeros(5, 7)}),
+            "exp_avg_sq.a must have shape (7, 5) but has (5, 7)",
+        ),
+        (lambda s: s.clear(), "state does not fit the model: exp_avg.a"),
+    ],
+)
+def test_state_of_another_model_is_refused(change, message):
+    changed = state()
+    change(changed)
+    with pytest.raises(CheckpointError) as caught:
+        Optimizer(parameters(), OptimizerConfig()).load_state_tensors(changed, 1)
+    assert str(caught.value) == f"[optimizer] {message}"
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        *[("learning_rate", v, "finite and >= 0") for v in (-1e-6, math.nan, math.inf, "1")],
+        ("schedule", "step", "one of constant, linear, cosine"),
+        *[("warmup_steps", v, "an integer >= 0") for v in (-1, 0.5, None)],
+        *[
+            ("betas", v, "two numbers in [0, 1)")
+            for v in ((0.9,), (0.9, 1.0), (-0.1, 0.9), 0.9, ("a", "b"))
+        ],
+        *[("eps", v, "finite and > 0") for v in (0, -1.0, math.nan, math.inf)],
+        *[("weight_decay", v, "finite and >= 0") for v in (-0.1, math.nan, math.inf, None)],
+        *[("max_grad_norm", v, "> 0 or None") for v in (0, -1.0, math.nan, "1")],
+    ],
+)
+def test_settings_name_field_and_value(field, value, rule):
+    with pytest.raises(ConfigError) as caught:
+        OptimizerConfig(**{field: value})
+    assert str(caught.value) == f"[optimizer] {field} must be {rule} but is {value!r}"
+
+
+@pytest.mark.parametrize("total_steps", [None, 3, 2, 3.5])
+def test_a_schedule_with_an_end_needs_total_steps(total_steps):
+    with pytest.raises(ConfigError) as caught:
+        OptimizerConfig(schedule="cosine", warmup_steps=3, total_steps=total_steps)
+    assert str(caught.value) == (
+        "[optimizer] schedule 'cosine' needs an integer total_steps > warmup_steps (3) "
+        f"but total_steps is {total_steps}"
+    )

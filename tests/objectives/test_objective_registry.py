@@ -1,0 +1,77 @@
+"""Objectives by name, and the check messages of `get` and `pairwise_loss`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyengine import objectives
+from pyengine.errors import ConfigError
+from pyengine.objectives import DPO, LossInputs, LossOutput, Objective
+
+B = torch.zeros(3)
+
+
+def test_get_passes_options_on():
+    assert objectives.get("dpo", beta=0.25, label_smoothing=0.1) == DPO(0.25, 0.1)
+
+
+def test_every_available_name_has_an_objective_of_that_name():
+    assert objectives.available() == sorted(objectives.available())
+    assert "dpo" in objectives.available()
+    for name in objectives.available():
+        assert objectives.get(name).name == name
+
+
+def test_unknown_name_is_refused():
+    with pytest.raises(ConfigError) as caught:
+        objectives.get("dop")
+    assert str(caught.value).startswith("[objectives] name must be one of ")
+    assert str(caught.value).endswith("but is 'dop'")
+
+
+def test_unknown_option_is_refused():
+    with pytest.raises(ConfigError) as caught:
+        objectives.get("dpo", betta=0.1)
+    assert (
+        str(caught.value)
+        == "[objectives] dpo has no option 'betta'; it has beta, label_smoothing"
+    )
+
+
+def test_pairwise_loss_refuses_an_unknown_option():
+    with pytest.raises(ConfigError, match="dpo has no option 'gamma'"):
+        objectives.pairwise_loss("dpo", B, B, B, B, gamma=1)
+
+
+@pytest.mark.parametrize("missing", ["ref_chosen_logps", "ref_rejected_logps"])
+def test_pairwise_loss_needs_the_reference(missing):
+    given = {"ref_chosen_logps": B, "ref_rejected_logps": B} | {missing: None}
+    with pytest.raises(ValueError) as caught:
+        objectives.pairwise_loss("dpo", B, B, **given)
+    assert str(caught.value) == f"[pairwise_loss] dpo needs {missing} but it is None"
+
+
+@pytest.mark.parametrize("wrong", ["rejected_logps", "ref_chosen_logps", "ref_rejected_logps"])
+def test_pairwise_loss_names_the_tensor_of_another_shape(wrong):
+    given = {name: B for name in ("rejected_logps", "ref_chosen_logps", "ref_rejected_logps")}
+    given[wrong] = torch.zeros(2)
+    with pytest.raises(ValueError) as caught:
+        objectives.pairwise_loss("dpo", B, **given)
+    assert (
+        str(caught.value)
+        == f"[pairwise_loss] {wrong} must have shape (3,) like chosen_logps but got (2,)"
+    )
+
+
+def test_pairwise_loss_refuses_an_objective_of_another_kind(monkeypatch):
+    class Pointwise(Objective):
+        name = "pointwise"
+
+        def __call__(self, inputs: LossInputs) -> LossOutput:
+            raise NotImplementedError
+
+    monkeypatch.setattr(objectives, "get", lambda name, **options: Pointwise())
+    with pytest.raises(ConfigError) as caught:
+        objectives.pairwise_loss("pointwise", B, B)
+    assert str(caught.value) == "[pairwise_loss] pointwise is not a pairwise objective"
