@@ -69,7 +69,7 @@ def want_cuda() -> bool:
 
 
 def cuda_toolkit(nvcc: Path) -> Path:
-    """The folder with include/ and lib64/, from nvcc itself: the nvcc on the PATH may be a wrapper."""
+    """The folder with include/ and lib64/: what is on the PATH may be a wrapper."""
     command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
     plan = subprocess.run(command, capture_output=True, text=True).stderr
     tops = [line.split("=", 1)[1] for line in plan.splitlines() if line.startswith("#$ TOP=")]
@@ -90,8 +90,8 @@ def cuda_archs(nvcc: Path) -> list[str]:
         raise SystemExit(
             f"PYENGINE_CUDA_ARCHS={asked}: {nvcc} does not know {unknown} but {' '.join(known)}"
         )
-    codes = [f"sm_{a}" for a in wanted[:-1]] + [f"[sm_{wanted[-1]},compute_{wanted[-1]}]"]
-    return [f"-gencode=arch=compute_{a},code={c}" for a, c in zip(wanted, codes, strict=True)]
+    last = f"-gencode=arch=compute_{wanted[-1]},code=compute_{wanted[-1]}"
+    return [*(f"-gencode=arch=compute_{a},code=sm_{a}" for a in wanted), last]
 
 
 def escape(text: object) -> str:

@@ -149,7 +149,7 @@ def verify(path: str | Path) -> dict[str, Any]:
         if required not in files:
             raise CheckpointError(f"[{folder}] {MANIFEST} must list {required} but does not")
     for name, entry in files.items():
-        if Path(name).name != name or not isinstance(entry, dict):
+        if not name or Path(name).name != name or not isinstance(entry, dict):
             raise CheckpointError(f"[{folder}] {MANIFEST} holds a bad entry {name!r}")
         _verify_file(folder, name, entry)
     return manifest

@@ -129,6 +129,8 @@ class Optimizer:
         for group in self._adamw.param_groups:
             group["lr"] = rate
         self._adamw.step()
+        # The fused kernel does not tell autograd, by which the bf16 copies know the masters moved.
+        torch.autograd.graph.increment_version(list(self._parameters.values()))
         self.step_count += 1
         return {"lr": rate, "grad_norm": norm, "skipped": 0.0}
 

@@ -61,6 +61,16 @@ def test_first_step_by_hand():
     }
 
 
+def test_a_step_is_seen_by_the_version_counter():
+    """What is kept of a weight (its bf16 copy) is made anew when the counter moves."""
+    weights = parameters()
+    optimizer = Optimizer(weights, OptimizerConfig())
+    before = {name: p._version for name, p in weights.items()}
+    set_gradients(weights, 0)
+    optimizer.step()
+    assert all(p._version > before[name] for name, p in weights.items())
+
+
 def test_weight_decay_is_decoupled_and_follows_the_rate():
     """Gradient 0: only the decay moves the weight, by the factor 1 - lr * decay."""
     weight = {"w": nn.Parameter(torch.tensor([2.0]))}

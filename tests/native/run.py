@@ -24,6 +24,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -39,8 +40,17 @@ STD_THREADS = f"-I{HERE / 'std_threads'}"
 
 
 def setup_py() -> dict[str, Any]:
-    """The names in setup.py, which is run without building anything: flags are stated once."""
-    with mock.patch("setuptools.setup"):
+    """The names in setup.py, run without building anything: flags are stated once.
+
+    setuptools need not be installed; a stand-in takes its place.
+    """
+    setuptools = SimpleNamespace(setup=lambda **_: None, Extension=lambda *_, **__: None)
+    stand_ins = {
+        "setuptools": setuptools,
+        "setuptools.command": SimpleNamespace(),
+        "setuptools.command.build_ext": SimpleNamespace(build_ext=object),
+    }
+    with mock.patch.dict(sys.modules, stand_ins):
         return runpy.run_path(str(ROOT / "setup.py"))
 
 

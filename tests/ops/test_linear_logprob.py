@@ -379,21 +379,21 @@ def status(key):
         return next(int(line.split()[1]) for line in file if line.startswith(key)) / 1024
 
 T, D, V = 2048, 32, 49152
-hidden = torch.randn(T, D).to(torch.{dtype}).requires_grad_()
-weight = torch.randn(V, D).to(torch.{dtype}).requires_grad_()
-targets = torch.randint(0, V, (T,))
-pe.ops.linear_logprob(hidden[:8], weight, targets[:8]).sum().backward()
-before = status("VmRSS")
-pe.ops.linear_logprob(hidden, weight, targets).sum().backward()
-print(status("VmHWM") - before)
+for dtype in (torch.bfloat16, torch.float32):
+    hidden = torch.randn(T, D).to(dtype).requires_grad_()
+    weight = torch.randn(V, D).to(dtype).requires_grad_()
+    targets = torch.randint(0, V, (T,))
+    pe.ops.linear_logprob(hidden[:8], weight, targets[:8]).sum().backward()
+    before = status("VmRSS")
+    pe.ops.linear_logprob(hidden, weight, targets).sum().backward()
+    print(status("VmHWM") - before)
 """
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_memory_stays_far_below_a_logits_matrix(dtype: str) -> None:
+def test_memory_stays_far_below_a_logits_matrix() -> None:
     """Peak of forward and backward at T = 2048, V = 49152; float32 logits alone take 384 MiB."""
-    extra_mib = float(printed(MEMORY_SCRIPT.format(dtype=dtype)))
-    assert 0.0 < extra_mib < 96.0
+    for extra_mib in printed(MEMORY_SCRIPT).split():
+        assert 0.0 < float(extra_mib) < 96.0
 
 
 def test_releases_the_gil() -> None:

@@ -1,0 +1,83 @@
+"""The native driver of tests/native: it passes, and it can fail. The sanitizers run in .ci/run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = Path(__file__).parent / "native" / "run.py"
+sys.path.insert(0, str(RUN.parent))
+import run as native
+
+
+def compiled(folder: Path, name: str, text: str) -> Path:
+    source, target = folder / f"{name}.cpp", folder / f"{name}.o"
+    source.write_text(text)
+    compiler = os.environ.get("CXX", "g++")
+    subprocess.run([compiler, "-O1", "-c", str(source), "-o", str(target)], check=True)
+    return target
+
+
+@pytest.mark.slow
+def test_kernels_pass_on_every_instruction_set_of_this_machine() -> None:
+    result = subprocess.run([sys.executable, str(RUN), "release"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "release: exit status 0" in result.stdout
+    assert "export no weak symbol" in result.stdout
+
+
+def test_inline_function_is_found_as_weak(tmp_path: Path) -> None:
+    text = "inline int shared_twice(int x) { return x + 1; }\nint (*use)(int) = shared_twice;\n"
+    assert native.weak_symbols(compiled(tmp_path, "weak", text)) == ["_Z12shared_twicei"]
+
+
+def test_internal_and_plain_functions_are_not_weak(tmp_path: Path) -> None:
+    text = "namespace { int own(int x) { return x * x; } }\nint plain(int x) { return own(x); }\n"
+    assert native.weak_symbols(compiled(tmp_path, "strong", text)) == []
+
+
+def test_weak_symbol_in_a_kernel_object_fails_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "baseline"
+    folder.mkdir()
+    text = "inline int shared_twice(int x) { return x + 1; }\nint (*use)(int) = shared_twice;\n"
+    compiled(folder, "kernel", text)
+    with pytest.raises(SystemExit, match=r"kernel\.o exports symbols .*_Z12shared_twicei"):
+        native.check_no_weak_symbols(tmp_path)
+
+
+def test_object_is_built_again_when_a_header_or_a_flag_changes(tmp_path: Path) -> None:
+    header, source = tmp_path / "value.h", tmp_path / "value.cpp"
+    header.write_text("#define VALUE 1\n")
+    source.write_text('#include "value.h"\nint value() { return VALUE; }\n')
+    built = native.Object(source, tmp_path / "value.o", ["-O1"])
+    assert not built.up_to_date()
+    built.build()
+    assert built.up_to_date()
+    assert not native.Object(source, tmp_path / "value.o", ["-O2"]).up_to_date()
+    later = built.target.stat().st_mtime + 1
+    os.utime(header, (later, later))
+    assert not built.up_to_date()
+
+
+def test_source_that_does_not_compile_is_named(tmp_path: Path) -> None:
+    source = tmp_path / "broken.cpp"
+    source.write_text("int f( {\n")
+    with pytest.raises(SystemExit, match=r"broken\.cpp does not compile: "):
+        native.Object(source, tmp_path / "broken.o", []).build()
+
+
+def test_driver_refuses_an_unknown_variant() -> None:
+    result = subprocess.run([sys.executable, str(RUN), "msan"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "unknown msan: choose from release, asan, asan_openmp, tsan" in result.stderr
+
+
+def test_every_kernel_source_is_in_every_build() -> None:
+    sources = {p.name for p in (native.ROOT / "csrc").glob("**/*.cpp")}
+    sources |= {p.name for p in (native.ROOT / "cuda").glob("**/*.cu")}
+    for variant in native.VARIANTS:
+        assert sources <= {o.source.name for o in native.kernel_objects(variant)}, variant.name
