@@ -33,8 +33,8 @@ void check_targets(const TensorArg& targets, const VectorView& ids, int64_t V) {
     const int64_t* id = static_cast<const int64_t*>(ids.data);
     for (int64_t i = 0; i < ids.size; ++i) {
         if (id[i] < 0 || id[i] >= V) {
-            value_error(targets, "must be in [0, " + std::to_string(V) + ") but targets[" + std::to_string(i) +
-                                     "] = " + std::to_string(id[i]));
+            value_error(targets, "must be in [0, " + std::to_string(V) + ") but targets[" +
+                                     std::to_string(i) + "] = " + std::to_string(id[i]));
         }
     }
 }
@@ -53,45 +53,59 @@ int threads_that_fit(const TensorArg& workspace, const Shape& s, bool backward) 
     const int64_t have = workspace.shape[0] * dtype_bytes(workspace.dtype);
     int threads = num_threads();
     if (workspace.is_cuda) return 1;
-    while (threads > 1 && cpu::linear_logprob_workspace_bytes(s.T, s.D, s.V, backward, threads) > have) --threads;
+    while (threads > 1 &&
+           cpu::linear_logprob_workspace_bytes(s.T, s.D, s.V, backward, threads) > have)
+        --threads;
     const int64_t need = cpu::linear_logprob_workspace_bytes(s.T, s.D, s.V, backward, threads);
     if (need > have) {
-        value_error(workspace, "must have " + std::to_string(need) + " bytes but has " + std::to_string(have));
+        value_error(workspace,
+                    "must have " + std::to_string(need) + " bytes but has " + std::to_string(have));
     }
     return threads;
 }
 
-void forward(py::object hidden_, py::object weight_, py::object targets_, py::object logprob_, py::object lse_,
-             py::object workspace_, uintptr_t stream) {
-    const TensorArg hidden = borrow(kOp, "hidden", hidden_), weight = borrow(kOp, "weight", weight_);
-    const TensorArg targets = borrow(kOp, "targets", targets_), logprob = borrow(kOp, "logprob", logprob_);
-    const TensorArg lse = borrow(kOp, "lse", lse_), workspace = borrow(kOp, "workspace", workspace_);
+void forward(py::object hidden_, py::object weight_, py::object targets_, py::object logprob_,
+             py::object lse_, py::object workspace_, uintptr_t stream) {
+    const TensorArg hidden = borrow(kOp, "hidden", hidden_),
+                    weight = borrow(kOp, "weight", weight_);
+    const TensorArg targets = borrow(kOp, "targets", targets_),
+                    logprob = borrow(kOp, "logprob", logprob_);
+    const TensorArg lse = borrow(kOp, "lse", lse_),
+                    workspace = borrow(kOp, "workspace", workspace_);
     const Shape s = check_operands(hidden, weight, targets);
     for (const TensorArg* t : {&logprob, &lse}) {
         check_dtype(*t, {DType::kF32});
         check_shape(*t, "(T,)", {s.T});
     }
     check_same_device(hidden, {&logprob, &lse, &workspace});
-    const LinearLogprobForwardArgs args{.hidden = matrix(hidden), .weight = matrix(weight),
-                                        .targets = vector(targets), .logprob = vector(logprob),
-                                        .lse = vector(lse), .workspace = workspace.data,
+    const LinearLogprobForwardArgs args{.hidden = matrix(hidden),
+                                        .weight = matrix(weight),
+                                        .targets = vector(targets),
+                                        .logprob = vector(logprob),
+                                        .lse = vector(lse),
+                                        .workspace = workspace.data,
                                         .threads = threads_that_fit(workspace, s, false)};
     check_targets(targets, args.targets, s.V);
     py::gil_scoped_release release;
 #ifdef PE_WITH_CUDA
     if (hidden.is_cuda) {
-        return check_cuda_status(kOp, cuda::linear_logprob_forward(args, reinterpret_cast<void*>(stream)));
+        return check_cuda_status(
+            kOp, cuda::linear_logprob_forward(args, reinterpret_cast<void*>(stream)));
     }
 #endif
     (void)stream;
     cpu::linear_logprob_forward(args);
 }
 
-void backward(py::object dlogprob_, py::object hidden_, py::object weight_, py::object targets_, py::object lse_,
-              py::object dhidden_, py::object dweight_, py::object workspace_, uintptr_t stream) {
-    const TensorArg dlogprob = borrow(kOp, "dlogprob", dlogprob_), hidden = borrow(kOp, "hidden", hidden_);
-    const TensorArg weight = borrow(kOp, "weight", weight_), targets = borrow(kOp, "targets", targets_);
-    const TensorArg lse = borrow(kOp, "lse", lse_), workspace = borrow(kOp, "workspace", workspace_);
+void backward(py::object dlogprob_, py::object hidden_, py::object weight_, py::object targets_,
+              py::object lse_, py::object dhidden_, py::object dweight_, py::object workspace_,
+              uintptr_t stream) {
+    const TensorArg dlogprob = borrow(kOp, "dlogprob", dlogprob_),
+                    hidden = borrow(kOp, "hidden", hidden_);
+    const TensorArg weight = borrow(kOp, "weight", weight_),
+                    targets = borrow(kOp, "targets", targets_);
+    const TensorArg lse = borrow(kOp, "lse", lse_),
+                    workspace = borrow(kOp, "workspace", workspace_);
     const TensorArg dhidden = borrow_optional(kOp, "dhidden", dhidden_);
     const TensorArg dweight = borrow_optional(kOp, "dweight", dweight_);
     const Shape s = check_operands(hidden, weight, targets);
@@ -103,16 +117,21 @@ void backward(py::object dlogprob_, py::object hidden_, py::object weight_, py::
     check_shape(dhidden, "(T, D)", {s.T, s.D});
     check_shape(dweight, "(V, D)", {s.V, s.D});
     check_same_device(hidden, {&dlogprob, &lse, &workspace, &dhidden, &dweight});
-    const LinearLogprobBackwardArgs args{.dlogprob = vector(dlogprob), .hidden = matrix(hidden),
-                                         .weight = matrix(weight), .targets = vector(targets),
-                                         .lse = vector(lse), .dhidden = matrix(dhidden),
-                                         .dweight = matrix(dweight), .workspace = workspace.data,
+    const LinearLogprobBackwardArgs args{.dlogprob = vector(dlogprob),
+                                         .hidden = matrix(hidden),
+                                         .weight = matrix(weight),
+                                         .targets = vector(targets),
+                                         .lse = vector(lse),
+                                         .dhidden = matrix(dhidden),
+                                         .dweight = matrix(dweight),
+                                         .workspace = workspace.data,
                                          .threads = threads_that_fit(workspace, s, true)};
     check_targets(targets, args.targets, s.V);
     py::gil_scoped_release release;
 #ifdef PE_WITH_CUDA
     if (hidden.is_cuda) {
-        return check_cuda_status(kOp, cuda::linear_logprob_backward(args, reinterpret_cast<void*>(stream)));
+        return check_cuda_status(
+            kOp, cuda::linear_logprob_backward(args, reinterpret_cast<void*>(stream)));
     }
 #endif
     (void)stream;
@@ -122,13 +141,14 @@ void backward(py::object dlogprob_, py::object hidden_, py::object weight_, py::
 }  // namespace
 
 void bind_logprob(py::module_& m) {
-    m.def("linear_logprob_workspace_bytes", &workspace_bytes, py::arg("T"), py::arg("D"), py::arg("V"),
-          py::arg("backward"), py::arg("cuda") = false);
-    m.def("linear_logprob_forward", &forward, py::arg("hidden"), py::arg("weight"), py::arg("targets"),
-          py::arg("logprob"), py::arg("lse"), py::arg("workspace"), py::arg("stream") = 0);
-    m.def("linear_logprob_backward", &backward, py::arg("dlogprob"), py::arg("hidden"), py::arg("weight"),
-          py::arg("targets"), py::arg("lse"), py::arg("dhidden").none(true), py::arg("dweight").none(true),
-          py::arg("workspace"), py::arg("stream") = 0);
+    m.def("linear_logprob_workspace_bytes", &workspace_bytes, py::arg("T"), py::arg("D"),
+          py::arg("V"), py::arg("backward"), py::arg("cuda") = false);
+    m.def("linear_logprob_forward", &forward, py::arg("hidden"), py::arg("weight"),
+          py::arg("targets"), py::arg("logprob"), py::arg("lse"), py::arg("workspace"),
+          py::arg("stream") = 0);
+    m.def("linear_logprob_backward", &backward, py::arg("dlogprob"), py::arg("hidden"),
+          py::arg("weight"), py::arg("targets"), py::arg("lse"), py::arg("dhidden").none(true),
+          py::arg("dweight").none(true), py::arg("workspace"), py::arg("stream") = 0);
 }
 
 }  // namespace pe::bindings

@@ -7,10 +7,11 @@ namespace {
 
 constexpr const char* kOp = "philox_uniform";
 
-void uniform(py::object seed_, py::object request_, py::object sample_, py::object position_, py::object u_,
-             uintptr_t stream) {
+void uniform(py::object seed_, py::object request_, py::object sample_, py::object position_,
+             py::object u_, uintptr_t stream) {
     const TensorArg seed = borrow(kOp, "seed", seed_), request = borrow(kOp, "request", request_);
-    const TensorArg sample = borrow(kOp, "sample", sample_), position = borrow(kOp, "position", position_);
+    const TensorArg sample = borrow(kOp, "sample", sample_),
+                    position = borrow(kOp, "position", position_);
     const TensorArg u = borrow(kOp, "u", u_);
     check_dims(u, "(N,)", 1);
     check_dtype(u, {DType::kF64});
@@ -20,11 +21,15 @@ void uniform(py::object seed_, py::object request_, py::object sample_, py::obje
     }
     check_same_device(u, {&seed, &request, &sample, &position});
     check_cuda_built(u);
-    const PhiloxUniformArgs args{.seed = vector(seed), .request = vector(request), .sample = vector(sample),
-                                 .position = vector(position), .u = vector(u)};
+    const PhiloxUniformArgs args{.seed = vector(seed),
+                                 .request = vector(request),
+                                 .sample = vector(sample),
+                                 .position = vector(position),
+                                 .u = vector(u)};
     py::gil_scoped_release release;
 #ifdef PE_WITH_CUDA
-    if (u.is_cuda) return check_cuda_status(kOp, cuda::philox_uniform(args, reinterpret_cast<void*>(stream)));
+    if (u.is_cuda)
+        return check_cuda_status(kOp, cuda::philox_uniform(args, reinterpret_cast<void*>(stream)));
 #endif
     (void)stream;
     cpu::philox_uniform(args);

@@ -37,7 +37,8 @@ inline void check_dtype(const TensorArg& t, std::initializer_list<DType> allowed
 }
 
 // `symbols` is the contract's shape, e.g. "(N, D)"; `sizes` its value here.
-inline void check_shape(const TensorArg& t, const char* symbols, std::initializer_list<int64_t> sizes) {
+inline void check_shape(const TensorArg& t, const char* symbols,
+                        std::initializer_list<int64_t> sizes) {
     if (!t.present()) return;
     bool same = t.ndim == static_cast<int>(sizes.size());
     std::string expected = "(";
@@ -48,19 +49,22 @@ inline void check_shape(const TensorArg& t, const char* symbols, std::initialize
     }
     expected += sizes.size() == 1 ? ",)" : ")";
     if (!same) {
-        value_error(t, "must have shape " + std::string(symbols) + " = " + expected + " but got " + t.shape_text());
+        value_error(t, "must have shape " + std::string(symbols) + " = " + expected + " but got " +
+                           t.shape_text());
     }
 }
 
 inline void check_dims(const TensorArg& t, const char* symbols, int ndim) {
-    if (t.ndim != ndim) value_error(t, "must have shape " + std::string(symbols) + " but got " + t.shape_text());
+    if (t.ndim != ndim)
+        value_error(t, "must have shape " + std::string(symbols) + " but got " + t.shape_text());
 }
 
-inline void check_same_device(const TensorArg& first, std::initializer_list<const TensorArg*> others) {
+inline void check_same_device(const TensorArg& first,
+                              std::initializer_list<const TensorArg*> others) {
     for (const TensorArg* t : others) {
         if (t->present() && (t->is_cuda != first.is_cuda || t->device_id != first.device_id)) {
-            value_error(*t, "must be on " + first.device_text() + " like " + first.name + " but is on " +
-                                t->device_text());
+            value_error(*t, "must be on " + first.device_text() + " like " + first.name +
+                                " but is on " + t->device_text());
         }
     }
 }
@@ -68,9 +72,10 @@ inline void check_same_device(const TensorArg& first, std::initializer_list<cons
 inline void check_cuda_built(const TensorArg& t) {
 #ifndef PE_WITH_CUDA
     if (t.is_cuda) {
-        value_error(t, "is on " + t.device_text() +
-                           " but this pyengine was built without CUDA kernels: install it with nvcc on the "
-                           "PATH and PYENGINE_CUDA=1");
+        value_error(
+            t, "is on " + t.device_text() +
+                   " but this pyengine was built without CUDA kernels: install it with nvcc on the "
+                   "PATH and PYENGINE_CUDA=1");
     }
 #else
     (void)t;
@@ -87,7 +92,8 @@ inline MatrixView matrix(const TensorArg& t) {
     if (!t.present()) return {};
     const int64_t rows = t.shape[0], cols = t.shape[1];
     if (cols > 1 && t.strides[1] != 1) {
-        value_error(t, "must have a contiguous last dimension but its stride is " + std::to_string(t.strides[1]));
+        value_error(t, "must have a contiguous last dimension but its stride is " +
+                           std::to_string(t.strides[1]));
     }
     return {t.data, t.dtype, rows, cols, rows > 1 ? t.strides[0] : cols};
 }

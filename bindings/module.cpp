@@ -50,7 +50,8 @@ void set_isa(const std::string& name) {
 }
 
 void set_threads(int n) {
-    if (n < 1) throw py::value_error("[set_num_threads] n must be >= 1 but is " + std::to_string(n));
+    if (n < 1)
+        throw py::value_error("[set_num_threads] n must be >= 1 but is " + std::to_string(n));
     set_num_threads(n);
 }
 

@@ -34,15 +34,19 @@ bool dtype_from_name(const std::string& name, DType* out) {
     return false;
 }
 
-std::string dtype_name(py::handle object) { return py::str(object.attr("dtype")).cast<std::string>(); }
+std::string dtype_name(py::handle object) {
+    return py::str(object.attr("dtype")).cast<std::string>();
+}
 
 void check_ndim(const char* op, const char* name, int64_t ndim) {
-    if (ndim > kMaxDims) refuse(op, name, "has " + std::to_string(ndim) + " dimensions, more than 8");
+    if (ndim > kMaxDims)
+        refuse(op, name, "has " + std::to_string(ndim) + " dimensions, more than 8");
 }
 
 void read_exchange(TensorArg* arg, py::handle object) {
     dlpack::Tensor t{};
-    if (g_exchange->tensor_from_py_object_no_sync(object.ptr(), &t) != 0) throw py::error_already_set();
+    if (g_exchange->tensor_from_py_object_no_sync(object.ptr(), &t) != 0)
+        throw py::error_already_set();
     check_ndim(arg->op, arg->name, t.ndim);
     if (!dtype_from_dlpack(t.dtype, &arg->dtype)) {
         refuse(arg->op, arg->name, "has unsupported dtype " + dtype_name(object));
@@ -74,7 +78,8 @@ void read_attributes(TensorArg* arg, py::handle object) {
     }
     const py::object device = object.attr("device");
     const auto type = device.attr("type").cast<std::string>();
-    if (type != "cpu" && type != "cuda") refuse(arg->op, arg->name, "is on unsupported device " + type);
+    if (type != "cpu" && type != "cuda")
+        refuse(arg->op, arg->name, "is on unsupported device " + type);
     arg->is_cuda = type == "cuda";
     arg->device_id = device.attr("index").is_none() ? 0 : device.attr("index").cast<int>();
 }
@@ -93,7 +98,9 @@ std::string TensorArg::shape_text() const {
     return text + (ndim == 1 ? ",)" : ")");
 }
 
-std::string TensorArg::device_text() const { return is_cuda ? "cuda:" + std::to_string(device_id) : "cpu"; }
+std::string TensorArg::device_text() const {
+    return is_cuda ? "cuda:" + std::to_string(device_id) : "cpu";
+}
 
 void register_torch(py::object tensor_type, py::object parameter_type) {
     g_tensor = reinterpret_cast<PyTypeObject*>(tensor_type.ptr());

@@ -1,4 +1,4 @@
-"""Raw kernel calls on borrowed tensors. All checks are in the bindings; see csrc/include/pyengine/ops for the contracts."""
+"""Raw kernel calls on borrowed tensors; csrc/include/pyengine/ops holds their contracts."""
 
 from torch import Tensor
 

@@ -90,6 +90,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         temp, lock = _make_temp(target)
         try:
             yield temp
+            _open_to_umask(temp)
             fsync_tree(temp)
             old = _put_in_place(temp, target)
         except BaseException:
@@ -101,6 +102,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     # The new folder stands; failing to delete the old one is not worth an error.
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _open_to_umask(folder: Path) -> None:
+    """Gives files the mode that open() would have: safetensors writes them for the owner only."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
 
 
 @contextmanager

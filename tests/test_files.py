@@ -62,6 +62,14 @@ def test_atomic_write_keeps_the_old_file_when_the_disk_is_full(
     assert names(tmp_path) == ["x"]
 
 
+def test_atomic_folder_opens_files_to_the_umask(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "new") as folder:
+        (folder / "weights").touch(mode=0o600)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "new" / "weights").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_atomic_folder_makes_a_new_one_with_parents(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "a" / "b") as folder:
         (folder / "sub").mkdir()

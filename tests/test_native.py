@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-RUN = Path(__file__).parent / "native" / "run.py"
-sys.path.insert(0, str(RUN.parent))
+sys.path.insert(0, str(Path(__file__).parent / "native"))
 import run as native
+
+RUN = native.HERE / "run.py"
 
 
 def compiled(folder: Path, name: str, text: str) -> Path:

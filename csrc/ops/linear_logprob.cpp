@@ -27,7 +27,8 @@ struct HiddenRows {
     int64_t stride;
 };
 
-HiddenRows hidden_f32(const MatrixView& hidden, int64_t begin, int64_t rows, float* copy, int64_t padded_D) {
+HiddenRows hidden_f32(const MatrixView& hidden, int64_t begin, int64_t rows, float* copy,
+                      int64_t padded_D) {
     if (hidden.dtype == DType::kF32) return {row_ptr<float>(hidden, begin), hidden.row_stride};
     parallel_rows(rows, 16, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) {
@@ -58,9 +59,15 @@ void pack_block(const MatrixView& weight, int64_t first, int64_t words, float* p
 void block_logits(const HiddenRows& hidden, int64_t row, int64_t rows, const float* pack, int64_t D,
                   int64_t words, float* logits) {
     for (int64_t panel = 0; panel < words; panel += kTileCols) {
-        gemm({.a = hidden.data + row * hidden.stride, .a_row = hidden.stride, .a_k = 1,
-              .b = pack + panel * D, .b_k = kTileCols, .c = logits + panel, .c_row = kVocabBlock,
-              .K = D, .accumulate = false},
+        gemm({.a = hidden.data + row * hidden.stride,
+              .a_row = hidden.stride,
+              .a_k = 1,
+              .b = pack + panel * D,
+              .b_k = kTileCols,
+              .c = logits + panel,
+              .c_row = kVocabBlock,
+              .K = D,
+              .accumulate = false},
              rows, kTileCols);
     }
 }
@@ -79,7 +86,8 @@ void block_max_sum(const float* x, int64_t n, float* largest, float* total) {
     *largest = max(m);
     const vec16 shift = broadcast16(*largest == -kInfinity ? 0.0f : *largest);
     vec16 s = broadcast16(0.0f);
-    for_each_16(x, n, -kInfinity, [&](int64_t, const vec16& v, int64_t) { s = s + exp(v - shift); });
+    for_each_16(x, n, -kInfinity,
+                [&](int64_t, const vec16& v, int64_t) { s = s + exp(v - shift); });
     *total = sum(s);
 }
 
@@ -108,7 +116,8 @@ struct Workspace {
     float* logits() const { return pack() + size.pack_floats(); }
 };
 
-void forward_wave(const LinearLogprobForwardArgs& a, const Workspace& w, int64_t begin, int64_t rows) {
+void forward_wave(const LinearLogprobForwardArgs& a, const Workspace& w, int64_t begin,
+                  int64_t rows) {
     const int64_t D = a.hidden.cols, V = a.weight.rows, blocks = w.size.blocks;
     const HiddenRows hidden = hidden_f32(a.hidden, begin, rows, w.hidden, w.size.padded_D());
     const int64_t* targets = ptr<int64_t>(a.targets) + begin;
@@ -157,7 +166,8 @@ void coefficients(float* x, int64_t words, float dlogprob, float lse, int64_t ta
     if (target >= 0 && target < words) x[target] += dlogprob;
 }
 
-void backward_wave(const LinearLogprobBackwardArgs& a, const Workspace& w, int64_t begin, int64_t rows) {
+void backward_wave(const LinearLogprobBackwardArgs& a, const Workspace& w, int64_t begin,
+                   int64_t rows) {
     const int64_t D = a.hidden.cols, V = a.weight.rows, blocks = w.size.blocks;
     const HiddenRows hidden = hidden_f32(a.hidden, begin, rows, w.hidden, w.size.padded_D());
     const float* dlogprob = ptr<float>(a.dlogprob) + begin;
@@ -178,8 +188,14 @@ void backward_wave(const LinearLogprobBackwardArgs& a, const Workspace& w, int64
             }
         }
         if (!a.dweight) return;
-        gemm({.a = c, .a_row = 1, .a_k = kVocabBlock, .b = hidden.data, .b_k = hidden.stride,
-              .c = row_ptr<float>(a.dweight, first), .c_row = a.dweight.row_stride, .K = rows,
+        gemm({.a = c,
+              .a_row = 1,
+              .a_k = kVocabBlock,
+              .b = hidden.data,
+              .b_k = hidden.stride,
+              .c = row_ptr<float>(a.dweight, first),
+              .c_row = a.dweight.row_stride,
+              .K = rows,
               .accumulate = true},
              words, D);
     });
@@ -200,8 +216,14 @@ void backward_wave(const LinearLogprobBackwardArgs& a, const Workspace& w, int64
                 }
                 b = w.pack();
             }
-            gemm({.a = w.table + block * block_floats, .a_row = kVocabBlock, .a_k = 1, .b = b, .b_k = b_k,
-                  .c = row_ptr<float>(a.dhidden, begin) + d, .c_row = a.dhidden.row_stride, .K = words,
+            gemm({.a = w.table + block * block_floats,
+                  .a_row = kVocabBlock,
+                  .a_k = 1,
+                  .b = b,
+                  .b_k = b_k,
+                  .c = row_ptr<float>(a.dhidden, begin) + d,
+                  .c_row = a.dhidden.row_stride,
+                  .K = words,
                   .accumulate = block > 0},
                  rows, cols);
         }
@@ -212,7 +234,8 @@ void backward_wave(const LinearLogprobBackwardArgs& a, const Workspace& w, int64
 
 void linear_logprob_forward(const LinearLogprobForwardArgs& a) {
     const int64_t T = a.hidden.rows;
-    const Workspace w(LogprobWorkspace(T, a.hidden.cols, a.weight.rows, false, a.threads), a.workspace);
+    const Workspace w(LogprobWorkspace(T, a.hidden.cols, a.weight.rows, false, a.threads),
+                      a.workspace);
     for (int64_t begin = 0; begin < T; begin += w.size.wave) {
         forward_wave(a, w, begin, min_of(w.size.wave, T - begin));
     }
@@ -220,7 +243,8 @@ void linear_logprob_forward(const LinearLogprobForwardArgs& a) {
 
 void linear_logprob_backward(const LinearLogprobBackwardArgs& a) {
     const int64_t T = a.hidden.rows;
-    const Workspace w(LogprobWorkspace(T, a.hidden.cols, a.weight.rows, true, a.threads), a.workspace);
+    const Workspace w(LogprobWorkspace(T, a.hidden.cols, a.weight.rows, true, a.threads),
+                      a.workspace);
     for (int64_t begin = 0; begin < T; begin += w.size.wave) {
         backward_wave(a, w, begin, min_of(w.size.wave, T - begin));
     }

@@ -73,43 +73,46 @@ void dispatch(DType x, DType weight, DType y, const F& f) {
 }  // namespace
 
 void rms_norm_forward(const RmsNormForwardArgs& a) {
-    dispatch(a.x.dtype, a.weight.dtype, a.y.dtype, [&]<typename X, typename W, typename Y>(X*, W*, Y*) {
-        parallel_rows(a.x.rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
-            for (int64_t n = begin; n < end; ++n) {
-                forward_row(row_ptr<X>(a.x, n), ptr<W>(a.weight), row_ptr<Y>(a.y, n),
-                            a.rstd ? ptr<float>(a.rstd) + n : nullptr, a.eps, a.x.cols);
-            }
-        });
-    });
+    dispatch(a.x.dtype, a.weight.dtype, a.y.dtype,
+             [&]<typename X, typename W, typename Y>(X*, W*, Y*) {
+                 parallel_rows(a.x.rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+                     for (int64_t n = begin; n < end; ++n) {
+                         forward_row(row_ptr<X>(a.x, n), ptr<W>(a.weight), row_ptr<Y>(a.y, n),
+                                     a.rstd ? ptr<float>(a.rstd) + n : nullptr, a.eps, a.x.cols);
+                     }
+                 });
+             });
 }
 
 void rms_norm_backward(const RmsNormBackwardArgs& a) {
     const int64_t N = a.x.rows, D = a.x.cols;
     const float* rstd = ptr<float>(a.rstd);
-    dispatch(a.x.dtype, a.weight.dtype, a.dy.dtype, [&]<typename X, typename W, typename Y>(X*, W*, Y*) {
-        if (a.dx) {
-            parallel_rows(N, kRowsPerTask, [&](int64_t begin, int64_t end) {
-                for (int64_t n = begin; n < end; ++n) {
-                    backward_row(row_ptr<Y>(a.dy, n), row_ptr<X>(a.x, n), ptr<W>(a.weight), rstd[n],
-                                 row_ptr<X>(a.dx, n), D);
-                }
-            });
-        }
-        if (!a.dweight) return;
-        // A task owns its columns and walks all rows in order: one chain per element, whatever the threads.
-        parallel_rows(D, kColumnsPerTask, [&](int64_t begin, int64_t end) {
-            float* dweight = ptr<float>(a.dweight);
-            for (int64_t d = begin; d < end; d += 16) {
-                const int64_t n = end - d < 16 ? end - d : 16;
-                vec16 total = read(dweight + d, n);
-                for (int64_t row = 0; row < N; ++row) {
-                    const vec16 x_hat = read(row_ptr<X>(a.x, row) + d, n) * broadcast16(rstd[row]);
-                    total = fma(read(row_ptr<Y>(a.dy, row) + d, n), x_hat, total);
-                }
-                write(dweight + d, total, n);
-            }
-        });
-    });
+    dispatch(a.x.dtype, a.weight.dtype, a.dy.dtype,
+             [&]<typename X, typename W, typename Y>(X*, W*, Y*) {
+                 if (a.dx) {
+                     parallel_rows(N, kRowsPerTask, [&](int64_t begin, int64_t end) {
+                         for (int64_t n = begin; n < end; ++n) {
+                             backward_row(row_ptr<Y>(a.dy, n), row_ptr<X>(a.x, n), ptr<W>(a.weight),
+                                          rstd[n], row_ptr<X>(a.dx, n), D);
+                         }
+                     });
+                 }
+                 if (!a.dweight) return;
+                 // A task owns its columns and walks all rows in order: one chain per element, whatever the threads.
+                 parallel_rows(D, kColumnsPerTask, [&](int64_t begin, int64_t end) {
+                     float* dweight = ptr<float>(a.dweight);
+                     for (int64_t d = begin; d < end; d += 16) {
+                         const int64_t n = end - d < 16 ? end - d : 16;
+                         vec16 total = read(dweight + d, n);
+                         for (int64_t row = 0; row < N; ++row) {
+                             const vec16 x_hat =
+                                 read(row_ptr<X>(a.x, row) + d, n) * broadcast16(rstd[row]);
+                             total = fma(read(row_ptr<Y>(a.dy, row) + d, n), x_hat, total);
+                         }
+                         write(dweight + d, total, n);
+                     }
+                 });
+             });
 }
 
 }  // namespace pe::cpu::PE_ISA

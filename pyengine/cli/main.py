@@ -42,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    common.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads; never changes a result"
-    )
+    common.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: one a core")
     parser = argparse.ArgumentParser(
         prog="pyengine", description="Preference alignment of language models in one process."
     )

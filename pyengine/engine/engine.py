@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, Self, TypeGuard, cast
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -19,16 +18,22 @@ from pyengine.engine.config import DTYPES, EngineConfig, Reference, device_of, d
 from pyengine.engine.generation import Generator, Progress, Request
 from pyengine.engine.optimizer import Optimizer, OptimizerConfig, Schedule
 from pyengine.engine.packing import Tree, check_tree, micro_batches, pack
+from pyengine.engine.prompts import (
+    Prompt,
+    as_written,
+    encode,
+    prompt_list,
+    request_id_list,
+    stop_ids,
+)
 from pyengine.engine.sampling import SamplingParams
 from pyengine.engine.training import compared_parts, forward_backward, token_logps
 from pyengine.errors import (
     CheckpointError,
     ConfigError,
-    DataError,
     ModelFileError,
     NonFiniteError,
     RequestError,
-    TemplateError,
 )
 from pyengine.files import atomic_folder
 from pyengine.models.decoder import Decoder
@@ -40,7 +45,6 @@ from pyengine.models.writer import check_save_folder, hf_tensors, write_model
 from pyengine.objectives.base import Objective
 from pyengine.preferences.groups import Group, Preferences
 
-Prompt = str | list[dict[str, Any]] | list[int]
 MAX_SKIPPED_STEPS = 5  # non-finite steps in a row after which training has failed
 _REFERENCE_FILE = "reference.safetensors"
 _SEED_MIX = 0x9E3779B97F4A7C15
@@ -89,7 +93,7 @@ class Engine:
         self._micro_batch_tokens = memory.plan_micro_batch_tokens(
             self.spec, device, config.micro_batch_tokens
         )
-        self._stop_ids = _stop_ids(tokenizer, model_config, generation_config)
+        self._stop_ids = stop_ids(tokenizer, model_config, generation_config)
         self._skipped_in_a_row = 0
         self._written_reference: tuple[Path, str] | None = None  # file and SHA-256
 
@@ -206,13 +210,9 @@ class Engine:
         finite.
         """
         params = params or SamplingParams()
-        if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
-            raise RequestError(
-                f"[generate] prompts must be a list of prompts but is one {type(prompts).__name__}"
-            )
-        prompts = list(prompts)
-        ids = _request_ids(len(prompts), request_ids)
-        encoded = [self._encode(i, prompt) for i, prompt in enumerate(prompts)]
+        given = prompt_list(prompts)
+        ids = request_id_list(len(given), request_ids)
+        encoded = [encode(i, prompt, self.tokenizer) for i, prompt in enumerate(given)]
         key = (params.seed ^ (self.config.seed * _SEED_MIX)) & (2**64 - 1)
         signed = key - 2**64 if key >= 2**63 else key
         generator = Generator(
@@ -224,22 +224,9 @@ class Engine:
             progress,
         )
         return [
-            Group(p, r, None if _is_ids(prompt) else cast("str | list[dict[str, Any]]", prompt))
-            for prompt, p, r in zip(prompts, encoded, responses, strict=True)
+            Group(p, r, as_written(prompt))
+            for prompt, p, r in zip(given, encoded, responses, strict=True)
         ]
-
-    def _encode(self, index: int, prompt: Prompt) -> list[int]:
-        if _is_ids(prompt):
-            return [int(t) for t in prompt]
-        if self.tokenizer is None:
-            raise RequestError(
-                f"[generate] prompts[{index}] must be token ids since the model has no tokenizer "
-                f"but is {type(prompt).__name__}"
-            )
-        try:
-            return self.tokenizer.encode_prompt(cast("str | list[dict[str, Any]]", prompt))
-        except (DataError, RequestError, TemplateError) as error:
-            raise type(error)(f"[generate] prompts[{index}] cannot be encoded: {error}") from error
 
     # Scoring
 
@@ -471,36 +458,3 @@ def _load_tokenizer(source: ModelSource) -> Tokenizer | None:
     if source.kind == "hf" and not (source.path / "tokenizer.json").exists():
         return None
     return Tokenizer.load(source)
-
-
-def _request_ids(count: int, given: Sequence[int] | None) -> list[int]:
-    if given is None:
-        return list(range(count))
-    if len(given) != count:
-        raise RequestError(f"[generate] request_ids must have {count} entries but has {len(given)}")
-    for i, request_id in enumerate(given):
-        if not isinstance(request_id, Integral) or not -(2**63) <= request_id < 2**63:
-            raise RequestError(
-                "[generate] request_ids must be integers of 64 bits "
-                f"but request_ids[{i}] is {request_id!r}"
-            )
-    return [int(i) for i in given]
-
-
-def _is_ids(prompt: Any) -> TypeGuard[Sequence[int]]:
-    return (
-        isinstance(prompt, Sequence)
-        and not isinstance(prompt, (str, bytes))
-        and all(isinstance(t, Integral) and not isinstance(t, bool) for t in prompt)
-    )
-
-
-def _stop_ids(
-    tokenizer: Tokenizer | None, config: dict[str, Any], generation_config: dict[str, Any]
-) -> frozenset[int]:
-    """Every id that any source says ends a response."""
-    ids: set[int] = set() if tokenizer is None else set(tokenizer.stop_ids)
-    for source in (config, generation_config):
-        eos = source.get("eos_token_id")
-        ids.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
-    return frozenset(ids)

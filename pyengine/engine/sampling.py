@@ -128,7 +128,7 @@ def draw(logits: Tensor, params: SamplingParams, uniform: Tensor) -> Draw:
     lse = raw_lse if z is logits else torch.logsumexp(z, dim=-1)
     cdf = torch.exp(z - lse[:, None]).cumsum(dim=-1, dtype=torch.float64)  # (B, V)
     tokens = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0]
-    # u * total may round to the total itself: it then means the last token of any probability.
+    # A parallel sum may waver in its last bit: nothing past the last token of any probability.
     last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())[:, 0]
     tokens = torch.minimum(tokens, last)
     gathered = [x.gather(1, tokens[:, None])[:, 0] for x in (logits, z)]

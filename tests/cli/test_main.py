@@ -68,7 +68,8 @@ def test_a_wrong_command_line_is_code_2(argv, capsys):
 
 def test_as_a_module_without_traceback():
     done = subprocess.run(
-        [sys.executable, "-m", "pyengine", "align", "no-such-recipe"],
+        # -P: the pyengine that these tests import, not the source tree they may be run from
+        [sys.executable, "-P", "-m", "pyengine", "align", "no-such-recipe"],
         capture_output=True,
         text=True,
         check=False,

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from tiny_batches import preferences
 
 import pyengine as pe
 
 MakeEngine = Callable[..., pe.Engine]
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_engine(tiny_model: Path) -> MakeEngine:
     """Engines of the tiny model, in float32 unless told otherwise."""
 
@@ -23,12 +23,12 @@ def make_engine(tiny_model: Path) -> MakeEngine:
     return make
 
 
-@pytest.fixture()
+@pytest.fixture
 def engine(make_engine: MakeEngine) -> pe.Engine:
     return make_engine()
 
 
-@pytest.fixture()
+@pytest.fixture
 def model_without_tokenizer(tiny_model: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "no-tokenizer"
     folder.mkdir()
@@ -37,6 +37,15 @@ def model_without_tokenizer(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture()
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+@pytest.fixture
+def trained(make_engine: MakeEngine) -> pe.Engine:
+    """An engine after one update, so that there are moments and the reference is another model."""
+    engine = make_engine(learning_rate=0.01)
+    engine.update(preferences(), pe.objectives.DPO())
+    return engine
+
+
+@pytest.fixture
+def saved(trained: pe.Engine, tmp_path: Path) -> Path:
+    trained.save_checkpoint(tmp_path / "step-1", extra={"cursor": 7})
+    return tmp_path / "step-1"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_batches import flat, group, preferences, random_ids, same_bits, shift, weights
 from models.tiny_models import hf_model
+from tiny_batches import flat, group, preferences, random_ids, same_bits, shift, weights
 from transformers import AutoModelForCausalLM
 
 import pyengine as pe

@@ -1,4 +1,4 @@
-"""Sampling from the tiny model: what a request's tokens depend on, how they end, what is refused."""
+"""Sampling from the tiny model: what a request's tokens depend on, how it ends, what is refused."""
 
 from __future__ import annotations
 
@@ -395,9 +395,7 @@ def test_stop_strings_need_a_tokenizer(model_without_tokenizer):
     engine = pe.Engine.from_pretrained(model_without_tokenizer, dtype="float32")
     with pytest.raises(RequestError) as caught:
         engine.generate([[5]], pe.SamplingParams(stop="x"))
-    assert (
-        str(caught.value) == "[generate] stop strings need a tokenizer but the model has none"
-    )
+    assert str(caught.value) == "[generate] stop strings need a tokenizer but the model has none"
 
 
 def test_weights_that_are_not_finite_are_reported_and_the_engine_stays_usable(engine):

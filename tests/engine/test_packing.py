@@ -140,9 +140,7 @@ def test_many_groups_packed_equal_each_group_alone(engine):
     for made, scores in zip(groups, together, strict=True):
         [alone] = engine.score([made])
         for one, other in zip(scores, alone, strict=True):
-            torch.testing.assert_close(
-                one.token_logprobs, other.token_logprobs, rtol=0, atol=2e-6
-            )
+            torch.testing.assert_close(one.token_logprobs, other.token_logprobs, rtol=0, atol=2e-6)
 
 
 def test_packed_gradient_equals_that_of_separate_sequences(engine):

@@ -261,6 +261,5 @@ def test_logits_that_are_not_finite_are_refused(bad, temperature):
     with pytest.raises(NonFiniteError) as caught:
         draw_one(bad, temperature=temperature)
     assert (
-        str(caught.value)
-        == "[generate] logits must be finite but the weights give NaN or infinity"
+        str(caught.value) == "[generate] logits must be finite but the weights give NaN or infinity"
     )

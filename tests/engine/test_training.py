@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def relative(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
     return ((flat(ours) - flat(theirs)).norm() / flat(theirs).norm()).item()
 
 
-@pytest.fixture()
+@pytest.fixture
 def shifted(make_engine):
     """An engine whose policy has left the reference, so that no term of the gradient is special."""
 
@@ -231,7 +232,7 @@ def test_a_toy_preference_is_learnt(make_engine):
     history = [engine.update(batch, DPO(beta=0.1)) for _ in range(12)]
     losses = [m["loss"] for m in history]
     assert losses[0] == pytest.approx(math.log(2), rel=1e-12)
-    assert all(after < before for before, after in zip(losses, losses[1:], strict=False))
+    assert all(after < before for before, after in pairwise(losses))
     assert losses[-1] < 0.25
     assert [m["rewards/accuracies"] for m in history] == [0.0] + [1.0] * 11
     margins = [m["rewards/margins"] for m in history]

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import pyengine as pe
+
+CHECKPOINT_FILES = [
+    "config.json",
+    "generation_config.json",
+    "optimizer.safetensors",
+    "policy.safetensors",
+    "reference.safetensors",
+    "state.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
 
 VOCABULARY = 259  # of the tiny model: three special tokens and one per byte
 
@@ -17,7 +29,9 @@ def random_ids(count: int, seed: int, vocab_size: int = VOCABULARY) -> list[int]
     return torch.randint(3, vocab_size, (count,), generator=generator).tolist()
 
 
-def group(prompt: int, responses: Sequence[int], seed: int, vocab_size: int = VOCABULARY) -> pe.Group:
+def group(
+    prompt: int, responses: Sequence[int], seed: int, vocab_size: int = VOCABULARY
+) -> pe.Group:
     """A prompt and responses of these lengths."""
     return pe.Group(
         random_ids(prompt, seed, vocab_size),
@@ -76,7 +90,12 @@ def shift(engine: pe.Engine, size: float = 0.02, seed: int = 0) -> None:
             weight.add_(torch.randn(weight.shape, generator=generator) * size)
 
 
-def pairs(groups: Sequence[pe.Group]) -> Iterator[tuple[int, int]]:
-    for g, made in enumerate(groups):
-        for k in range(len(made.responses)):
-            yield g, k
+def damage(path: Path, change: Callable[[bytearray], object]) -> None:
+    content = bytearray(path.read_bytes())
+    change(content)
+    path.unlink()  # not in place: a reference may be linked into other checkpoints
+    path.write_bytes(content)
+
+
+def flip(content: bytearray) -> None:
+    content[len(content) // 2] ^= 1

@@ -34,8 +34,7 @@ def test_unknown_option_is_refused():
     with pytest.raises(ConfigError) as caught:
         objectives.get("dpo", betta=0.1)
     assert (
-        str(caught.value)
-        == "[objectives] dpo has no option 'betta'; it has beta, label_smoothing"
+        str(caught.value) == "[objectives] dpo has no option 'betta'; it has beta, label_smoothing"
     )
 
 
@@ -54,7 +53,7 @@ def test_pairwise_loss_needs_the_reference(missing):
 
 @pytest.mark.parametrize("wrong", ["rejected_logps", "ref_chosen_logps", "ref_rejected_logps"])
 def test_pairwise_loss_names_the_tensor_of_another_shape(wrong):
-    given = {name: B for name in ("rejected_logps", "ref_chosen_logps", "ref_rejected_logps")}
+    given = dict.fromkeys(("rejected_logps", "ref_chosen_logps", "ref_rejected_logps"), B)
     given[wrong] = torch.zeros(2)
     with pytest.raises(ValueError) as caught:
         objectives.pairwise_loss("dpo", B, **given)

@@ -21,7 +21,7 @@ struct TileOperands {
     int64_t a_k;
     const float* b;  // B(k, j) = b[k * b_k + j]
     int64_t b_k;
-    float* c;        // C(i, j) = c[i * c_row + j]
+    float* c;  // C(i, j) = c[i * c_row + j]
     int64_t c_row;
     int64_t K;
     bool accumulate;

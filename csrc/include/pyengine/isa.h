@@ -20,31 +20,31 @@ void set_active_isa(Isa isa);  // caller has checked isa_supported
 }  // namespace pe::cpu
 
 #if defined(__x86_64__)
-#define PE_CPU_KERNEL(name, Args)                                      \
-    namespace baseline {                                               \
-    void name(const Args& args);                                       \
-    }                                                                  \
-    namespace avx2 {                                                   \
-    void name(const Args& args);                                       \
-    }                                                                  \
-    namespace avx512 {                                                 \
-    void name(const Args& args);                                       \
-    }                                                                  \
-    namespace avx512_bf16 {                                            \
-    void name(const Args& args);                                       \
-    }                                                                  \
-    inline void name(const Args& args) {                               \
-        switch (active_isa()) {                                        \
-            case Isa::kAvx512Bf16: return avx512_bf16::name(args);     \
-            case Isa::kAvx512: return avx512::name(args);              \
-            case Isa::kAvx2: return avx2::name(args);                  \
-            case Isa::kBaseline: return baseline::name(args);          \
-        }                                                              \
+#define PE_CPU_KERNEL(name, Args)                                  \
+    namespace baseline {                                           \
+    void name(const Args& args);                                   \
+    }                                                              \
+    namespace avx2 {                                               \
+    void name(const Args& args);                                   \
+    }                                                              \
+    namespace avx512 {                                             \
+    void name(const Args& args);                                   \
+    }                                                              \
+    namespace avx512_bf16 {                                        \
+    void name(const Args& args);                                   \
+    }                                                              \
+    inline void name(const Args& args) {                           \
+        switch (active_isa()) {                                    \
+            case Isa::kAvx512Bf16: return avx512_bf16::name(args); \
+            case Isa::kAvx512: return avx512::name(args);          \
+            case Isa::kAvx2: return avx2::name(args);              \
+            case Isa::kBaseline: return baseline::name(args);      \
+        }                                                          \
     }
 #else
-#define PE_CPU_KERNEL(name, Args)                                      \
-    namespace baseline {                                               \
-    void name(const Args& args);                                       \
-    }                                                                  \
+#define PE_CPU_KERNEL(name, Args) \
+    namespace baseline {          \
+    void name(const Args& args);  \
+    }                             \
     inline void name(const Args& args) { return baseline::name(args); }
 #endif

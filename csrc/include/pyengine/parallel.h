@@ -9,8 +9,8 @@
 
 namespace pe {
 
-int num_threads();           // threads a parallel region may use
-void set_num_threads(int n); // n >= 1
+int num_threads();            // threads a parallel region may use
+void set_num_threads(int n);  // n >= 1
 
 namespace {  // internal linkage: see isa.h
 

@@ -30,9 +30,9 @@ PE_HOST_DEVICE inline Philox4x32 philox4x32(uint64_t key, Philox4x32 counter) {
 // The uniform in [0, 1) that decides token `position` of sample `sample` of request `request`: 53 random bits.
 PE_HOST_DEVICE inline double sampling_uniform(uint64_t seed, uint64_t request, uint32_t sample,
                                               uint32_t position) {
-    const Philox4x32 r =
-        philox4x32(seed, {{static_cast<uint32_t>(request), static_cast<uint32_t>(request >> 32),
-                           sample, position}});
+    const Philox4x32 r = philox4x32(
+        seed,
+        {{static_cast<uint32_t>(request), static_cast<uint32_t>(request >> 32), sample, position}});
     const uint64_t bits = (static_cast<uint64_t>(r.word[0]) << 32) | r.word[1];
     return static_cast<double>(bits >> 11) * 0x1.0p-53;
 }

@@ -16,7 +16,11 @@ struct LogprobWorkspace {
     bool backward;
 
     LogprobWorkspace(int64_t T, int64_t D_, int64_t V_, bool backward_, int threads_)
-        : D(D_), V(V_), blocks((V_ + kVocabBlock - 1) / kVocabBlock), threads(threads_), backward(backward_) {
+        : D(D_),
+          V(V_),
+          blocks((V_ + kVocabBlock - 1) / kVocabBlock),
+          threads(threads_),
+          backward(backward_) {
         wave = backward ? kCoefficientFloats / (blocks * kVocabBlock) / 12 * 12 : kForwardWave;
         if (wave < 12) wave = 12;
         if (wave > kForwardWave) wave = kForwardWave;
@@ -25,14 +29,17 @@ struct LogprobWorkspace {
 
     // Rows are padded so that vector loads at a row's end stay inside.
     int64_t padded_D() const { return (D + 63) / 64 * 64; }
-    int64_t hidden_floats() const { return wave * padded_D(); }  // f32 copy of the wave's hidden rows
+    // f32 copy of the wave's hidden rows
+    int64_t hidden_floats() const { return wave * padded_D(); }
     // forward: (max, sum) of each row and block, then the target's logit; backward: c[block][row][word]
     int64_t table_floats() const {
         return backward ? blocks * wave * kVocabBlock : wave * (2 * blocks + 1);
     }
     int64_t pack_floats() const { return kVocabBlock * padded_D(); }
     int64_t thread_floats() const { return pack_floats() + kSlabRows * kVocabBlock; }
-    int64_t total_floats() const { return hidden_floats() + table_floats() + threads * thread_floats() + 16; }
+    int64_t total_floats() const {
+        return hidden_floats() + table_floats() + threads * thread_floats() + 16;
+    }
 };
 
 }  // namespace

@@ -1,0 +1,63 @@
+"""Sizes planned from memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyengine.engine import memory
+from pyengine.engine.kv_cache import KVCache, kv_bytes_per_token
+from pyengine.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+def test_bytes_per_token_are_those_of_the_cache(engine):
+    for dtype in (torch.float32, torch.bfloat16):
+        cache = KVCache(engine.spec, 3, 5, dtype, CPU)
+        held = sum(t.nbytes for t in cache.keys + cache.values)
+        assert held == 15 * kv_bytes_per_token(engine.spec, dtype)
+
+
+def test_what_was_asked_for_is_what_there_is(engine):
+    assert memory.plan_kv_tokens(engine.spec, torch.float32, CPU, 77) == 77
+    assert memory.plan_micro_batch_tokens(engine.spec, CPU, 78) == 78
+
+
+def test_plans_take_their_share_of_free_memory(engine, monkeypatch):
+    """The tiny model's cache takes 2 * 2 layers * 2 heads * 8 * 4 bytes = 256 bytes a token: of
+    1 MB a quarter holds 976 tokens.
+    """
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1_000_000)
+    assert memory.plan_kv_tokens(engine.spec, torch.float32, CPU, None) == 976
+    assert memory.plan_kv_tokens(engine.spec, torch.bfloat16, CPU, None) == 1953
+    per_token = memory.activation_bytes_per_token(engine.spec)
+    planned = memory.plan_micro_batch_tokens(engine.spec, CPU, None)
+    assert planned == int(0.3 * 1_000_000) // per_token
+
+
+@pytest.mark.parametrize(
+    ("free", "kv_tokens", "micro_batch_tokens"),
+    [(0, 1, 1), (10**15, memory.MAX_KV_TOKENS, memory.MAX_MICRO_BATCH_TOKENS)],
+)
+def test_plans_have_bounds(engine, monkeypatch, free, kv_tokens, micro_batch_tokens):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: free)
+    assert memory.plan_kv_tokens(engine.spec, torch.float32, CPU, None) == kv_tokens
+    assert memory.plan_micro_batch_tokens(engine.spec, CPU, None) == micro_batch_tokens
+
+
+def test_free_memory_is_what_the_kernel_says(monkeypatch):
+    lines = "MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable:    4321 kB\nBuffers: 2 kB\n"
+    monkeypatch.setattr(Path, "read_text", lambda self: lines)
+    assert memory.available_bytes(CPU) == 4321 * 1024
+
+
+def test_a_kernel_that_does_not_say_is_an_error(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda self: "MemTotal: 9 kB\n")
+    with pytest.raises(ConfigError) as caught:
+        memory.available_bytes(CPU)
+    assert str(caught.value) == (
+        "[memory] /proc/meminfo has no MemAvailable: pass kv_tokens and micro_batch_tokens"
+    )
