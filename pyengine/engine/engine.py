@@ -80,7 +80,6 @@ class Engine:
         config: EngineConfig,
         device: torch.device,
     ) -> None:
-        self.config = config
         self.tokenizer = tokenizer
         self.device = device
         self.extra: dict[str, Any] = {}
@@ -92,6 +91,10 @@ class Engine:
         self._kv_tokens = memory.plan_kv_tokens(self.spec, self.dtype, device, config.kv_tokens)
         self._micro_batch_tokens = memory.plan_micro_batch_tokens(
             self.spec, device, config.micro_batch_tokens
+        )
+        # What was planned goes into checkpoints: a resumed run must cut its batches alike.
+        self.config = dataclasses.replace(
+            config, kv_tokens=self._kv_tokens, micro_batch_tokens=self._micro_batch_tokens
         )
         self._stop_ids = stop_ids(tokenizer, model_config, generation_config)
         self._skipped_in_a_row = 0

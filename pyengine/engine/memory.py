@@ -42,7 +42,7 @@ def plan_kv_tokens(
     if asked is not None:
         return asked
     fit = int(available_bytes(device) * KV_SHARE) // kv_bytes_per_token(spec, dtype)
-    return max(min(fit, MAX_KV_TOKENS), 1)
+    return _power_of_two(min(fit, MAX_KV_TOKENS))
 
 
 def plan_micro_batch_tokens(spec: DecoderSpec, device: torch.device, asked: int | None) -> int:
@@ -50,4 +50,9 @@ def plan_micro_batch_tokens(spec: DecoderSpec, device: torch.device, asked: int 
     if asked is not None:
         return asked
     fit = int(available_bytes(device) * ACTIVATION_SHARE) // activation_bytes_per_token(spec)
-    return max(min(fit, MAX_MICRO_BATCH_TOKENS), 1)
+    return _power_of_two(min(fit, MAX_MICRO_BATCH_TOKENS))
+
+
+def _power_of_two(fit: int) -> int:
+    """The largest one that fits, so that a little more or less free memory plans the same size."""
+    return 1 << max(fit.bit_length() - 1, 0)

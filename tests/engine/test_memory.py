@@ -28,14 +28,14 @@ def test_what_was_asked_for_is_what_there_is(engine):
 
 def test_plans_take_their_share_of_free_memory(engine, monkeypatch):
     """The tiny model's cache takes 2 * 2 layers * 2 heads * 8 * 4 bytes = 256 bytes a token: of
-    1 MB a quarter holds 976 tokens.
+    1 MB a quarter holds 976 tokens, planned as 512.
     """
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1_000_000)
-    assert memory.plan_kv_tokens(engine.spec, torch.float32, CPU, None) == 976
-    assert memory.plan_kv_tokens(engine.spec, torch.bfloat16, CPU, None) == 1953
+    assert memory.plan_kv_tokens(engine.spec, torch.float32, CPU, None) == 512
+    assert memory.plan_kv_tokens(engine.spec, torch.bfloat16, CPU, None) == 1024
     per_token = memory.activation_bytes_per_token(engine.spec)
     planned = memory.plan_micro_batch_tokens(engine.spec, CPU, None)
-    assert planned == int(0.3 * 1_000_000) // per_token
+    assert planned <= 0.3 * 1_000_000 / per_token < 2 * planned
 
 
 @pytest.mark.parametrize(
