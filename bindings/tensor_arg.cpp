@@ -132,10 +132,17 @@ TensorArg borrow(const char* op, const char* name, py::handle object) {
     TensorArg arg;
     arg.op = op;
     arg.name = name;
-    if (g_use_exchange) {
-        read_exchange(&arg, object);
-    } else {
-        read_attributes(&arg, object);
+    try {
+        if (g_use_exchange) {
+            read_exchange(&arg, object);
+        } else {
+            read_attributes(&arg, object);
+        }
+    } catch (const py::error_already_set& error) {  // sparse, meta: torch has no memory to show
+        refuse(op, name, "has no plain memory: " + std::string(py::str(error.value())));
+    }
+    if (object.attr("is_neg")().cast<bool>()) {
+        refuse(op, name, "is a negated view: its memory does not hold its values");
     }
     if (arg.data == nullptr && arg.numel() > 0) refuse(op, name, "has no memory behind it");
     return arg;

@@ -78,10 +78,17 @@ class Runs:
             return {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
 
 
-def kill_and_resume(runs: Runs, kills: int, seed: int) -> tuple[int, int]:
-    """Kills runs `kills` times in all; returns (runs completed, runs whose weights differ)."""
+def kill_and_resume(
+    runs: Runs, kills: int, seed: int, within_s: float | None = None
+) -> tuple[int, int]:
+    """Kills runs `kills` times in all, each within `within_s` of its start (default: of a run).
+
+    Returns (runs completed, runs whose weights differ).
+    """
     rng = random.Random(seed)
-    seconds = runs.finish("whole")
+    whole_s = runs.finish("whole")
+    print(f"uninterrupted: {whole_s:.1f} s", flush=True)
+    last_s = 0.9 * whole_s if within_s is None else within_s
     expected = runs.weights("whole")
     completed = different = killed = 0
     while killed < kills:
@@ -89,7 +96,7 @@ def kill_and_resume(runs: Runs, kills: int, seed: int) -> tuple[int, int]:
         while killed < kills:
             process = runs.start(out)
             try:
-                process.wait(timeout=rng.uniform(0.1, 0.9) * seconds)
+                process.wait(timeout=rng.uniform(0.1, 1.0) * last_s)
                 break  # it ended before its moment came
             except subprocess.TimeoutExpired:
                 process.kill()
@@ -108,10 +115,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--within", type=float, metavar="SECONDS")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         runs = Runs(Path(folder), args.model, args.rounds)
-        completed, different = kill_and_resume(runs, args.kills, args.seed)
+        completed, different = kill_and_resume(runs, args.kills, args.seed, args.within)
     print(f"{args.kills} kills in {completed} runs: {different} end with other weights")
     sys.exit(different > 0)
 

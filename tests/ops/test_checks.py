@@ -303,12 +303,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_memory_that_is_not_the_values(
-    kind: str, reading: str, request: pytest.FixtureRequest
-) -> None:
-    if (kind, reading) != ("meta", "attributes"):
-        why = "torch's RuntimeError comes through, or the bit goes unnoticed"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
+def test_memory_that_is_not_the_values(kind: str, reading: str) -> None:
     with pytest.raises(TypeError, match=r"^\[rms_norm\] x "):
         _C.rms_norm_forward(**{**good("rms_norm_forward"), "x": UNREADABLE[kind]()})
 
