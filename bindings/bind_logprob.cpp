@@ -52,7 +52,16 @@ int threads_that_fit(const TensorArg& workspace, const Shape& s, bool backward) 
     check_dims(workspace, "(bytes,)", 1);
     const int64_t have = workspace.shape[0] * dtype_bytes(workspace.dtype);
     int threads = num_threads();
-    if (workspace.is_cuda) return 1;
+#ifdef PE_WITH_CUDA
+    if (workspace.is_cuda) {
+        const int64_t size = cuda::linear_logprob_workspace_bytes(s.T, s.D, s.V, backward);
+        if (size > have) {
+            value_error(workspace, "must have " + std::to_string(size) + " bytes but has " +
+                                       std::to_string(have));
+        }
+        return 1;
+    }
+#endif
     while (threads > 1 &&
            cpu::linear_logprob_workspace_bytes(s.T, s.D, s.V, backward, threads) > have)
         --threads;

@@ -91,13 +91,15 @@ void block_max_sum(const float* x, int64_t n, float* largest, float* total) {
     *total = sum(s);
 }
 
+float exp_of(float x) { return exp(broadcast(x))[0]; }
+
 // One link of the chain over blocks: the running (max, sum) takes in the next block's.
 void absorb(float block_max, float block_sum, float* largest, float* total) {
     if (block_max > *largest) {
-        *total = *total * std::exp(*largest - block_max) + block_sum;
+        *total = *total * exp_of(*largest - block_max) + block_sum;
         *largest = block_max;
     } else if (block_max != -kInfinity) {
-        *total += block_sum * std::exp(block_max - *largest);
+        *total += block_sum * exp_of(block_max - *largest);
     } else {
         *total += block_sum;  // 0, or NaN that must not be lost
     }

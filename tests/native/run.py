@@ -68,7 +68,7 @@ class Variant:
 
 SPARSE = ["--exp-stride", "65521"]
 BASELINE = [*SPARSE, "--isa", "baseline", "--no-cuda"]
-UNUSED = ["-Wno-unknown-pragmas", "-Wno-unused-parameter"]  # what only OpenMP uses
+UNUSED = ["-Wno-unknown-pragmas"]  # what only OpenMP uses
 VARIANTS = [
     Variant("release", SETUP["CXX_FLAGS"]),
     Variant("asan", [*PLAIN, *ASAN, *UNUSED], [*SPARSE, "--small"]),

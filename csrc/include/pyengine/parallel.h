@@ -24,7 +24,7 @@ inline int thread_index() {
 
 // f(task) for every task in [0, tasks), in any order, on up to `threads` threads; thread_index() < threads inside.
 template <typename F>
-inline void parallel_tasks(int64_t tasks, int threads, const F& f) {
+inline void parallel_tasks(int64_t tasks, [[maybe_unused]] int threads, const F& f) {
 #if defined(_OPENMP)
     if (threads > tasks) threads = static_cast<int>(tasks);
     if (threads > 1) {
