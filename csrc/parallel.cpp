@@ -19,6 +19,11 @@ int num_threads() {
 #endif
 }
 
+ParallelScope& parallel_scope() {
+    static thread_local ParallelScope scope = ParallelScope::kSerial;
+    return scope;
+}
+
 void set_num_threads(int n) { requested.store(n, std::memory_order_relaxed); }
 
 }  // namespace pe

@@ -1,16 +1,12 @@
 #include "pyengine/ops/linear_logprob.h"
 
-#include <cmath>
-#include <limits>
-
 #include "pyengine/gemm_tile.h"
+#include "pyengine/log_softmax.h"
 #include "pyengine/ops/linear_logprob_workspace.h"
 #include "pyengine/parallel.h"
 
 namespace pe::cpu::PE_ISA {
 namespace {
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -72,39 +68,6 @@ void block_logits(const HiddenRows& hidden, int64_t row, int64_t rows, const flo
     }
 }
 
-template <typename F>
-PE_INLINE void for_each_16(const float* x, int64_t n, float fill, const F& f) {
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) f(i, load16(x + i), int64_t{16});
-    if (i < n) f(i, load16_partial(x + i, n - i, fill), n - i);
-}
-
-// Largest logit of a block and sum of exp(logit - largest).
-void block_max_sum(const float* x, int64_t n, float* largest, float* total) {
-    vec16 m = broadcast16(-kInfinity);
-    for_each_16(x, n, -kInfinity, [&](int64_t, const vec16& v, int64_t) { m = max(v, m); });
-    *largest = max(m);
-    const vec16 shift = broadcast16(*largest == -kInfinity ? 0.0f : *largest);
-    vec16 s = broadcast16(0.0f);
-    for_each_16(x, n, -kInfinity,
-                [&](int64_t, const vec16& v, int64_t) { s = s + exp(v - shift); });
-    *total = sum(s);
-}
-
-float exp_of(float x) { return exp(broadcast(x))[0]; }
-
-// One link of the chain over blocks: the running (max, sum) takes in the next block's.
-void absorb(float block_max, float block_sum, float* largest, float* total) {
-    if (block_max > *largest) {
-        *total = *total * exp_of(*largest - block_max) + block_sum;
-        *largest = block_max;
-    } else if (block_max != -kInfinity) {
-        *total += block_sum * exp_of(block_max - *largest);
-    } else {
-        *total += block_sum;  // 0, or NaN that must not be lost
-    }
-}
-
 struct Workspace {
     LogprobWorkspace size;
     float *hidden, *table, *threads;
@@ -142,12 +105,12 @@ void forward_wave(const LinearLogprobForwardArgs& a, const Workspace& w, int64_t
     });
     parallel_rows(rows, 16, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) {
-            float largest = -kInfinity, total = 0.0f;
+            LogSumExp chain;
             for (int64_t block = 0; block < blocks; ++block) {
                 const float* link = w.table + 2 * (i * blocks + block);
-                absorb(link[0], link[1], &largest, &total);
+                chain.absorb(link[0], link[1]);
             }
-            const float lse = largest + static_cast<float>(std::log(static_cast<double>(total)));
+            const float lse = chain.value();
             ptr<float>(a.lse)[begin + i] = lse;
             ptr<float>(a.logprob)[begin + i] = picked[i] - lse;
         }
