@@ -74,6 +74,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("set_num_threads", &set_threads);
     m.def("num_threads", &pe::num_threads);
     bind_norm(m);
+    bind_linear(m);
     bind_logprob(m);
     bind_random(m);
     if (const char* isa = std::getenv("PYENGINE_ISA"); isa != nullptr && *isa != '\0') set_isa(isa);

@@ -23,6 +23,28 @@ def rms_norm_backward(
     dweight: Tensor | None,
     stream: int = 0,
 ) -> None: ...
+def linear_packed_words(kind: str, N: int, K: int) -> int: ...
+def linear_pack(
+    weight: Tensor,
+    data: Tensor,
+    scale: Tensor | None,
+    kind: str,
+    N: int,
+    K: int,
+    first: int,
+    gated: bool,
+) -> None: ...
+def linear_forward(
+    x: Tensor,
+    data: Tensor,
+    scale: Tensor | None,
+    kind: str,
+    N: int,
+    K: int,
+    bias: Tensor | None,
+    epilogue: str,
+    y: list[Tensor],
+) -> None: ...
 def linear_logprob_workspace_bytes(
     T: int, D: int, V: int, backward: bool, cuda: bool = False
 ) -> int: ...

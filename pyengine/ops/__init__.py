@@ -1,7 +1,15 @@
 """Kernels as differentiable Python functions: one op a file, named alike on every layer below."""
 
+from pyengine.ops.linear import PackedWeight, linear, linear_pack
 from pyengine.ops.linear_logprob import linear_logprob
 from pyengine.ops.philox_uniform import philox_uniform
 from pyengine.ops.rms_norm import rms_norm
 
-__all__ = ["linear_logprob", "philox_uniform", "rms_norm"]
+__all__ = [
+    "PackedWeight",
+    "linear",
+    "linear_logprob",
+    "linear_pack",
+    "philox_uniform",
+    "rms_norm",
+]

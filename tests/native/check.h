@@ -202,6 +202,7 @@ void test_exp(const Options& options);
 void test_dtype();
 void test_philox_uniform(const Options& options);
 void test_rms_norm(const Options& options);
+void test_linear(const Options& options);
 void test_linear_logprob(const Options& options);
 
 }  // namespace native

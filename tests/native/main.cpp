@@ -41,6 +41,7 @@ int main(int argc, char** argv) {
     timed("exp, dtype", [&] { native::test_exp(options), native::test_dtype(); });
     timed("philox_uniform", [&] { native::test_philox_uniform(options); });
     timed("rms_norm", [&] { native::test_rms_norm(options); });
+    timed("linear", [&] { native::test_linear(options); });
     timed("linear_logprob", [&] { native::test_linear_logprob(options); });
     printf("  %lld checks passed\n", static_cast<long long>(native::checks));
     return 0;

@@ -1,0 +1,175 @@
+// The register tile over packed weights: ROWS rows of x times one panel of 32 outputs.
+//
+// Each output owns one f32 accumulator that walks K in order; bf16 and i8 walk pairs, the odd element first, which is what
+// dpbf16ps does. Compiled once per instruction set, inside pe::cpu::PE_ISA.
+#pragma once
+
+#include "pyengine/packed.h"
+#include "pyengine/simd.h"
+
+namespace pe::cpu::PE_ISA {
+
+// 12 x 2 vectors fill the 32 registers of AVX-512; 6 x 2 the 16 of the others.
+inline constexpr int kPackedRows = kLanes == 16 ? 12 : 6;
+
+namespace {
+
+// While it lives, denormals count as zero, as they do in dpbf16ps.
+class FlushDenormals {
+  public:
+#if defined(__x86_64__) && !defined(__AVX512BF16__)
+    FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }
+    ~FlushDenormals() { _mm_setcsr(before_); }
+
+  private:
+    unsigned before_;
+#else
+    FlushDenormals() {}
+    ~FlushDenormals() {}
+#endif
+};
+
+// Two neighbours along K in each 32-bit lane.
+struct Pairs {
+    uvec bits;
+};
+
+PE_INLINE Pairs load_pairs(const bf16* p) {
+    Pairs r;
+    memcpy(&r.bits, p, sizeof r.bits);
+    return r;
+}
+
+// i8 values are exact in bf16.
+PE_INLINE Pairs load_pairs(const int8_t* p) {
+    hvec h;
+    memcpy(&h, p, sizeof h);
+    const ivec wide = (ivec) __builtin_convertvector(h, uvec);
+    const vec even = __builtin_convertvector((wide << 24) >> 24, vec);
+    const vec odd = __builtin_convertvector((wide << 16) >> 24, vec);
+    return {((uvec)odd & 0xffff0000u) | ((uvec)even >> 16)};
+}
+
+PE_INLINE Pairs broadcast_pair(uint32_t pair) { return {uvec{} + pair}; }
+
+PE_INLINE uint32_t pair_at(const bf16* p) {
+    uint32_t pair;
+    memcpy(&pair, p, sizeof pair);
+    return pair;
+}
+
+PE_INLINE vec dot_pairs(Pairs a, Pairs b, vec acc) {
+#if defined(__AVX512BF16__)
+    return (vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a.bits, (__m512bh)b.bits);
+#else
+    acc = fma((vec)(a.bits & 0xffff0000u), (vec)(b.bits & 0xffff0000u), acc);
+    return fma((vec)(a.bits << 16), (vec)(b.bits << 16), acc);
+#endif
+}
+
+template <int ROWS>
+struct Accumulators {
+    vec v[ROWS][2];
+
+    PE_INLINE Accumulators() {
+#pragma GCC unroll 12
+        for (int i = 0; i < ROWS; ++i) v[i][0] = v[i][1] = broadcast(0.0f);
+    }
+    PE_INLINE void store_to(float* out) const {
+#pragma GCC unroll 12
+        for (int i = 0; i < ROWS; ++i) {
+            store(out + i * kPanel, v[i][0]);
+            store(out + i * kPanel + kLanes, v[i][1]);
+        }
+    }
+};
+
+// out[i][0 .. 2 kLanes) for rows of x; `w` stands at the first of these columns of the panel.
+template <int ROWS>
+[[gnu::noinline]] void packed_tile(const float* x, int64_t stride, const float* w, int64_t K,
+                                   float* out) {
+    Accumulators<ROWS> acc;
+    for (int64_t k = 0; k < K; ++k) {
+        const vec w0 = load(w), w1 = load(w + kLanes);
+#pragma GCC unroll 12
+        for (int i = 0; i < ROWS; ++i) {
+            const vec a = broadcast(x[i * stride + k]);
+            acc.v[i][0] = fma(a, w0, acc.v[i][0]);
+            acc.v[i][1] = fma(a, w1, acc.v[i][1]);
+        }
+        w += kPanel;
+    }
+    acc.store_to(out);
+}
+
+template <int ROWS, typename W>
+[[gnu::noinline]] void packed_tile(const bf16* x, int64_t stride, const W* w, int64_t K,
+                                   float* out) {
+    const FlushDenormals flush;
+    Accumulators<ROWS> acc;
+    for (int64_t k = 0; k + 2 <= K; k += 2) {
+        const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
+#pragma GCC unroll 12
+        for (int i = 0; i < ROWS; ++i) {
+            const Pairs a = broadcast_pair(pair_at(x + i * stride + k));
+            acc.v[i][0] = dot_pairs(a, w0, acc.v[i][0]);
+            acc.v[i][1] = dot_pairs(a, w1, acc.v[i][1]);
+        }
+        w += 2 * kPanel;
+    }
+    if (K % 2 != 0) {  // the odd half of the last pair is zero
+        const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
+#pragma GCC unroll 12
+        for (int i = 0; i < ROWS; ++i) {
+            const Pairs a = broadcast_pair(x[i * stride + K - 1].bits);
+            acc.v[i][0] = dot_pairs(a, w0, acc.v[i][0]);
+            acc.v[i][1] = dot_pairs(a, w1, acc.v[i][1]);
+        }
+    }
+    acc.store_to(out);
+}
+
+template <typename X, typename W>
+inline void packed_rows(const X* x, int64_t stride, const W* w, int64_t K, int64_t rows,
+                        float* out) {
+    switch (rows) {
+        case 1: return packed_tile<1>(x, stride, w, K, out);
+        case 2: return packed_tile<2>(x, stride, w, K, out);
+        case 3: return packed_tile<3>(x, stride, w, K, out);
+        case 4: return packed_tile<4>(x, stride, w, K, out);
+        case 5: return packed_tile<5>(x, stride, w, K, out);
+        case 6: return packed_tile<6>(x, stride, w, K, out);
+#if defined(__AVX512F__)
+        case 7: return packed_tile<7>(x, stride, w, K, out);
+        case 8: return packed_tile<8>(x, stride, w, K, out);
+        case 9: return packed_tile<9>(x, stride, w, K, out);
+        case 10: return packed_tile<10>(x, stride, w, K, out);
+        case 11: return packed_tile<11>(x, stride, w, K, out);
+        case 12: return packed_tile<12>(x, stride, w, K, out);
+#endif
+        default: return;
+    }
+}
+
+// out (rows, 32) = x (rows, K) times a panel; rows <= kPackedRows.
+template <typename X, typename W>
+inline void packed_panel(const X* x, int64_t stride, const W* panel, int64_t K, int64_t rows,
+                         float* out) {
+    constexpr int64_t kPerColumn = sizeof(W) == 4 ? 1 : 2;
+    for (int64_t column = 0; column < kPanel; column += 2 * kLanes) {
+        packed_rows(x, stride, panel + column * kPerColumn, K, rows, out + column);
+    }
+}
+
+// Calls f(row, rows) for tiles of nearly equal height.
+template <typename F>
+inline void for_each_tile(int64_t rows, const F& f) {
+    const int64_t tiles = (rows + kPackedRows - 1) / kPackedRows;
+    for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t begin = rows * i / tiles;
+        f(begin, rows * (i + 1) / tiles - begin);
+    }
+}
+
+}  // namespace
+}  // namespace pe::cpu::PE_ISA

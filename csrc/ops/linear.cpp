@@ -1,0 +1,220 @@
+#include "pyengine/ops/linear.h"
+
+#include "pyengine/packed_tile.h"
+#include "pyengine/parallel.h"
+
+namespace pe::cpu::PE_ISA {
+namespace {
+
+constexpr int64_t kRowsPerTask = 192;      // rows of x that stay in the second-level cache
+constexpr int64_t kTasksPerThread = 8;     // enough to even out, few enough to stream panels
+constexpr int64_t kMaxPanelsPerTask = 16;  // about half a megabyte of bf16 weights
+constexpr float kMaxI8 = 127.0f;
+
+int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+PE_INLINE vec16 silu(const vec16& x) {
+    vec16 r;
+    for (int i = 0; i < vec16::kParts; ++i) r.part[i] = x.part[i] / (1.0f + exp(-x.part[i]));
+    return r;
+}
+
+// 0.5 x (1 + tanh(u)) = x / (1 + exp(-2 u)),  u = sqrt(2 / pi) (x + 0.044715 x^3)
+PE_INLINE vec16 gelu_tanh(const vec16& x) {
+    vec16 r;
+    for (int i = 0; i < vec16::kParts; ++i) {
+        const vec v = x.part[i];
+        const vec cubic = fma(v * v * v, broadcast(0.044715f), v);
+        r.part[i] = v / (1.0f + exp(cubic * -1.5957691216057308f));
+    }
+    return r;
+}
+
+template <typename T>
+PE_INLINE void put(T* y, const vec16& v, int64_t n) {
+    n == 16 ? store16(y, v) : store16_partial(y, v, n);
+}
+
+// Up to 16 finished values of row t from column n on: to the output, or outputs, that hold them.
+void write(const LinearForwardArgs& a, int64_t t, int64_t n, int64_t count, const vec16& v) {
+    int64_t first = 0;
+    int out = 0;
+    while (n >= first + a.y[out].cols) first += a.y[out++].cols;
+    if (n + count <= first + a.y[out].cols) {
+        const MatrixView& y = a.y[out];
+        dispatch_dtype(y.dtype, [&]<typename T>(T*) {
+            T* p = row_ptr<T>(y, t) + n - first;
+            if (a.epilogue != LinearEpilogue::kAdd) return put(p, v, count);
+            put(p, (count == 16 ? load16(p) : load16_partial(p, count, 0.0f)) + v, count);
+        });
+        return;
+    }
+    alignas(64) float values[16];
+    store16(values, v);
+    for (int64_t i = 0; i < count; ++i) {  // a boundary between outputs within the 16
+        while (n + i >= first + a.y[out].cols) first += a.y[out++].cols;
+        const MatrixView& y = a.y[out];
+        dispatch_dtype(y.dtype, [&]<typename T>(T*) {
+            T* p = row_ptr<T>(y, t) + n + i - first;
+            const float old = a.epilogue == LinearEpilogue::kAdd ? to_float(*p) : 0.0f;
+            store_float(p, a.epilogue == LinearEpilogue::kAdd ? old + values[i] : values[i]);
+        });
+    }
+}
+
+vec16 with_bias(const LinearForwardArgs& a, int64_t n, int64_t count, const vec16& v) {
+    if (!a.bias || count <= 0) return v;
+    const float* bias = ptr<float>(a.bias) + n;
+    return v + (count == 16 ? load16(bias) : load16_partial(bias, count, 0.0f));
+}
+
+// The tile's sums become outputs: scale, bias, activation, destination.
+void finish(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t rows,
+            const float* sums) {
+    const PackedMatrix& w = a.weight;
+    const float* scale = w.scale == nullptr ? nullptr : w.scale + panel * kPanel;
+    const bool gated = a.epilogue == LinearEpilogue::kSiluGate;
+    for (int64_t i = 0; i < rows; ++i) {
+        vec16 half[2];
+        for (int h = 0; h < 2; ++h) {
+            half[h] = load16(sums + i * kPanel + 16 * h);
+            if (scale != nullptr) half[h] = half[h] * load16(scale + 16 * h);
+        }
+        if (gated) {
+            // Bias of the gate first, then that of up.
+            const int64_t n = panel * 16, count = min_of(16, w.N / 2 - n);
+            const vec16 gate = with_bias(a, n, count, half[0]);
+            const vec16 up = with_bias(a, w.N / 2 + n, count, half[1]);
+            write(a, row + i, n, count, silu(gate) * up);
+            continue;
+        }
+        for (int h = 0; h < 2; ++h) {
+            const int64_t n = panel * kPanel + 16 * h, count = min_of(16, w.N - n);
+            if (count <= 0) break;
+            const vec16 v = with_bias(a, n, count, half[h]);
+            write(a, row + i, n, count, a.epilogue == LinearEpilogue::kGelu ? gelu_tanh(v) : v);
+        }
+    }
+}
+
+template <typename X, typename W>
+void multiply(const LinearForwardArgs& a, int64_t panel, int64_t begin, int64_t rows) {
+    const W* w = reinterpret_cast<const W*>(a.weight.panel(panel));
+    for_each_tile(rows, [&](int64_t first, int64_t n) {
+        alignas(64) float sums[kPackedRows * kPanel];
+        const int64_t row = begin + first;
+        packed_panel(row_ptr<X>(a.x, row), a.x.row_stride, w, a.weight.K, n, sums);
+        finish(a, panel, row, n, sums);
+    });
+}
+
+// Where output n of the packed matrix stands: its panel and lane.
+int64_t place(const LinearPackArgs& a, int64_t row) {
+    return a.gated ? row / 16 * kPanel + a.first + row % 16 : a.first + row;
+}
+
+// Symmetric: the largest magnitude of a row becomes 127.
+template <typename T>
+float i8_scale(const T* w, int64_t K) {
+    float largest = 0.0f;
+    for (int64_t k = 0; k < K; ++k)
+        largest = __builtin_fmaxf(largest, __builtin_fabsf(to_float(w[k])));
+    return largest / kMaxI8;
+}
+
+template <typename T>
+void pack_row(const LinearPackArgs& a, int64_t row) {
+    const PackedMatrix& p = a.packed;
+    const int64_t n = place(a, row), lane = n % kPanel;
+    const T* w = row_ptr<T>(a.weight, row);
+    char* panel = static_cast<char*>(p.data) + n / kPanel * p.panel_bytes();
+    if (p.kind == PackedKind::kF32) {
+        float* out = reinterpret_cast<float*>(panel) + lane;
+        for (int64_t k = 0; k < p.K; ++k) out[k * kPanel] = to_float(w[k]);
+    } else if (p.kind == PackedKind::kBF16) {
+        bf16* out = reinterpret_cast<bf16*>(panel) + 2 * lane;
+        for (int64_t k = 0; k < p.K; ++k) out[k / 2 * 2 * kPanel + k % 2] = to_bf16(to_float(w[k]));
+    } else {
+        const float scale = i8_scale(w, p.K), inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+        int8_t* out = reinterpret_cast<int8_t*>(panel) + 2 * lane;
+        for (int64_t k = 0; k < p.K; ++k) {
+            const float q = __builtin_rintf(to_float(w[k]) * inverse);
+            out[k / 2 * 2 * kPanel + k % 2] =
+                static_cast<int8_t>(__builtin_fminf(__builtin_fmaxf(q, -kMaxI8), kMaxI8));
+        }
+        p.scale[n] = scale;
+    }
+}
+
+// Rounds a stretch of each row to bf16, then moves it pair by pair to its lane.
+template <typename T>
+void pack_pairs(const T* const* w, int64_t K, uint32_t* out) {
+    constexpr int64_t kStretch = 64;
+    alignas(64) bf16 rounded[16][kStretch];
+    for (int64_t first = 0; first < K; first += kStretch) {
+        const int64_t n = min_of(kStretch, K - first), pairs = (n + 1) / 2;
+        for (int i = 0; i < 16; ++i) {
+            int64_t k = 0;
+            for (; k + kLanes <= n; k += kLanes) store(rounded[i] + k, load(w[i] + first + k));
+            for (; k < n; ++k) rounded[i][k] = to_bf16(to_float(w[i][first + k]));
+            if (n % 2 != 0) rounded[i][n] = {0};
+        }
+        for (int64_t pair = 0; pair < pairs; ++pair) {
+            for (int i = 0; i < 16; ++i) out[pair * kPanel + i] = pair_at(rounded[i] + 2 * pair);
+        }
+        out += pairs * kPanel;
+    }
+}
+
+// Sixteen rows whose places follow each other within a panel: K outermost, so that whole lanes are written.
+template <typename T>
+void pack_sixteen(const LinearPackArgs& a, int64_t row) {
+    const PackedMatrix& p = a.packed;
+    const int64_t n = place(a, row), lane = n % kPanel;
+    char* panel = static_cast<char*>(p.data) + n / kPanel * p.panel_bytes();
+    const T* w[16];
+    for (int i = 0; i < 16; ++i) w[i] = row_ptr<T>(a.weight, row + i);
+    if (p.kind == PackedKind::kF32) {
+        float* out = reinterpret_cast<float*>(panel) + lane;
+        for (int64_t k = 0; k < p.K; ++k) {
+            for (int i = 0; i < 16; ++i) out[k * kPanel + i] = to_float(w[i][k]);
+        }
+        return;
+    }
+    pack_pairs(w, p.K, reinterpret_cast<uint32_t*>(panel) + lane);
+}
+
+}  // namespace
+
+void linear_pack(const LinearPackArgs& a) {
+    dispatch_dtype(a.weight.dtype, [&]<typename T>(T*) {
+        parallel_rows(a.weight.rows, 16, [&](int64_t begin, int64_t end) {
+            const bool whole = end - begin == 16 && place(a, begin) % 16 == 0;
+            if (whole && a.packed.kind != PackedKind::kI8) return pack_sixteen<T>(a, begin);
+            for (int64_t row = begin; row < end; ++row) pack_row<T>(a, row);
+        });
+    });
+}
+
+void linear_forward(const LinearForwardArgs& a) {
+    const int64_t T = a.x.rows, panels = a.weight.panels(), threads = num_threads();
+    const int64_t group =
+        max_of(1, min_of(kMaxPanelsPerTask, panels / (threads * kTasksPerThread)));
+    const int64_t groups = (panels + group - 1) / group;
+    const int64_t blocks = (T + kRowsPerTask - 1) / kRowsPerTask;
+    parallel_tasks(groups * blocks, static_cast<int>(threads), [&](int64_t task) {
+        const int64_t begin = task % blocks * kRowsPerTask;
+        const int64_t rows = min_of(kRowsPerTask, T - begin);
+        const int64_t first = task / blocks * group, last = min_of(first + group, panels);
+        for (int64_t panel = first; panel < last; ++panel) {
+            switch (a.weight.kind) {
+                case PackedKind::kF32: multiply<float, float>(a, panel, begin, rows); break;
+                case PackedKind::kBF16: multiply<bf16, bf16>(a, panel, begin, rows); break;
+                case PackedKind::kI8: multiply<bf16, int8_t>(a, panel, begin, rows); break;
+            }
+        }
+    });
+}
+
+}  // namespace pe::cpu::PE_ISA
