@@ -104,7 +104,7 @@ void multiply(const LinearForwardArgs& a, int64_t panel, int64_t begin, int64_t 
     for_each_tile(rows, [&](int64_t first, int64_t n) {
         alignas(64) float sums[kPackedRows * kPanel];
         const int64_t row = begin + first;
-        packed_panel(row_ptr<X>(a.x, row), a.x.row_stride, w, a.weight.K, n, sums);
+        packed_panel(row_ptr<X>(a.x, row), a.x.row_stride, w, a.weight.K, n, sums, kPanel);
         finish(a, panel, row, n, sums);
     });
 }
@@ -147,26 +147,6 @@ void pack_row(const LinearPackArgs& a, int64_t row) {
     }
 }
 
-// Rounds a stretch of each row to bf16, then moves it pair by pair to its lane.
-template <typename T>
-void pack_pairs(const T* const* w, int64_t K, uint32_t* out) {
-    constexpr int64_t kStretch = 64;
-    alignas(64) bf16 rounded[16][kStretch];
-    for (int64_t first = 0; first < K; first += kStretch) {
-        const int64_t n = min_of(kStretch, K - first), pairs = (n + 1) / 2;
-        for (int i = 0; i < 16; ++i) {
-            int64_t k = 0;
-            for (; k + kLanes <= n; k += kLanes) store(rounded[i] + k, load(w[i] + first + k));
-            for (; k < n; ++k) rounded[i][k] = to_bf16(to_float(w[i][first + k]));
-            if (n % 2 != 0) rounded[i][n] = {0};
-        }
-        for (int64_t pair = 0; pair < pairs; ++pair) {
-            for (int i = 0; i < 16; ++i) out[pair * kPanel + i] = pair_at(rounded[i] + 2 * pair);
-        }
-        out += pairs * kPanel;
-    }
-}
-
 // Sixteen rows whose places follow each other within a panel: K outermost, so that whole lanes are written.
 template <typename T>
 void pack_sixteen(const LinearPackArgs& a, int64_t row) {
@@ -182,7 +162,7 @@ void pack_sixteen(const LinearPackArgs& a, int64_t row) {
         }
         return;
     }
-    pack_pairs(w, p.K, reinterpret_cast<uint32_t*>(panel) + lane);
+    pack_pairs(w, 16, p.K, reinterpret_cast<uint32_t*>(panel) + lane);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include "pyengine/gemm_tile.h"
 #include "pyengine/log_softmax.h"
 #include "pyengine/ops/linear_logprob_workspace.h"
+#include "pyengine/packed_tile.h"
 #include "pyengine/parallel.h"
 
 namespace pe::cpu::PE_ISA {
@@ -17,11 +18,16 @@ void to_f32_row(const MatrixView& m, int64_t row, int64_t begin, int64_t end, fl
     });
 }
 
-// Rows [begin, begin + rows) of hidden as f32: where they are, or a copy in the workspace.
+// Rows of hidden as f32: where they are, or a copy in the workspace.
 struct HiddenRows {
     const float* data;
     int64_t stride;
 };
+
+// bf16 by bf16 takes the register tile of pairs (packed_tile.h), anything else that of f32.
+bool in_pairs(const MatrixView& hidden, const MatrixView& weight) {
+    return hidden.dtype == DType::kBF16 && weight.dtype == DType::kBF16;
+}
 
 HiddenRows hidden_f32(const MatrixView& hidden, int64_t begin, int64_t rows, float* copy,
                       int64_t padded_D) {
@@ -51,9 +57,31 @@ void pack_block(const MatrixView& weight, int64_t first, int64_t words, float* p
     });
 }
 
-// logits (rows, kVocabBlock) of packed words: the one place that makes them, forward and backward.
-void block_logits(const HiddenRows& hidden, int64_t row, int64_t rows, const float* pack, int64_t D,
-                  int64_t words, float* logits) {
+// The same as panels of bf16 pairs: [kVocabBlock / kPanel][ceil(D / 2)][kPanel][2].
+void pack_block_pairs(const MatrixView& weight, int64_t first, int64_t words, uint32_t* pack) {
+    const int64_t D = weight.cols, panel_pairs = (D + 1) / 2 * kPanel;
+    for (int64_t word = 0; word < (words + kPanel - 1) / kPanel * kPanel; word += 16) {
+        const int count = static_cast<int>(min_of(16, words > word ? words - word : 0));
+        const bf16* rows[16];
+        for (int i = 0; i < count; ++i) rows[i] = row_ptr<bf16>(weight, first + word + i);
+        pack_pairs(rows, count, D, pack + word / kPanel * panel_pairs + word % kPanel);
+    }
+}
+
+void block_logits_pairs(const MatrixView& hidden, int64_t row, int64_t rows, const uint32_t* pack,
+                        int64_t words, float* logits) {
+    const int64_t D = hidden.cols, panel_pairs = (D + 1) / 2 * kPanel;
+    for (int64_t word = 0; word < words; word += kPanel) {
+        const bf16* panel = reinterpret_cast<const bf16*>(pack + word / kPanel * panel_pairs);
+        for_each_tile(rows, [&](int64_t first, int64_t n) {
+            packed_panel(row_ptr<bf16>(hidden, row + first), hidden.row_stride, panel, D, n,
+                         logits + first * kVocabBlock + word, kVocabBlock);
+        });
+    }
+}
+
+void block_logits_f32(const HiddenRows& hidden, int64_t row, int64_t rows, const float* pack,
+                      int64_t D, int64_t words, float* logits) {
     for (int64_t panel = 0; panel < words; panel += kTileCols) {
         gemm({.a = hidden.data + row * hidden.stride,
               .a_row = hidden.stride,
@@ -67,6 +95,41 @@ void block_logits(const HiddenRows& hidden, int64_t row, int64_t rows, const flo
              rows, kTileCols);
     }
 }
+
+// The logits of a block of words: the one place that makes them, forward and backward.
+class BlockLogits {
+  public:
+    // `f32` holds the rows of hidden from `begin` on; without it in pairs.
+    BlockLogits(const MatrixView& hidden, const HiddenRows& f32, int64_t begin,
+                const MatrixView& weight, float* pack)
+        : hidden_(hidden), f32_(f32), begin_(begin), weight_(weight), pack_(pack) {}
+
+    void take(int64_t first, int64_t words) {
+        words_ = words;
+        if (in_pairs(hidden_, weight_)) {
+            pack_block_pairs(weight_, first, words, reinterpret_cast<uint32_t*>(pack_));
+        } else {
+            pack_block(weight_, first, words, pack_);
+        }
+    }
+    // logits (rows, kVocabBlock) of the words taken
+    void make(int64_t row, int64_t rows, float* logits) const {
+        if (in_pairs(hidden_, weight_)) {
+            block_logits_pairs(hidden_, begin_ + row, rows, reinterpret_cast<uint32_t*>(pack_),
+                               words_, logits);
+        } else {
+            block_logits_f32(f32_, row, rows, pack_, hidden_.cols, words_, logits);
+        }
+    }
+
+  private:
+    const MatrixView& hidden_;
+    HiddenRows f32_;
+    int64_t begin_;
+    const MatrixView& weight_;
+    float* pack_;
+    int64_t words_ = 0;
+};
 
 struct Workspace {
     LogprobWorkspace size;
@@ -83,17 +146,21 @@ struct Workspace {
 
 void forward_wave(const LinearLogprobForwardArgs& a, const Workspace& w, int64_t begin,
                   int64_t rows) {
-    const int64_t D = a.hidden.cols, V = a.weight.rows, blocks = w.size.blocks;
-    const HiddenRows hidden = hidden_f32(a.hidden, begin, rows, w.hidden, w.size.padded_D());
+    const int64_t V = a.weight.rows, blocks = w.size.blocks;
+    HiddenRows hidden{};
+    if (!in_pairs(a.hidden, a.weight)) {
+        hidden = hidden_f32(a.hidden, begin, rows, w.hidden, w.size.padded_D());
+    }
     const int64_t* targets = ptr<int64_t>(a.targets) + begin;
     float* picked = w.table + 2 * blocks * w.size.wave;
     parallel_tasks(blocks, a.threads, [&](int64_t block) {
         const int64_t first = block * kVocabBlock, words = min_of(kVocabBlock, V - first);
-        pack_block(a.weight, first, words, w.pack());
+        BlockLogits block_logits(a.hidden, hidden, begin, a.weight, w.pack());
+        block_logits.take(first, words);
         for (int64_t slab = 0; slab < rows; slab += kSlabRows) {
             const int64_t n = min_of(kSlabRows, rows - slab);
             float* logits = w.logits();
-            block_logits(hidden, slab, n, w.pack(), D, words, logits);
+            block_logits.make(slab, n, logits);
             for (int64_t i = 0; i < n; ++i) {
                 const float* x = logits + i * kVocabBlock;
                 float* link = w.table + 2 * ((slab + i) * blocks + block);
@@ -144,10 +211,11 @@ void backward_wave(const LinearLogprobBackwardArgs& a, const Workspace& w, int64
     parallel_tasks(blocks, a.threads, [&](int64_t block) {
         const int64_t first = block * kVocabBlock, words = min_of(kVocabBlock, V - first);
         float* c = w.table + block * block_floats;
-        pack_block(a.weight, first, words, w.pack());
+        BlockLogits block_logits(a.hidden, hidden, begin, a.weight, w.pack());
+        block_logits.take(first, words);
         for (int64_t slab = 0; slab < rows; slab += kSlabRows) {
             const int64_t n = min_of(kSlabRows, rows - slab);
-            block_logits(hidden, slab, n, w.pack(), D, words, c + slab * kVocabBlock);
+            block_logits.make(slab, n, c + slab * kVocabBlock);
             for (int64_t i = slab; i < slab + n; ++i) {
                 coefficients(c + i * kVocabBlock, words, dlogprob[i], lse[i], targets[i] - first);
             }

@@ -74,23 +74,26 @@ struct Tile {
         return Columns::column(static_cast<int>(threadIdx.x) % kWarp, j);
     }
 
-    // acc += A[row.., k] . B[k, column..] for k in [0, K); every thread of the block calls it.
-    template <typename A, typename B>
+    // acc += A[row.., k] . B[k, column..] for k in [0, K); every thread of the block calls it. PAIRS: of each two steps the
+    // second comes first, the order of the CPU's bf16 tile (packed_tile.h).
+    template <bool PAIRS = false, typename A, typename B>
     __device__ void multiply(Shared& s, const A& a, int64_t row, const B& b, int64_t column,
                              int64_t K) {
         for (int64_t k0 = 0; k0 < K; k0 += kTileK) {
-            load<ROWS>(a, row, k0, K,
-                       [&](int i, int k, float x) { s.a[k][i / kRowVec].v[i % kRowVec] = x; });
+            load<ROWS>(a, row, k0, K, [&](int i, int k, float x) {
+                s.a[PAIRS ? k ^ 1 : k][i / kRowVec].v[i % kRowVec] = x;
+            });
             load<Columns::kCols>(b, column, k0, K, [&](int j, int k, float x) {
                 const int place = Columns::place(j);
-                s.b[k][place / kColVec].v[place % kColVec] = x;
+                s.b[PAIRS ? k ^ 1 : k][place / kColVec].v[place % kColVec] = x;
             });
             __syncthreads();
             if (K - k0 >= kTileK) {
 #pragma unroll
                 for (int k = 0; k < kTileK; ++k) step(s, k);
             } else {
-                for (int k = 0; k < static_cast<int>(K - k0); ++k) step(s, k);
+                const int64_t steps = PAIRS ? (K - k0 + 1) / 2 * 2 : K - k0;
+                for (int k = 0; k < static_cast<int>(steps); ++k) step(s, k);
             }
             __syncthreads();
         }

@@ -75,8 +75,9 @@ __device__ LogitTile logits(LogitTile::Shared& s, const MatrixView& hidden,
     LogitTile tile{};
     const Operand<H, true> a{row_ptr<H>(hidden, wave.begin), hidden.row_stride, wave.rows};
     const Operand<W, true> b{row_ptr<W>(weight, 0), weight.row_stride, weight.rows};
-    tile.multiply(s, a, int64_t{blockIdx.x} * kTokens, b, int64_t{blockIdx.y} * kVocabBlock,
-                  hidden.cols);
+    constexpr bool kPairs = sizeof(H) == 2 && sizeof(W) == 2;
+    tile.template multiply<kPairs>(s, a, int64_t{blockIdx.x} * kTokens, b,
+                                   int64_t{blockIdx.y} * kVocabBlock, hidden.cols);
     return tile;
 }
 

@@ -75,11 +75,11 @@ struct Accumulators {
 #pragma GCC unroll 12
         for (int i = 0; i < ROWS; ++i) v[i][0] = v[i][1] = broadcast(0.0f);
     }
-    PE_INLINE void store_to(float* out) const {
+    PE_INLINE void store_to(float* out, int64_t out_row) const {
 #pragma GCC unroll 12
         for (int i = 0; i < ROWS; ++i) {
-            store(out + i * kPanel, v[i][0]);
-            store(out + i * kPanel + kLanes, v[i][1]);
+            store(out + i * out_row, v[i][0]);
+            store(out + i * out_row + kLanes, v[i][1]);
         }
     }
 };
@@ -87,7 +87,7 @@ struct Accumulators {
 // out[i][0 .. 2 kLanes) for rows of x; `w` stands at the first of these columns of the panel.
 template <int ROWS>
 [[gnu::noinline]] void packed_tile(const float* x, int64_t stride, const float* w, int64_t K,
-                                   float* out) {
+                                   float* out, int64_t out_row) {
     Accumulators<ROWS> acc;
     for (int64_t k = 0; k < K; ++k) {
         const vec w0 = load(w), w1 = load(w + kLanes);
@@ -99,12 +99,12 @@ template <int ROWS>
         }
         w += kPanel;
     }
-    acc.store_to(out);
+    acc.store_to(out, out_row);
 }
 
 template <int ROWS, typename W>
-[[gnu::noinline]] void packed_tile(const bf16* x, int64_t stride, const W* w, int64_t K,
-                                   float* out) {
+[[gnu::noinline]] void packed_tile(const bf16* x, int64_t stride, const W* w, int64_t K, float* out,
+                                   int64_t out_row) {
     const FlushDenormals flush;
     Accumulators<ROWS> acc;
     for (int64_t k = 0; k + 2 <= K; k += 2) {
@@ -126,38 +126,59 @@ template <int ROWS, typename W>
             acc.v[i][1] = dot_pairs(a, w1, acc.v[i][1]);
         }
     }
-    acc.store_to(out);
+    acc.store_to(out, out_row);
 }
 
 template <typename X, typename W>
-inline void packed_rows(const X* x, int64_t stride, const W* w, int64_t K, int64_t rows,
-                        float* out) {
+inline void packed_rows(const X* x, int64_t stride, const W* w, int64_t K, int64_t rows, float* out,
+                        int64_t out_row) {
     switch (rows) {
-        case 1: return packed_tile<1>(x, stride, w, K, out);
-        case 2: return packed_tile<2>(x, stride, w, K, out);
-        case 3: return packed_tile<3>(x, stride, w, K, out);
-        case 4: return packed_tile<4>(x, stride, w, K, out);
-        case 5: return packed_tile<5>(x, stride, w, K, out);
-        case 6: return packed_tile<6>(x, stride, w, K, out);
+        case 1: return packed_tile<1>(x, stride, w, K, out, out_row);
+        case 2: return packed_tile<2>(x, stride, w, K, out, out_row);
+        case 3: return packed_tile<3>(x, stride, w, K, out, out_row);
+        case 4: return packed_tile<4>(x, stride, w, K, out, out_row);
+        case 5: return packed_tile<5>(x, stride, w, K, out, out_row);
+        case 6: return packed_tile<6>(x, stride, w, K, out, out_row);
 #if defined(__AVX512F__)
-        case 7: return packed_tile<7>(x, stride, w, K, out);
-        case 8: return packed_tile<8>(x, stride, w, K, out);
-        case 9: return packed_tile<9>(x, stride, w, K, out);
-        case 10: return packed_tile<10>(x, stride, w, K, out);
-        case 11: return packed_tile<11>(x, stride, w, K, out);
-        case 12: return packed_tile<12>(x, stride, w, K, out);
+        case 7: return packed_tile<7>(x, stride, w, K, out, out_row);
+        case 8: return packed_tile<8>(x, stride, w, K, out, out_row);
+        case 9: return packed_tile<9>(x, stride, w, K, out, out_row);
+        case 10: return packed_tile<10>(x, stride, w, K, out, out_row);
+        case 11: return packed_tile<11>(x, stride, w, K, out, out_row);
+        case 12: return packed_tile<12>(x, stride, w, K, out, out_row);
 #endif
         default: return;
     }
 }
 
-// out (rows, 32) = x (rows, K) times a panel; rows <= kPackedRows.
+// out (rows, 32), its rows out_row apart, = x (rows, K) times a panel; rows <= kPackedRows.
 template <typename X, typename W>
 inline void packed_panel(const X* x, int64_t stride, const W* panel, int64_t K, int64_t rows,
-                         float* out) {
+                         float* out, int64_t out_row) {
     constexpr int64_t kPerColumn = sizeof(W) == 4 ? 1 : 2;
     for (int64_t column = 0; column < kPanel; column += 2 * kLanes) {
-        packed_rows(x, stride, panel + column * kPerColumn, K, rows, out + column);
+        packed_rows(x, stride, panel + column * kPerColumn, K, rows, out + column, out_row);
+    }
+}
+
+// Packs `count` <= 16 rows into 16 lanes of a panel of pairs, `out` standing at the first of them; lanes past `count` are
+// zeroed. Each row is rounded to bf16 a stretch at a time, then moved pair by pair.
+template <typename T>
+void pack_pairs(const T* const* w, int count, int64_t K, uint32_t* out) {
+    constexpr int64_t kStretch = 64;
+    alignas(64) bf16 rounded[16][kStretch] = {};
+    for (int64_t first = 0; first < K; first += kStretch) {
+        const int64_t n = K - first < kStretch ? K - first : kStretch, pairs = (n + 1) / 2;
+        for (int i = 0; i < count; ++i) {
+            int64_t k = 0;
+            for (; k + kLanes <= n; k += kLanes) store(rounded[i] + k, load(w[i] + first + k));
+            for (; k < n; ++k) rounded[i][k] = to_bf16(to_float(w[i][first + k]));
+            if (n % 2 != 0) rounded[i][n] = {0};
+        }
+        for (int64_t pair = 0; pair < pairs; ++pair) {
+            for (int i = 0; i < 16; ++i) out[pair * kPanel + i] = pair_at(rounded[i] + 2 * pair);
+        }
+        out += pairs * kPanel;
     }
 }
 

@@ -2,7 +2,7 @@
 // shapes       hidden (T, D), weight (V, D), row strides free, last dim contiguous; targets (T,) in [0, V);
 //              logprob, lse (T,); no (T, V) matrix is stored: logits live in tiles
 // dtypes       hidden, weight each f32 or bf16; targets i64; logprob, lse, dlogprob, dhidden, dweight f32; every logit has one
-//              f32 accumulator that walks D in order
+//              f32 accumulator that walks D in order; bf16 by bf16 in pairs, the odd element first, as `linear` does
 // aliasing     none
 // gradient     c[t,v] = dlogprob[t] * (1[v == targets[t]] - p[t,v]);  dhidden = c . weight is assigned (=),
 //              dweight += c^T . hidden is accumulated, tokens in order, so that a later call continues the chain;
