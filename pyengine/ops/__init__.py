@@ -1,7 +1,7 @@
 """Kernels as differentiable Python functions: one op a file, named alike on every layer below."""
 
-from pyengine.ops.linear import PackedWeight, linear, linear_pack
 from pyengine.ops.layer_norm import layer_norm
+from pyengine.ops.linear import PackedWeight, linear, linear_pack
 from pyengine.ops.linear_logprob import linear_logprob
 from pyengine.ops.philox_uniform import philox_uniform
 from pyengine.ops.rms_norm import rms_norm
@@ -9,10 +9,11 @@ from pyengine.ops.rope import rope
 
 __all__ = [
     "PackedWeight",
+    "layer_norm",
     "linear",
     "linear_logprob",
     "linear_pack",
     "philox_uniform",
     "rms_norm",
+    "rope",
 ]
-__all__ = ["layer_norm", "linear_logprob", "philox_uniform", "rms_norm", "rope"]
