@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
+from typing import Literal
 
 import pytest
 import torch
@@ -442,3 +443,20 @@ def test_compiled_equals_eager(dtype: torch.dtype) -> None:
         results.append((y.detach(), *torch.autograd.grad(y, (h, w), dlogprob)))
     for eager, traced in zip(*results, strict=True):
         assert torch.equal(eager, traced)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=NAMES.get)
+@pytest.mark.parametrize("D", [1, 64, 111, 576])
+def test_logits_are_those_of_linear(D: int, dtype: torch.dtype, isa: str) -> None:
+    """Where the other logit is larger by over 104, lse is that logit, so logprob = z[1] - z[0]."""
+    kind: Literal["float32", "bfloat16"] = "float32" if dtype == F32 else "bfloat16"
+    for seed in range(5):
+        rng = torch.Generator().manual_seed(seed)
+        hidden = torch.randn(1, D, generator=rng).to(dtype)
+        weight = torch.randn(2, D, generator=rng).to(dtype)
+        weight[0] = 200 * hidden[0] / hidden[0].float().norm() ** 2
+        z = pe.ops.linear(hidden, pe.ops.linear_pack(weight, kind), out_dtype=F32)
+        assert isinstance(z, Tensor)
+        assert float(z[0, 0] - z[0, 1]) > 104
+        logprob = pe.ops.linear_logprob(hidden, weight, torch.tensor([1]))
+        assert torch.equal(logprob, z[:, 1] - z[:, 0])
