@@ -39,6 +39,8 @@ int main(int argc, char** argv) {
     printf("  instruction sets:%s%s\n", names.c_str(),
            options.cuda ? "; CUDA kernels on the host" : "");
     timed("exp, dtype", [&] { native::test_exp(options), native::test_dtype(); });
+    timed("log", [&] { native::test_log(options); });
+    timed("activations", [&] { native::test_activations(options); });
     timed("philox_uniform", [&] { native::test_philox_uniform(options); });
     timed("rms_norm", [&] { native::test_rms_norm(options); });
     timed("linear_logprob", [&] { native::test_linear_logprob(options); });
