@@ -7,6 +7,20 @@ namespace {
 
 constexpr const char* kOp = "philox_uniform";
 
+// Only 32 bits of these are in the key: a value beyond them would draw another's number. On CUDA pyengine/ops/philox_uniform.py
+// checks.
+void check_32_bits(const TensorArg& t) {
+    const VectorView ids = vector(t);
+    if (t.is_cuda) return;
+    const int64_t* id = static_cast<const int64_t*>(ids.data);
+    for (int64_t i = 0; i < ids.size; ++i) {
+        if (id[i] < 0 || id[i] >= int64_t{1} << 32) {
+            value_error(t, "must be in [0, 4294967296) but " + std::string(t.name) + "[" +
+                               std::to_string(i) + "] = " + std::to_string(id[i]));
+        }
+    }
+}
+
 void uniform(py::object seed_, py::object request_, py::object sample_, py::object position_,
              py::object u_, uintptr_t stream) {
     const TensorArg seed = borrow(kOp, "seed", seed_), request = borrow(kOp, "request", request_);
@@ -21,6 +35,7 @@ void uniform(py::object seed_, py::object request_, py::object sample_, py::obje
     }
     check_same_device(u, {&seed, &request, &sample, &position});
     check_cuda_built(u);
+    for (const TensorArg* t : {&sample, &position}) check_32_bits(*t);
     const PhiloxUniformArgs args{.seed = vector(seed),
                                  .request = vector(request),
                                  .sample = vector(sample),

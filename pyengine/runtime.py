@@ -37,6 +37,17 @@ def isa() -> str:
     return _C.isa()
 
 
+def check_tensors(op: str, **arguments: object) -> None:
+    """TypeError naming the first argument that is not a tensor: before its shape is asked for."""
+    for name, value in arguments.items():
+        if not isinstance(value, torch.Tensor):
+            kind = type(value)
+            module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+            raise TypeError(
+                f"[{op}] {name} must be a torch.Tensor but is {module}{kind.__qualname__}"
+            )
+
+
 def stream_handle(tensor: torch.Tensor) -> int:
     """The current CUDA stream of the tensor's device as an integer; 0 on CPU."""
     if not tensor.is_cuda:

@@ -21,33 +21,64 @@ __device__ inline float infinity() { return to_float(bf16{0x7f80}); }
 // Keeps b when a is NaN, as the CPU's does; the sum that follows brings the NaN back.
 __device__ inline float max_of(float a, float b) { return a > b ? a : b; }
 
-// e^x: the reduction and polynomial of exp in csrc/include/pyengine/simd.h, one lane of it.
+__device__ inline uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+__device__ inline float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// e^x: exp of csrc/include/pyengine/simd.h, one lane of it.
 __device__ inline float exp_f32(float x) {
     x = x > 89.0f ? 89.0f : x;
     x = x < -104.0f ? -104.0f : x;
-    const float magic =
-        12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
     const float shifted = fmaf(x, 1.44269504088896341f, magic);
     const float n = shifted - magic;
     float r = fmaf(n, -0.693359375f, x);
     r = fmaf(n, 2.12194440e-4f, r);
-    float p = 1.9875691500e-4f;
-    p = fmaf(p, r, 1.3981999507e-3f);
-    p = fmaf(p, r, 8.3334519073e-3f);
-    p = fmaf(p, r, 4.1665795894e-2f);
-    p = fmaf(p, r, 1.6666665459e-1f);
-    p = fmaf(p, r, 5.0000001201e-1f);
-    p = fmaf(p * r, r, r) + 1.0f;
-    uint32_t bits;
-    memcpy(&bits, &shifted, sizeof bits);
-    const int32_t k = static_cast<int32_t>(bits - 0x4b400000u);  // 0x4b400000: magic's bits
+    float p = 1.378872082568705e-3f;
+    p = fmaf(p, r, 8.368685841560364e-3f);
+    p = fmaf(p, r, 4.166889935731888e-2f);
+    p = fmaf(p, r, 1.666652113199234e-1f);
+    p = fmaf(p, r, 4.9999991059303284e-1f);
+    const float s = 1.0f + r;
+    const float lost = (1.0f - s) + r;
+    const int32_t k = static_cast<int32_t>(bits_of(shifted) - bits_of(magic));
     const int32_t half = k >> 1;
-    const uint32_t a_bits = static_cast<uint32_t>(half + 127) << 23;
-    const uint32_t b_bits = static_cast<uint32_t>(k - half + 127) << 23;
-    float a, b;
-    memcpy(&a, &a_bits, sizeof a);
-    memcpy(&b, &b_bits, sizeof b);
-    return p * a * b;
+    const float a = float_of(static_cast<uint32_t>(half + 127) << 23);
+    const float b = float_of(static_cast<uint32_t>(k - half + 127) << 23);
+    return (s + fmaf(r * r, p, lost)) * a * b;
+}
+
+// ln x: log of csrc/include/pyengine/simd.h, one lane of it.
+__device__ inline float log_f32(float x) {
+    const bool tiny = x < 0x1.0p-126f;
+    const uint32_t bits = bits_of(tiny ? x * 0x1.0p23f : x);
+    const uint32_t shifted = bits + (0x3f800000u - 0x3f3504f3u);  // 0x3f3504f3: sqrt(1/2)
+    const int32_t exponent = static_cast<int32_t>(shifted >> 23) - 127 - (tiny ? 23 : 0);
+    const float k = static_cast<float>(exponent);
+    const float f = float_of((shifted & 0x7fffffu) + 0x3f3504f3u) - 1.0f;
+    float p = -0.07648979127407074f;
+    p = fmaf(p, f, 0.12878599762916565f);
+    p = fmaf(p, f, -0.13218429684638977f);
+    p = fmaf(p, f, 0.1418505609035492f);
+    p = fmaf(p, f, -0.16612623631954193f);
+    p = fmaf(p, f, 0.20001843571662903f);
+    p = fmaf(p, f, -0.25001412630081177f);
+    p = fmaf(p, f, 0.333333283662796f);
+    p = fmaf(p, f, -0.49999991059303284f);
+    const float k_ln2 = k * 0.693359375f;  // exact
+    const float s = k_ln2 + f;
+    const float lost = fmaf(k, -2.12194440e-4f, (k_ln2 - s) + f);
+    if (x == infinity()) return x;
+    if (x == 0.0f) return -infinity();
+    return x >= 0.0f ? s + fmaf(f * f, p, lost) : infinity() - infinity();
 }
 
 // Each group of 16 lanes gets its own total, in the order of the CPU's sum(vec16): lane i with i+8,

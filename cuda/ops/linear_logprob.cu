@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kTileThreads)
             total += link.total;  // 0, or NaN that must not be lost
         }
     }
-    const float lse = largest + static_cast<float>(log(static_cast<double>(total)));
+    const float lse = largest + log_f32(total);
     const int64_t target = ptr<int64_t>(a.targets)[wave.begin + t];
     const bool known = target >= 0 && target < a.weight.rows;
     ptr<float>(a.lse)[wave.begin + t] = lse;

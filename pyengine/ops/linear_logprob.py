@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyengine import _C
-from pyengine.runtime import stream_handle
+from pyengine.runtime import check_tensors, stream_handle
 
 
 def linear_logprob(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -20,9 +20,11 @@ def linear_logprob(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Returns (T,) float32. Differentiable in hidden and weight. Extra memory is O(T * D) and a fixed
     workspace, never (T, V). Each row's value depends on nothing but that row and the weights: not
     on T, nor on the threads.
-    Raises TypeError (dtype) or ValueError (shape, layout, range, device), naming the argument.
+    Raises TypeError (kind, dtype) or ValueError (shape, layout, range, device), naming
+    the argument.
     Source: the log-softmax and its gradient d logp / d hidden = weight[y] - sum_v p_v weight[v].
     """
+    check_tensors("linear_logprob", hidden=hidden, weight=weight, targets=targets)
     if torch.compiler.is_compiling():
         return torch.ops.pyengine.linear_logprob(hidden, weight, targets)[0]  # type: ignore[no-any-return]
     return _LinearLogprob.apply(hidden, weight, targets)  # type: ignore[no-any-return, no-untyped-call]

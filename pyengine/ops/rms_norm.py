@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyengine import _C
-from pyengine.runtime import stream_handle
+from pyengine.runtime import check_tensors, stream_handle
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -19,9 +19,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype | Non
     out_dtype  dtype of the result; default: that of x
     Returns (..., D). Differentiable in x and weight; bitwise the same for any thread count and
     batch.
-    Raises TypeError (dtype) or ValueError (shape, layout, device), naming the argument.
+    Raises TypeError (kind, dtype) or ValueError (shape, layout, device), naming the argument.
     Source: arXiv:1910.07467, eq. 4.
     """
+    check_tensors("rms_norm", x=x, weight=weight)
     out_dtype = x.dtype if out_dtype is None else out_dtype
     if torch.compiler.is_compiling():
         y, _ = torch.ops.pyengine.rms_norm(x.reshape(-1, x.shape[-1]), weight, eps, out_dtype)

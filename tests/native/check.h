@@ -198,7 +198,9 @@ inline bool has_fma(pe::cpu::Isa isa) { return isa != pe::cpu::Isa::kBaseline; }
 
 inline constexpr int64_t kSizes[] = {0, 1, 31, 32, 33, 111, 4099};
 
+void test_activations(const Options& options);
 void test_exp(const Options& options);
+void test_log(const Options& options);
 void test_dtype();
 void test_layer_norm(const Options& options);
 void test_philox_uniform(const Options& options);

@@ -40,6 +40,8 @@ int main(int argc, char** argv) {
            options.cuda ? "; CUDA kernels on the host" : "");
     timed("exp, dtype", [&] { native::test_exp(options), native::test_dtype(); });
     timed("layer_norm", [&] { native::test_layer_norm(options); });
+    timed("log", [&] { native::test_log(options); });
+    timed("activations", [&] { native::test_activations(options); });
     timed("philox_uniform", [&] { native::test_philox_uniform(options); });
     timed("rms_norm", [&] { native::test_rms_norm(options); });
     timed("linear", [&] { native::test_linear(options); });

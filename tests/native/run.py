@@ -6,7 +6,7 @@ release      the wheel's flags (OpenMP, -O3); no symbol that could be merged acr
 asan         AddressSanitizer and UndefinedBehaviorSanitizer, without OpenMP
 asan_openmp  the same with OpenMP; threads do not depend on the instruction set: one is enough here
 tsan         ThreadSanitizer, to which OpenMP is unknown: std_threads/ holds another parallel.h
---full       exp over all 2^32 floats (minutes)
+--full       exp, log, silu and gelu_tanh over all 2^32 floats (minutes)
 
 release and asan also run the .cu files, compiled for the host by cuda_on_host/.
 With no name: all four.
@@ -139,7 +139,7 @@ def host_fma() -> list[str]:
 
 def kernel_objects(variant: Variant) -> list[Object]:
     objects = []
-    for source in [*sorted((ROOT / "csrc").glob("**/*.cpp")), HERE / "exp_probe.cpp"]:
+    for source in [*sorted((ROOT / "csrc").glob("**/*.cpp")), HERE / "math_probe.cpp"]:
         isas = ISA_FLAGS if per_isa(source) else {"": []}
         for isa, flags in isas.items():
             define = [f"-DPE_ISA={isa}"] if isa else []
@@ -226,7 +226,7 @@ def main() -> None:
     names = [v.name for v in VARIANTS]
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("variants", nargs="*", metavar="|".join(names))
-    parser.add_argument("--full", action="store_true", help="exp over all 2^32 floats")
+    parser.add_argument("--full", action="store_true", help="exp, log, ... over all 2^32 floats")
     options = parser.parse_args()
     unknown = set(options.variants) - set(names)
     if unknown:

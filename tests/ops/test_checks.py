@@ -276,6 +276,17 @@ def test_target_out_of_range(function: str, index: int, bad: int) -> None:
     refuses(function, ValueError, message, targets=targets)
 
 
+@pytest.mark.parametrize("name", ["sample", "position"])
+@pytest.mark.parametrize("bad", [-1, 2**32, 2**32 + 3, -(2**63)])
+def test_id_beyond_32_bits(name: str, bad: int) -> None:
+    ids = torch.arange(N)
+    ids[2] = bad
+    message = f"{name} must be in [0, 4294967296) but {name}[2] = {bad}"
+    refuses("philox_uniform", ValueError, message, **{name: ids})
+    ids[2] = 2**32 - 1
+    _C.philox_uniform(**{**good("philox_uniform"), name: ids})
+
+
 @pytest.mark.parametrize("way", ["forward", "backward"])
 def test_workspace_too_small(way: str) -> None:
     pe_threads = pe.get_num_threads()
@@ -334,8 +345,33 @@ def test_python_functions_raise_the_same_errors() -> None:
         ValueError, match=re.escape("weight must have 2 dimensions but got shape (8,)")
     ):
         pe.ops.linear_logprob(zeros(N, D), zeros(D), torch.arange(N))
-    with pytest.raises(TypeError, match=r"seed must be a torch\.Tensor but is numpy\.ndarray"):
-        pe.ops.philox_uniform(np.zeros(N, np.int64), *[torch.arange(N)] * 3)
+
+
+PUBLIC: dict[str, tuple[Callable[..., Any], dict[str, Tensor]]] = {
+    "rms_norm": (
+        lambda x, weight: pe.ops.rms_norm(x, weight, 1e-5),
+        {"x": zeros(N, D), "weight": zeros(D)},
+    ),
+    "linear_logprob": (
+        pe.ops.linear_logprob,
+        {"hidden": zeros(N, D), "weight": zeros(V, D), "targets": torch.arange(N)},
+    ),
+    "philox_uniform": (
+        pe.ops.philox_uniform,
+        {name: torch.arange(N) for name in ("seed", "request", "sample", "position")},
+    ),
+}
+
+
+@pytest.mark.parametrize(("op", "name"), [(f, name) for f in PUBLIC for name in PUBLIC[f][1]])
+@pytest.mark.parametrize("kind", ["numpy.ndarray", "list", "NoneType"])
+def test_python_functions_refuse_what_is_no_tensor(op: str, name: str, kind: str) -> None:
+    function, arguments = PUBLIC[op]
+    value = arguments[name]
+    bad = {"numpy.ndarray": value.numpy(), "list": value.tolist(), "NoneType": None}[kind]
+    with pytest.raises(TypeError) as caught:
+        function(**{**arguments, name: bad})
+    assert str(caught.value) == f"[{op}] {name} must be a torch.Tensor but is {kind}"
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -4,7 +4,6 @@
 // joined in order. Compiled once per instruction set, inside pe::cpu::PE_ISA.
 #pragma once
 
-#include <cmath>
 #include <limits>
 
 #include "pyengine/ops/linear_logprob_workspace.h"
@@ -36,6 +35,7 @@ inline void block_max_sum(const float* x, int64_t n, float* largest, float* tota
 }
 
 inline float exp_of(float x) { return exp(broadcast(x))[0]; }
+inline float log_of(float x) { return log(broadcast(x))[0]; }
 
 // The running (largest, total) of a row; `absorb` takes in the next block's.
 struct LogSumExp {
@@ -53,9 +53,7 @@ struct LogSumExp {
         }
     }
 
-    float value() const {
-        return largest + static_cast<float>(std::log(static_cast<double>(total)));
-    }
+    float value() const { return largest + log_of(total); }
 };
 
 // Of a whole row.

@@ -82,29 +82,113 @@ PE_INLINE void store(bf16* p, vec v) {
     memcpy(p, &h, sizeof h);
 }
 
-PE_INLINE vec max(vec a, vec b) { return a > b ? a : b; }
+#if defined(__AVX512F__)
+// For the masked forms of intrinsics: GCC 12 warns about what the plain ones are made of.
+constexpr __mmask16 kAllLanes = 0xffff;
+#endif
 
-// e^x: Cody-Waite reduction to [-ln2/2, ln2/2], a polynomial of degree 6, scaling in two steps so that denormal results
-// and overflow come out right. NaN stays NaN.
+// a > b ? a : b, so b where one is NaN: compilers do not find the instruction for vectors.
+PE_INLINE vec max(vec a, vec b) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_maskz_max_ps(kAllLanes, (__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+// a < b ? a : b, so b where one is NaN.
+PE_INLINE vec min(vec a, vec b) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_maskz_min_ps(kAllLanes, (__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
+// p * 2^n, n whole and in [-150, 128], p near 1; a denormal result is rounded once. Two factors,
+// since 2^n alone may not be a float.
+PE_INLINE vec scale_by_power(vec p, vec n) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_maskz_scalef_ps(kAllLanes, (__m512)p, (__m512)n);
+#else
+    const ivec k = __builtin_convertvector(n, ivec);
+    const ivec half = k >> 1;
+    return p * (vec)((half + 127) << 23) * (vec)((k - half + 127) << 23);
+#endif
+}
+
+// e^x, at most 1 ulp off, denormal results too. Cody-Waite reduction to r in [-ln2/2, ln2/2], then
+// 1 + r + r^2 P(r): what 1 + r loses is added back with the small term. e^0 is exactly 1.
 PE_INLINE vec exp(vec x) {
-    x = x > broadcast(89.0f) ? broadcast(89.0f) : x;
-    x = x < broadcast(-104.0f) ? broadcast(-104.0f) : x;
+    x = max(broadcast(-104.0f), min(broadcast(89.0f), x));
     const vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
     const vec n = fma(x, broadcast(1.44269504088896341f), magic) - magic;
     vec r = fma(n, broadcast(-0.693359375f), x);
     r = fma(n, broadcast(2.12194440e-4f), r);
-    vec p = broadcast(1.9875691500e-4f);
-    p = fma(p, r, broadcast(1.3981999507e-3f));
-    p = fma(p, r, broadcast(8.3334519073e-3f));
-    p = fma(p, r, broadcast(4.1665795894e-2f));
-    p = fma(p, r, broadcast(1.6666665459e-1f));
-    p = fma(p, r, broadcast(5.0000001201e-1f));
-    p = fma(p * r, r, r) + 1.0f;
-    const ivec k = __builtin_convertvector(n, ivec);
-    const ivec half = k >> 1;
-    const vec a = (vec)((half + 127) << 23);
-    const vec b = (vec)((k - half + 127) << 23);
-    return p * a * b;
+    vec p = broadcast(1.378872082568705e-3f);
+    p = fma(p, r, broadcast(8.368685841560364e-3f));
+    p = fma(p, r, broadcast(4.166889935731888e-2f));
+    p = fma(p, r, broadcast(1.666652113199234e-1f));
+    p = fma(p, r, broadcast(4.9999991059303284e-1f));
+    const vec s = 1.0f + r;
+    const vec lost = (1.0f - s) + r;
+    return scale_by_power(s + fma(r * r, p, lost), n);
+}
+
+// ln x, at most 1 ulp off. x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); then k ln2 + f + f^2
+// P(f): what k ln2 + f loses is added back with the small terms. ln 0 is -inf, below 0 it is NaN,
+// ln 1 is exactly 0.
+PE_INLINE vec log(vec x) {
+    const ivec tiny = x < broadcast(0x1.0p-126f);
+    const uvec bits = (uvec)(tiny ? x * 0x1.0p23f : x);
+    const uvec shifted = bits + (0x3f800000u - 0x3f3504f3u);  // 0x3f3504f3: sqrt(1/2)
+    const ivec exponent = (ivec)(shifted >> 23) - 127 + (tiny & -23);
+    const vec k = __builtin_convertvector(exponent, vec);
+    const vec f = (vec)((shifted & 0x7fffffu) + 0x3f3504f3u) - 1.0f;
+    vec p = broadcast(-0.07648979127407074f);
+    p = fma(p, f, broadcast(0.12878599762916565f));
+    p = fma(p, f, broadcast(-0.13218429684638977f));
+    p = fma(p, f, broadcast(0.1418505609035492f));
+    p = fma(p, f, broadcast(-0.16612623631954193f));
+    p = fma(p, f, broadcast(0.20001843571662903f));
+    p = fma(p, f, broadcast(-0.25001412630081177f));
+    p = fma(p, f, broadcast(0.333333283662796f));
+    p = fma(p, f, broadcast(-0.49999991059303284f));
+    const vec k_ln2 = k * 0.693359375f;  // exact
+    const vec s = k_ln2 + f;
+    const vec lost = fma(k, broadcast(-2.12194440e-4f), (k_ln2 - s) + f);
+    vec y = s + fma(f * f, p, lost);
+    const vec inf = broadcast(__builtin_inff());
+    y = x == inf ? inf : y;
+    y = x == broadcast(0.0f) ? -inf : y;
+    return x >= broadcast(0.0f) ? y : broadcast(__builtin_nanf(""));
+}
+
+// x / (1 + e^-z), z >= -150. Where e^-z could overflow, the divisor's two terms and the result are
+// e^-64 as large.
+PE_INLINE vec times_sigmoid(vec x, vec z) {
+    const ivec far = z < broadcast(-64.0f);
+    const vec unit = far ? broadcast(1.6038108905486378e-28f) : broadcast(1.0f);
+    const vec e = exp((far ? broadcast(-64.0f) : broadcast(0.0f)) - z);
+    return x / (unit + e) * unit;
+}
+
+// x / (1 + e^-x), at most 3 ulp off; -0 from about -108 down.
+PE_INLINE vec silu(vec x) {
+    x = max(broadcast(-150.0f), x);
+    return times_sigmoid(x, x);
+}
+
+// x (1 + tanh u) / 2 = x / (1 + e^-2u) with u = sqrt(2/pi) (x + 0.044715 x^3): at most 3 ulp off for
+// x >= 0, and 3 (1 + |2u|) ulp below, where e^-2u carries the rounding of u. -0 from about -11 down.
+PE_INLINE vec gelu_tanh(vec x) {
+    x = max(broadcast(-15.0f), x);
+    const vec z = x * fma(x * x, broadcast(0.07135481627f), broadcast(1.5957691216f));
+    return times_sigmoid(x, max(broadcast(-150.0f), z));
 }
 
 // Sixteen logical lanes, whatever the register width.
@@ -179,6 +263,24 @@ PE_INLINE vec16 max(const vec16& a, const vec16& b) {
 PE_INLINE vec16 exp(const vec16& a) {
     vec16 r;
     for (int i = 0; i < vec16::kParts; ++i) r.part[i] = exp(a.part[i]);
+    return r;
+}
+
+PE_INLINE vec16 log(const vec16& a) {
+    vec16 r;
+    for (int i = 0; i < vec16::kParts; ++i) r.part[i] = log(a.part[i]);
+    return r;
+}
+
+PE_INLINE vec16 silu(const vec16& a) {
+    vec16 r;
+    for (int i = 0; i < vec16::kParts; ++i) r.part[i] = silu(a.part[i]);
+    return r;
+}
+
+PE_INLINE vec16 gelu_tanh(const vec16& a) {
+    vec16 r;
+    for (int i = 0; i < vec16::kParts; ++i) r.part[i] = gelu_tanh(a.part[i]);
     return r;
 }
 

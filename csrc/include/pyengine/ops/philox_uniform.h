@@ -1,6 +1,6 @@
 // philox_uniform: u[i] = the uniform in [0, 1) that decides one token, keyed by (seed, request, sample, position)
 // shapes       seed, request, sample, position, u all (N,)
-// dtypes       seed, request, sample, position i64 (seed and request as 64 bits, sample and position as 32); u f64
+// dtypes       seed, request, sample, position i64 (seed and request as 64 bits, sample and position in [0, 2^32)); u f64
 // aliasing     none
 // gradient     none
 // determinism  bitwise, the same on cpu and cuda, whatever the batch

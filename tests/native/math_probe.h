@@ -6,18 +6,21 @@
 
 namespace pe {
 
-struct ExpProbeArgs {
+enum class MathFunction { kExp, kLog, kSilu, kGeluTanh };
+
+struct MathProbeArgs {
+    MathFunction function;
     const float* x;
     float* y;
     int64_t n;  // a multiple of 16
 };
 
 namespace cpu {
-PE_CPU_KERNEL(exp_probe, ExpProbeArgs)
+PE_CPU_KERNEL(math_probe, MathProbeArgs)
 }  // namespace cpu
 
 namespace cuda {
-void exp_probe(const ExpProbeArgs& args);  // exp_f32 of cuda/common/math.cuh
+void math_probe(const MathProbeArgs& args);  // of cuda/common/math.cuh: exp and log
 }  // namespace cuda
 
 }  // namespace pe
