@@ -14,23 +14,6 @@ constexpr float kMaxI8 = 127.0f;
 int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
-PE_INLINE vec16 silu(const vec16& x) {
-    vec16 r;
-    for (int i = 0; i < vec16::kParts; ++i) r.part[i] = x.part[i] / (1.0f + exp(-x.part[i]));
-    return r;
-}
-
-// 0.5 x (1 + tanh(u)) = x / (1 + exp(-2 u)),  u = sqrt(2 / pi) (x + 0.044715 x^3)
-PE_INLINE vec16 gelu_tanh(const vec16& x) {
-    vec16 r;
-    for (int i = 0; i < vec16::kParts; ++i) {
-        const vec v = x.part[i];
-        const vec cubic = fma(v * v * v, broadcast(0.044715f), v);
-        r.part[i] = v / (1.0f + exp(cubic * -1.5957691216057308f));
-    }
-    return r;
-}
-
 template <typename T>
 PE_INLINE void put(T* y, const vec16& v, int64_t n) {
     n == 16 ? store16(y, v) : store16_partial(y, v, n);

@@ -182,6 +182,7 @@ struct Options {
     bool small = false;  // of CUDA, one run of the smaller cases: fibers are slow
     std::string isa;     // this instruction set only; empty: every one
     uint32_t exp_stride = 4093;
+    int64_t events = 5000, seeds = 20;  // of the scheduler's simulation: so many events for each
 };
 
 inline std::vector<pe::cpu::Isa> isas(const Options& options) {
@@ -199,6 +200,7 @@ inline bool has_fma(pe::cpu::Isa isa) { return isa != pe::cpu::Isa::kBaseline; }
 inline constexpr int64_t kSizes[] = {0, 1, 31, 32, 33, 111, 4099};
 
 void test_activations(const Options& options);
+void test_block_manager();
 void test_exp(const Options& options);
 void test_log(const Options& options);
 void test_dtype();
@@ -207,6 +209,7 @@ void test_philox_uniform(const Options& options);
 void test_rms_norm(const Options& options);
 void test_linear(const Options& options);
 void test_rope(const Options& options);
+void test_scheduler(const Options& options);
 void test_linear_logprob(const Options& options);
 
 }  // namespace native

@@ -1,13 +1,16 @@
-// The kernels without Python: `native [--no-cuda] [--small] [--isa NAME] [--exp-stride N]`. Exit
-// status 0 means every check passed.
+// The kernels and the scheduler without Python: `native [--no-cuda] [--small] [--isa NAME]
+// [--exp-stride N] [--events N] [--seeds K] [--only TEST]`. Exit status 0 means every check passed.
 #include <chrono>
 
 #include "check.h"
 
 namespace {
 
+std::string only;  // the one test to run; empty: all
+
 template <typename F>
 void timed(const char* name, const F& f) {
+    if (!only.empty() && only != name) return;
     const auto start = std::chrono::steady_clock::now();
     f();
     const std::chrono::duration<double> s = std::chrono::steady_clock::now() - start;
@@ -29,6 +32,12 @@ int main(int argc, char** argv) {
             options.isa = argv[++i];
         } else if (arg == "--exp-stride" && i + 1 < argc) {
             options.exp_stride = static_cast<uint32_t>(std::stoul(argv[++i]));
+        } else if (arg == "--events" && i + 1 < argc) {
+            options.events = std::stoll(argv[++i]);
+        } else if (arg == "--seeds" && i + 1 < argc) {
+            options.seeds = std::stoll(argv[++i]);
+        } else if (arg == "--only" && i + 1 < argc) {
+            only = argv[++i];
         } else {
             fprintf(stderr, "unknown argument %s\n", argv[i]);
             return 2;
@@ -47,6 +56,12 @@ int main(int argc, char** argv) {
     timed("linear", [&] { native::test_linear(options); });
     timed("rope", [&] { native::test_rope(options); });
     timed("linear_logprob", [&] { native::test_linear_logprob(options); });
+    timed("block_manager", [] { native::test_block_manager(); });
+    timed("scheduler", [&] { native::test_scheduler(options); });
+    if (native::checks == 0) {
+        fprintf(stderr, "no test is called %s\n", only.c_str());
+        return 2;
+    }
     printf("  %lld checks passed\n", static_cast<long long>(native::checks));
     return 0;
 }
