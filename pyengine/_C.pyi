@@ -11,6 +11,27 @@ def isa() -> str: ...
 def set_isa(name: str) -> None: ...
 def set_num_threads(n: int) -> None: ...
 def num_threads() -> int: ...
+def layer_norm_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    y: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    stream: int = 0,
+) -> None: ...
+def layer_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    dx: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+    stream: int = 0,
+) -> None: ...
 def rms_norm_forward(
     x: Tensor, weight: Tensor, eps: float, y: Tensor, rstd: Tensor | None, stream: int = 0
 ) -> None: ...
@@ -48,4 +69,13 @@ def linear_logprob_backward(
 ) -> None: ...
 def philox_uniform(
     seed: Tensor, request: Tensor, sample: Tensor, position: Tensor, u: Tensor, stream: int = 0
+) -> None: ...
+def rope(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    y: Tensor,
+    inverse: bool,
+    stream: int = 0,
 ) -> None: ...

@@ -1,35 +1,13 @@
 #include "pyengine/ops/rms_norm.h"
 
 #include "pyengine/parallel.h"
-#include "pyengine/simd.h"
+#include "pyengine/row16.h"
 
 namespace pe::cpu::PE_ISA {
 namespace {
 
 constexpr int64_t kRowsPerTask = 16;
 constexpr int64_t kColumnsPerTask = 64;
-
-// Calls f(offset, load, store) for each 16 columns; the last, partial one reads zeros past the end.
-template <typename F>
-PE_INLINE void for_each_16(int64_t D, const F& f) {
-    int64_t d = 0;
-    for (; d + 16 <= D; d += 16) f(d, int64_t{16});
-    if (d < D) f(d, D - d);
-}
-
-template <typename T>
-PE_INLINE vec16 read(const T* p, int64_t n) {
-    return n == 16 ? load16(p) : load16_partial(p, n, 0.0f);
-}
-
-template <typename T>
-PE_INLINE void write(T* p, const vec16& v, int64_t n) {
-    if (n == 16) {
-        store16(p, v);
-    } else {
-        store16_partial(p, v, n);
-    }
-}
 
 template <typename X, typename W, typename Y>
 void forward_row(const X* x, const W* weight, Y* y, float* rstd_out, float eps, int64_t D) {

@@ -1,7 +1,9 @@
 """Kernels as differentiable Python functions: one op a file, named alike on every layer below."""
 
+from pyengine.ops.layer_norm import layer_norm
 from pyengine.ops.linear_logprob import linear_logprob
 from pyengine.ops.philox_uniform import philox_uniform
 from pyengine.ops.rms_norm import rms_norm
+from pyengine.ops.rope import rope
 
-__all__ = ["linear_logprob", "philox_uniform", "rms_norm"]
+__all__ = ["layer_norm", "linear_logprob", "philox_uniform", "rms_norm", "rope"]

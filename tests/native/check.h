@@ -200,8 +200,10 @@ inline constexpr int64_t kSizes[] = {0, 1, 31, 32, 33, 111, 4099};
 
 void test_exp(const Options& options);
 void test_dtype();
+void test_layer_norm(const Options& options);
 void test_philox_uniform(const Options& options);
 void test_rms_norm(const Options& options);
+void test_rope(const Options& options);
 void test_linear_logprob(const Options& options);
 
 }  // namespace native

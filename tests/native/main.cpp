@@ -39,8 +39,10 @@ int main(int argc, char** argv) {
     printf("  instruction sets:%s%s\n", names.c_str(),
            options.cuda ? "; CUDA kernels on the host" : "");
     timed("exp, dtype", [&] { native::test_exp(options), native::test_dtype(); });
+    timed("layer_norm", [&] { native::test_layer_norm(options); });
     timed("philox_uniform", [&] { native::test_philox_uniform(options); });
     timed("rms_norm", [&] { native::test_rms_norm(options); });
+    timed("rope", [&] { native::test_rope(options); });
     timed("linear_logprob", [&] { native::test_linear_logprob(options); });
     printf("  %lld checks passed\n", static_cast<long long>(native::checks));
     return 0;
