@@ -70,23 +70,32 @@ void backward_row(const LayerNormBackwardArgs& a, int64_t row) {
     });
 }
 
-// dweight[d] and dbias[d] for n <= 16 columns from d: all rows in order, one chain per element.
-template <typename X, typename Y>
-void sum_columns(const LayerNormBackwardArgs& a, int64_t d, int64_t n) {
+// dweight and dbias of `columns` from d, GROUPS * 16 of them or fewer than 16: all rows in order, one chain per element.
+template <typename X, typename Y, int GROUPS>
+void sum_columns(const LayerNormBackwardArgs& a, int64_t d, int64_t columns) {
+    const int64_t n = GROUPS > 1 ? 16 : columns;
     const float *mean = ptr<float>(a.mean), *rstd = ptr<float>(a.rstd);
     float* dweight = a.dweight ? ptr<float>(a.dweight) + d : nullptr;
     float* dbias = a.dbias ? ptr<float>(a.dbias) + d : nullptr;
-    vec16 weight_total = dweight != nullptr ? read(dweight, n) : broadcast16(0.0f);
-    vec16 bias_total = dbias != nullptr ? read(dbias, n) : broadcast16(0.0f);
-    for (int64_t row = 0; row < a.x.rows; ++row) {
-        const vec16 x_hat =
-            (read(row_ptr<X>(a.x, row) + d, n) - broadcast16(mean[row])) * broadcast16(rstd[row]);
-        const vec16 dy = read(row_ptr<Y>(a.dy, row) + d, n);
-        weight_total = fma(dy, x_hat, weight_total);
-        bias_total = bias_total + dy;
+    vec16 weight_total[GROUPS], bias_total[GROUPS];
+    for (int i = 0; i < GROUPS; ++i) {
+        weight_total[i] = dweight != nullptr ? read(dweight + 16 * i, n) : broadcast16(0.0f);
+        bias_total[i] = dbias != nullptr ? read(dbias + 16 * i, n) : broadcast16(0.0f);
     }
-    if (dweight != nullptr) write(dweight, weight_total, n);
-    if (dbias != nullptr) write(dbias, bias_total, n);
+    for (int64_t row = 0; row < a.x.rows; ++row) {
+        const X* x = row_ptr<X>(a.x, row) + d;
+        const Y* dy = row_ptr<Y>(a.dy, row) + d;
+        const vec16 means = broadcast16(mean[row]), scale = broadcast16(rstd[row]);
+        for (int i = 0; i < GROUPS; ++i) {
+            const vec16 g = read(dy + 16 * i, n);
+            weight_total[i] = fma(g, (read(x + 16 * i, n) - means) * scale, weight_total[i]);
+            bias_total[i] = bias_total[i] + g;
+        }
+    }
+    for (int i = 0; i < GROUPS; ++i) {
+        if (dweight != nullptr) write(dweight + 16 * i, weight_total[i], n);
+        if (dbias != nullptr) write(dbias + 16 * i, bias_total[i], n);
+    }
 }
 
 }  // namespace
@@ -115,9 +124,11 @@ void layer_norm_backward(const LayerNormBackwardArgs& a) {
     // A task owns its columns, so the order of the rows does not depend on the threads.
     const auto parameters = [&]<typename X, typename Y>(X*, Y*) {
         parallel_rows(a.x.cols, kColumnsPerTask, [&](int64_t begin, int64_t end) {
-            for (int64_t d = begin; d < end; d += 16) {
-                sum_columns<X, Y>(a, d, end - d < 16 ? end - d : 16);
+            if (end - begin == kColumnsPerTask) {
+                return sum_columns<X, Y, kColumnsPerTask / 16>(a, begin, kColumnsPerTask);
             }
+            for_each_16(end - begin,
+                        [&](int64_t d, int64_t n) { sum_columns<X, Y, 1>(a, begin + d, n); });
         });
     };
     dispatch_dtype(a.x.dtype, [&](auto* x) {

@@ -59,7 +59,7 @@ class Decoder(nn.Module):
         x = self.embed(token_ids)  # (T, D) fp32, the residual stream
         if self.positions is not None:
             x = x + self.positions(positions)
-        rotation = None if self.rotary is None else self.rotary.rows(positions)
+        rotation = None if self.rotary is None else self.rotary.rotation(positions)
         for block in self.layers:
             x = block(x, rotation, attend)
         return cast(Tensor, self.final_norm(x))

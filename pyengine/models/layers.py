@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyengine.models.rope import rotate
+from pyengine.models.rope import Rotation
 from pyengine.models.spec import DecoderSpec
-from pyengine.ops import rms_norm
+from pyengine.ops import layer_norm, rms_norm, rope
 
 # (layer, q (T, H, hd), k (T, K, hd), v (T, K, hd)) -> (T, H, hd)
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-Rotation = tuple[Tensor, Tensor]
 
 
 class _CopyOf(torch.autograd.Function):
@@ -125,9 +124,7 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is None:
             return rms_norm(x, self.weight, self.eps, self.out_dtype)
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps).to(
-            self.out_dtype
-        )
+        return layer_norm(x, self.weight, self.bias, self.eps, self.out_dtype)
 
 
 class Attention(nn.Module):
@@ -154,7 +151,7 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q.float()), self.k_norm(k.float())
         if rotation is not None:
-            q, k = rotate(q, *rotation, self.dtype), rotate(k, *rotation, self.dtype)
+            q, k = rope(q, *rotation, self.dtype), rope(k, *rotation, self.dtype)
         out = attend(self.layer, q, k, v)  # (T, H, hd)
         return cast(Tensor, self.o(out.reshape(tokens, self.o.weight.shape[1])))
 

@@ -155,7 +155,11 @@ def _yarn_frequencies(spec: RopeSpec, powers: Tensor, head_dim: int) -> Tensor:
     return (1.0 / (spec.factor * powers)) * (1 - kept) + (1.0 / powers) * kept
 
 
-# ---------------------------------------------------------------- tables and rotation
+# ---------------------------------------------------------------- tables
+
+
+# cos and sin (P, head_dim / 2) float32, positions (T,) int64
+Rotation = tuple[Tensor, Tensor, Tensor]
 
 
 class RotaryTable:
@@ -176,8 +180,8 @@ class RotaryTable:
         self._max_positions = max_positions
         self._cos = self._sin = self._frequencies.new_empty((0, head_dim // 2))
 
-    def rows(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin at `positions` (T,), each (T, 1, head_dim / 2) on their device.
+    def rotation(self, positions: Tensor) -> Rotation:
+        """What `ops.rope` takes beside x: tables that hold `positions` (T,), on their device.
 
         Raises: RequestError for a position outside [0, max_positions), where the check is free
         of waiting (on the CPU and in very long contexts).
@@ -190,7 +194,7 @@ class RotaryTable:
         if self._cos.device != positions.device:
             self._cos = self._cos.to(positions.device)
             self._sin = self._sin.to(positions.device)
-        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+        return self._cos, self._sin, positions
 
     def _check(self, positions: Tensor) -> int:
         if positions.numel() == 0:
@@ -218,33 +222,3 @@ class RotaryTable:
                 blocks.append((cos.to(device), sin.to(device)))
             self._cos = torch.cat([cos for cos, _ in blocks])
             self._sin = torch.cat([sin for _, sin in blocks])
-
-
-class _Rotate(torch.autograd.Function):
-    """The rotation keeps no activation: its backward is the opposite rotation of the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, out_dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        ctx.in_dtype = x.dtype
-        return _rotated(x, cos, sin, out_dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _rotated(grads[0], cos, -sin, ctx.in_dtype), None, None, None
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, out_dtype: torch.dtype) -> Tensor:
-    left, right = x.float().chunk(2, dim=-1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).to(out_dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, out_dtype: torch.dtype) -> Tensor:
-    """Rotates pair (i, i + head_dim / 2) of every head by its position's angle, in float32.
-
-    x (T, heads, head_dim); cos, sin (T, 1, head_dim / 2) from `RotaryTable.rows`.
-    """
-    if torch.is_grad_enabled() and x.requires_grad:
-        return cast(Tensor, _Rotate.apply(x, cos, sin, out_dtype))  # type: ignore[no-untyped-call]
-    return _rotated(x, cos, sin, out_dtype)

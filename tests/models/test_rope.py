@@ -13,8 +13,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pyengine.errors import ConfigError
 from pyengine.models.config import ConfigReader
-from pyengine.models.rope import RotaryTable, inverse_frequencies, parse_rope, rotate
+from pyengine.models.rope import RotaryTable, inverse_frequencies, parse_rope
 from pyengine.models.spec import RopeSpec
+from pyengine.ops import rope
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -75,33 +76,32 @@ def test_table_equals_the_formula_and_growing_keeps_every_row() -> None:
     spec = RopeSpec(10000.0, "yarn", 4.0, 1024, attention_factor=1.1)
     whole, grown = RotaryTable(spec, 64, 5000), RotaryTable(spec, 64, 5000)
     positions = torch.arange(5000)
-    cos, sin = whole.rows(positions)
+    cos, sin, same = whole.rotation(positions)
+    assert same is positions
     angles = positions[:, None].double() * inverse_frequencies(spec, 64).double()
     # Angles are float32 products: half a unit in the last place of 5000 radians is 2.4e-4.
-    assert (cos[:, 0].double() - angles.cos() * 1.1).abs().max() < 3e-4
-    assert (sin[:, 0].double() - angles.sin() * 1.1).abs().max() < 3e-4
+    assert (cos[:5000].double() - angles.cos() * 1.1).abs().max() < 3e-4
+    assert (sin[:5000].double() - angles.sin() * 1.1).abs().max() < 3e-4
     for size in (1, 3, 2048, 2049, 5000):
-        at = torch.tensor([size - 1])
-        row = grown.rows(at)
-        assert torch.equal(row[0], cos[at])
-        assert torch.equal(row[1], sin[at])
+        grown_cos, grown_sin, _ = grown.rotation(torch.tensor([size - 1]))
+        assert size <= grown_cos.shape[0] == grown_sin.shape[0] <= cos.shape[0]
+        assert torch.equal(grown_cos, cos[: grown_cos.shape[0]])
+        assert torch.equal(grown_sin, sin[: grown_sin.shape[0]])
 
 
 def test_rotation_against_complex_multiplication_and_its_gradient() -> None:
     table = RotaryTable(RopeSpec(100.0), 8, 32)
     positions = torch.tensor([0, 5, 31])
-    cos, sin = table.rows(positions)
+    cos, sin, _ = table.rotation(positions)
     x = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    y = rotate(x, cos, sin, torch.float32)
+    y = rope(x, cos, sin, positions)
     left, right = x.detach().chunk(2, -1)
-    turned = torch.complex(left, right) * torch.complex(cos, sin)
+    turned = torch.complex(left, right) * torch.complex(cos, sin)[positions].unsqueeze(1)
     assert torch.allclose(y, torch.cat((turned.real, turned.imag), -1), atol=1e-6)
     # A rotation keeps lengths, so d|y|²/dx = 2x.
     y.square().sum().backward()
     assert x.grad is not None
     assert torch.allclose(x.grad, 2 * x.detach(), atol=1e-5)
-    with torch.no_grad():
-        assert torch.equal(rotate(x, cos, sin, torch.float32), y)
 
 
 @pytest.mark.parametrize(

@@ -314,6 +314,7 @@ void test_layer_norm(const Options& options) {
         if (d > 0) cases.push_back({.D = d});
     }
     for (const int64_t pad : {1, 7, 64}) cases.push_back({.pad = pad});
+    cases.push_back({.D = 200, .pad = 5});  // whole and partial tasks of columns
     for (const float scale : {1e-20f, 1e-3f, 1e4f, 1e17f}) cases.push_back({.scale = scale});
     for (const float shift : {3.0f, 1e3f}) cases.push_back({.shift = shift});
     for (int mask = 1; mask < 16; ++mask) {
