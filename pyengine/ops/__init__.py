@@ -17,4 +17,3 @@ __all__ = [
     "rms_norm",
     "rope",
 ]
-__all__ = ["layer_norm", "linear_logprob", "philox_uniform", "rms_norm", "rope"]

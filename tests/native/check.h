@@ -210,7 +210,6 @@ void test_rms_norm(const Options& options);
 void test_linear(const Options& options);
 void test_rope(const Options& options);
 void test_scheduler(const Options& options);
-void test_rope(const Options& options);
 void test_linear_logprob(const Options& options);
 
 }  // namespace native

@@ -54,8 +54,6 @@ int main(int argc, char** argv) {
     timed("philox_uniform", [&] { native::test_philox_uniform(options); });
     timed("rms_norm", [&] { native::test_rms_norm(options); });
     timed("linear", [&] { native::test_linear(options); });
-    timed("philox_uniform", [&] { native::test_philox_uniform(options); });
-    timed("rms_norm", [&] { native::test_rms_norm(options); });
     timed("rope", [&] { native::test_rope(options); });
     timed("linear_logprob", [&] { native::test_linear_logprob(options); });
     timed("block_manager", [] { native::test_block_manager(); });
