@@ -2,6 +2,8 @@
 
 from pyengine.ops.layer_norm import layer_norm
 from pyengine.ops.linear import PackedWeight, linear, linear_pack
+from pyengine.ops.attention import attention
+from pyengine.ops.kv_cache import kv_cache
 from pyengine.ops.linear_logprob import linear_logprob
 from pyengine.ops.philox_uniform import philox_uniform
 from pyengine.ops.rms_norm import rms_norm
@@ -17,3 +19,4 @@ __all__ = [
     "rms_norm",
     "rope",
 ]
+__all__ = ["attention", "kv_cache", "linear_logprob", "philox_uniform", "rms_norm"]
