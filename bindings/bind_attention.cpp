@@ -14,10 +14,7 @@ constexpr const char* kCache = "kv_cache";
 constexpr const char* kAttention = "attention";
 
 void check_cpu(const TensorArg& t) {
-    if (t.is_cuda) {
-        value_error(t, "is on " + t.device_text() + " but " + t.op +
-                           " has no CUDA kernel yet: it must be on cpu");
-    }
+    if (t.is_cuda) value_error(t, "must be on the CPU but is on " + t.device_text());
 }
 
 void check_page_tokens(const char* op, int64_t page_tokens) {
@@ -233,7 +230,8 @@ void bind_attention(py::module_& m) {
           py::arg("slots"), py::arg("page_tokens"));
     m.def("attention_forward", &forward, py::arg("q"), py::arg("keys"), py::arg("values"),
           py::arg("cu_seqlens"), py::arg("first_positions"), py::arg("block_tables"),
-          py::arg("num_kv_heads"), py::arg("page_tokens"), py::arg("scale").none(true), py::arg("out"));
+          py::arg("num_kv_heads"), py::arg("page_tokens"), py::arg("scale").none(true),
+          py::arg("out"));
 }
 
 }  // namespace pe::bindings

@@ -4,6 +4,7 @@
 
 #include "pyengine/attention_tile.h"
 #include "pyengine/parallel.h"
+#include "pyengine/row16.h"
 
 namespace pe::cpu::PE_ISA {
 namespace {
@@ -80,11 +81,11 @@ class Tile {
             const Block next = begin + keys <= last ? block_at(begin + kKeyBlock, last) : block;
             tile.scores(
                 {q_, &block, &next, hd_ / F::kPack, a_.keys.page_tokens, a_.scale, scores_});
-            softmax(begin);
+            softmax(begin, keys);
             tile.values({p_, &block, &next, keys, hd_, factor_, acc_});
             block = next;
         }
-        for (int64_t r = 0; r < rows_.count; ++r) write(head_of<O>(a_.out, r), r);
+        for (int64_t r = 0; r < rows_.count; ++r) write_row(head_of<O>(a_.out, r), r);
     }
 
   private:
@@ -96,14 +97,11 @@ class Tile {
 
     template <typename Q>
     void read_query(const Q* q, typename F::Left* left) const {
-        const int64_t head_dim = a_.keys.head_dim;
-        for (int64_t d = 0; d < hd_; d += 16) {
-            const bool whole = d + 16 <= head_dim;
-            const vec16 x = whole ? load16(q + d) : load16_partial(q + d, head_dim - d, 0.0f);
-            typename F::Element rounded[16];  // by the rule of kv_cache, denormals too
-            store16(rounded, x);
+        for_each_16(a_.keys.head_dim, [&](int64_t d, int64_t n) {
+            typename F::Element rounded[16];  // as kv_cache rounds, denormals too
+            store16(rounded, read(q + d, n));
             F::store_left(left + d, load16(rounded));
-        }
+        });
     }
 
     // Groups that no row sees may have no page: they point at the first, and their scores are masked.
@@ -124,7 +122,7 @@ class Tile {
     }
 
     // One step of the online softmax: scores become probabilities relative to the new maximum.
-    void softmax(int64_t begin) {
+    void softmax(int64_t begin, int64_t keys) {
         alignas(64) float next[16] = {};
         for (int64_t r = 0; r < rows_.count; ++r) {
             float* s = scores_ + r * kKeyBlock;
@@ -140,9 +138,11 @@ class Tile {
             const float* s = scores_ + r * kKeyBlock;
             const vec16 shift = broadcast16(next[r]);
             vec16 p[4];
+#pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) {
-                p[j] = exp(load16(s + 16 * j) - shift);
-                F::store_left(p_ + r * kKeyBlock + 16 * j, p[j]);
+                const bool seen = 16 * j < keys;  // by some row; else it is zero, and not read
+                p[j] = seen ? exp(load16(s + 16 * j) - shift) : broadcast16(0.0f);
+                if (seen) F::store_left(p_ + r * kKeyBlock + 16 * j, p[j]);
             }
             const vec16 total = load16(total_[r]) * broadcast16(factor_[r]);
             store16(total_[r], total + ((p[0] + p[1]) + (p[2] + p[3])));
@@ -151,20 +151,14 @@ class Tile {
 
     // Adding zero makes +0 of -0, the one bit that masked keys (p = 0) could change.
     template <typename O>
-    void write(O* out, int64_t r) const {
+    void write_row(O* out, int64_t r) const {
         const float* acc = acc_ + r * kLeftStride;
         const vec16 total = broadcast16(sum(load16(total_[r]))), zero = broadcast16(0.0f);
-        const int64_t head_dim = a_.keys.head_dim;
-        for (int64_t d = 0; d < head_dim; d += 16) {
+        for_each_16(a_.keys.head_dim, [&](int64_t d, int64_t n) {
             vec16 x = load16(acc + d);
             for (int i = 0; i < vec16::kParts; ++i) x.part[i] = x.part[i] / total.part[i];
-            x = x + zero;
-            if (d + 16 <= head_dim) {
-                store16(out + d, x);
-            } else {
-                store16_partial(out + d, x, head_dim - d);
-            }
-        }
+            write(out + d, x + zero, n);
+        });
     }
 
     const AttentionForwardArgs& a_;

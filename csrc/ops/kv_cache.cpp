@@ -1,7 +1,7 @@
 #include "pyengine/ops/kv_cache.h"
 
 #include "pyengine/parallel.h"
-#include "pyengine/simd.h"
+#include "pyengine/row16.h"
 
 namespace pe::cpu::PE_ISA {
 namespace {
@@ -14,10 +14,8 @@ struct HeadRow {
     alignas(64) P x[kMaxHeadDim];
 
     template <typename X>
-    void read(const X* row, int64_t head_dim) {
-        int64_t d = 0;
-        for (; d + 16 <= head_dim; d += 16) store16(x + d, load16(row + d));
-        if (d < head_dim) store16(x + d, load16_partial(row + d, head_dim - d, 0.0f));
+    void round_from(const X* row, int64_t head_dim) {
+        for_each_16(head_dim, [&](int64_t d, int64_t n) { store16(x + d, read(row + d, n)); });
     }
 };
 
@@ -47,7 +45,7 @@ template <typename X>
 void write_value(const X* row, int64_t, float* head, int64_t head_dim, const Slots& slots,
                  int64_t t, int64_t page_tokens) {
     HeadRow<float> value;
-    value.read(row, head_dim);
+    value.round_from(row, head_dim);
     const int64_t hd = padded_head_dim(head_dim);
     memcpy(head + slots.slot[t] % page_tokens * hd, value.x, static_cast<size_t>(hd) * 4);
 }
@@ -58,7 +56,7 @@ void write_value(const X* row, int64_t row_stride, bf16* head, int64_t head_dim,
                  int64_t t, int64_t page_tokens) {
     if (t > 0 && slots.pair_starts(t - 1)) return;
     HeadRow<bf16> value, partner;
-    value.read(row, head_dim);
+    value.round_from(row, head_dim);
     const int64_t offset = slots.slot[t] % page_tokens, hd = padded_head_dim(head_dim);
     bf16* pair = head + offset / 2 * hd * 2;
     if (offset % 2 != 0) {
@@ -66,7 +64,7 @@ void write_value(const X* row, int64_t row_stride, bf16* head, int64_t head_dim,
         return;
     }
     if (slots.pair_starts(t)) {
-        partner.read(row + row_stride, head_dim);
+        partner.round_from(row + row_stride, head_dim);
     } else {
         memset(partner.x, 0, sizeof partner.x);
     }
@@ -82,7 +80,7 @@ void write_row(const KvCacheWriteArgs& a, const Slots& slots, int64_t t) {
     const int64_t page = slots.slot[t] / page_tokens, offset = slots.slot[t] % page_tokens;
     HeadRow<P> key;
     for (int64_t h = 0; h < a.keys.heads; ++h) {
-        key.read(row_ptr<K>(a.k, t) + h * head_dim, head_dim);
+        key.round_from(row_ptr<K>(a.k, t) + h * head_dim, head_dim);
         write_key(key, page_head_ptr<P>(a.keys, page, h), padded_head_dim(head_dim), offset,
                   page_tokens);
         write_value(row_ptr<V>(a.v, t) + h * head_dim, a.v.row_stride,

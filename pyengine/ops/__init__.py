@@ -1,9 +1,9 @@
 """Kernels as differentiable Python functions: one op a file, named alike on every layer below."""
 
-from pyengine.ops.layer_norm import layer_norm
-from pyengine.ops.linear import PackedWeight, linear, linear_pack
 from pyengine.ops.attention import attention
 from pyengine.ops.kv_cache import kv_cache
+from pyengine.ops.layer_norm import layer_norm
+from pyengine.ops.linear import PackedWeight, linear, linear_pack
 from pyengine.ops.linear_logprob import linear_logprob
 from pyengine.ops.philox_uniform import philox_uniform
 from pyengine.ops.rms_norm import rms_norm
@@ -11,6 +11,8 @@ from pyengine.ops.rope import rope
 
 __all__ = [
     "PackedWeight",
+    "attention",
+    "kv_cache",
     "layer_norm",
     "linear",
     "linear_logprob",
@@ -19,4 +21,3 @@ __all__ = [
     "rms_norm",
     "rope",
 ]
-__all__ = ["attention", "kv_cache", "linear_logprob", "philox_uniform", "rms_norm"]

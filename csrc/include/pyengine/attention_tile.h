@@ -114,17 +114,18 @@ struct ScoresTile {
     const typename F::Left* q;  // (rows, hd), kLeftStride apart
     const Block* block;
     const Block* next;
+    int64_t keys;   // the first of the 64 that some row sees; the others get no score
     int64_t words;  // of head_dim
     int64_t step;   // words from one to the next: page_tokens
     float scale;
     float* scores;  // (rows, 64)
 };
 
-// scores = (q . k) * scale for all 64 keys.
+// scores = (q . k) * scale
 template <typename F, int ROWS>
 [[gnu::noinline]] void scores_tile(const ScoresTile<F>& t) {
     constexpr int COLS = kLanes == 16 && ROWS <= 6 ? 4 : 2;
-    for (int first = 0; first < kKeyBlock; first += COLS * kLanes) {
+    for (int first = 0; first < t.keys; first += COLS * kLanes) {
         const uint32_t *b[COLS], *next[COLS];
         for (int n = 0; n < COLS; ++n) {
             const int key = first + n * kLanes;
