@@ -73,6 +73,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("set_isa", &set_isa);
     m.def("set_num_threads", &set_threads);
     m.def("num_threads", &pe::num_threads);
+    bind_attention(m);
     bind_norm(m);
     bind_linear(m);
     bind_logprob(m);

@@ -100,4 +100,19 @@ def rope(
     y: Tensor,
     inverse: bool,
     stream: int = 0,
+def kv_elements_per_page(num_kv_heads: int, head_dim: int, page_tokens: int) -> int: ...
+def kv_cache_write(
+    k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor, page_tokens: int
+) -> None: ...
+def attention_forward(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cu_seqlens: Tensor,
+    first_positions: Tensor,
+    block_tables: Tensor,
+    num_kv_heads: int,
+    page_tokens: int,
+    scale: float | None,
+    out: Tensor,
 ) -> None: ...

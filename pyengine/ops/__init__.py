@@ -1,5 +1,7 @@
 """Kernels as differentiable Python functions: one op a file, named alike on every layer below."""
 
+from pyengine.ops.attention import attention
+from pyengine.ops.kv_cache import kv_cache
 from pyengine.ops.layer_norm import layer_norm
 from pyengine.ops.linear import PackedWeight, linear, linear_pack
 from pyengine.ops.linear_logprob import linear_logprob
@@ -9,6 +11,8 @@ from pyengine.ops.rope import rope
 
 __all__ = [
     "PackedWeight",
+    "attention",
+    "kv_cache",
     "layer_norm",
     "linear",
     "linear_logprob",

@@ -200,10 +200,12 @@ inline bool has_fma(pe::cpu::Isa isa) { return isa != pe::cpu::Isa::kBaseline; }
 inline constexpr int64_t kSizes[] = {0, 1, 31, 32, 33, 111, 4099};
 
 void test_activations(const Options& options);
+void test_attention(const Options& options);
 void test_block_manager();
 void test_exp(const Options& options);
 void test_log(const Options& options);
 void test_dtype();
+void test_kv_cache(const Options& options);
 void test_layer_norm(const Options& options);
 void test_philox_uniform(const Options& options);
 void test_rms_norm(const Options& options);

@@ -56,6 +56,8 @@ int main(int argc, char** argv) {
     timed("linear", [&] { native::test_linear(options); });
     timed("rope", [&] { native::test_rope(options); });
     timed("linear_logprob", [&] { native::test_linear_logprob(options); });
+    timed("kv_cache", [&] { native::test_kv_cache(options); });
+    timed("attention", [&] { native::test_attention(options); });
     timed("block_manager", [] { native::test_block_manager(); });
     timed("scheduler", [&] { native::test_scheduler(options); });
     if (native::checks == 0) {

@@ -1,0 +1,231 @@
+#include "pyengine/ops/attention.h"
+
+#include <limits>
+
+#include "pyengine/attention_tile.h"
+#include "pyengine/parallel.h"
+#include "pyengine/row16.h"
+
+namespace pe::cpu::PE_ISA {
+namespace {
+
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+// Denormal numbers count as zero while it lives: dpbf16ps always does so, its twins must be told.
+class FlushDenormals {
+  public:
+#if defined(__x86_64__)
+    FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }
+    ~FlushDenormals() { _mm_setcsr(before_); }
+
+  private:
+    unsigned before_;
+#else
+    FlushDenormals() {}
+    ~FlushDenormals() {}
+#endif
+};
+
+// Like max() of simd.h, in registers: it is taken for every row and block.
+PE_INLINE float largest_of(const vec16& v) {
+    vec m = v.part[0];
+    for (int i = 1; i < vec16::kParts; ++i) m = max(m, v.part[i]);
+#if defined(__AVX512F__)
+    m = max(m, __builtin_shufflevector(m, m, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14,
+                                       15));
+    m = max(m, __builtin_shufflevector(m, m, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7));
+#elif defined(__AVX2__)
+    m = max(m, __builtin_shufflevector(m, m, 4, 5, 6, 7, 4, 5, 6, 7));
+#endif
+    const float a = m[0] > m[1] ? m[0] : m[1], b = m[2] > m[3] ? m[2] : m[3];
+    return a > b ? a : b;
+}
+
+// Rows of one sequence and one kv head. Row r is query head r % G of the group, at token r / G.
+struct Rows {
+    int64_t sequence, head;
+    int64_t begin, count;  // count <= kMaxTileRows
+};
+
+template <typename F>
+class Tile {
+  public:
+    Tile(const AttentionForwardArgs& a, const Rows& rows)
+        : a_(a),
+          rows_(rows),
+          G_(a.num_heads / a.keys.heads),
+          hd_(padded_head_dim(a.keys.head_dim)),
+          token_(ptr<int32_t>(a.cu_seqlens)[rows.sequence]),
+          table_(row_ptr<int32_t>(a.block_tables, rows.sequence)) {
+        const int64_t first = ptr<int32_t>(a.first_positions)[rows.sequence];
+        for (int64_t r = 0; r < rows.count; ++r) position_[r] = first + (rows.begin + r) / G_;
+        for (int64_t r = 0; r < 16; ++r) {
+            largest_[r] = r < rows.count ? kMinusInfinity : 0.0f;
+            store16(total_[r], broadcast16(0.0f));
+        }
+        for (int64_t r = 0; r < rows.count; ++r) {
+            for (int64_t d = 0; d < hd_; d += 16)
+                store16(acc_ + r * kLeftStride + d, broadcast16(0.0f));
+        }
+    }
+
+    template <typename Q, typename O>
+    void run() {
+        for (int64_t r = 0; r < rows_.count; ++r)
+            read_query(head_of<Q>(a_.q, r), q_ + r * kLeftStride);
+        const int64_t last = position_[rows_.count - 1];
+        const TilePair<F>& tile = tile_of<F>(rows_.count);
+        Block block = block_at(0, last);
+        for (int64_t begin = 0; begin <= last; begin += kKeyBlock) {
+            const int64_t keys = last + 1 - begin < kKeyBlock ? last + 1 - begin : kKeyBlock;
+            const Block next = begin + keys <= last ? block_at(begin + kKeyBlock, last) : block;
+            tile.scores(
+                {q_, &block, &next, hd_ / F::kPack, a_.keys.page_tokens, a_.scale, scores_});
+            softmax(begin, keys);
+            tile.values({p_, &block, &next, keys, hd_, factor_, acc_});
+            block = next;
+        }
+        for (int64_t r = 0; r < rows_.count; ++r) write_row(head_of<O>(a_.out, r), r);
+    }
+
+  private:
+    template <typename X>
+    X* head_of(const MatrixView& m, int64_t r) const {
+        const int64_t row = rows_.begin + r;
+        return row_ptr<X>(m, token_ + row / G_) + (rows_.head * G_ + row % G_) * a_.keys.head_dim;
+    }
+
+    template <typename Q>
+    void read_query(const Q* q, typename F::Left* left) const {
+        for_each_16(a_.keys.head_dim, [&](int64_t d, int64_t n) {
+            typename F::Element rounded[16];  // as kv_cache rounds, denormals too
+            store16(rounded, read(q + d, n));
+            F::store_left(left + d, load16(rounded));
+        });
+    }
+
+    // Groups that no row sees may have no page: they point at the first, and their scores are masked.
+    Block block_at(int64_t begin, int64_t last) const {
+        const int64_t page_tokens = a_.keys.page_tokens;
+        Block block;
+        for (int64_t g = 0; g < kKeyBlock / kKeyGroup; ++g) {
+            const int64_t token = begin + (begin + g * kKeyGroup <= last ? g * kKeyGroup : 0);
+            const int64_t page = table_[token / page_tokens], offset = token % page_tokens;
+            const auto words = [&](const KvPages& pages) {
+                return reinterpret_cast<const uint32_t*>(
+                    page_head_ptr<typename F::Element>(pages, page, rows_.head));
+            };
+            block.key[g] = words(a_.keys) + offset;
+            block.value[g] = words(a_.values) + offset / F::kPack * hd_;
+        }
+        return block;
+    }
+
+    // One step of the online softmax: scores become probabilities relative to the new maximum.
+    void softmax(int64_t begin, int64_t keys) {
+        alignas(64) float next[16] = {};
+        for (int64_t r = 0; r < rows_.count; ++r) {
+            float* s = scores_ + r * kKeyBlock;
+            const int64_t seen = position_[r] + 1 - begin;
+            for (int64_t j = seen > 0 ? seen : 0; j < kKeyBlock; ++j) s[j] = kMinusInfinity;
+            const float largest = largest_of(
+                max(max(load16(s), load16(s + 16)), max(load16(s + 32), load16(s + 48))));
+            next[r] = largest_[r] > largest ? largest_[r] : largest;
+        }
+        store16(factor_, exp(load16(largest_) - load16(next)));
+        store16(largest_, load16(next));
+        for (int64_t r = 0; r < rows_.count; ++r) {
+            const float* s = scores_ + r * kKeyBlock;
+            const vec16 shift = broadcast16(next[r]);
+            vec16 p[4];
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) {
+                const bool seen = 16 * j < keys;  // by some row; else it is zero, and not read
+                p[j] = seen ? exp(load16(s + 16 * j) - shift) : broadcast16(0.0f);
+                if (seen) F::store_left(p_ + r * kKeyBlock + 16 * j, p[j]);
+            }
+            const vec16 total = load16(total_[r]) * broadcast16(factor_[r]);
+            store16(total_[r], total + ((p[0] + p[1]) + (p[2] + p[3])));
+        }
+    }
+
+    // Adding zero makes +0 of -0, the one bit that masked keys (p = 0) could change.
+    template <typename O>
+    void write_row(O* out, int64_t r) const {
+        const float* acc = acc_ + r * kLeftStride;
+        const vec16 total = broadcast16(sum(load16(total_[r]))), zero = broadcast16(0.0f);
+        for_each_16(a_.keys.head_dim, [&](int64_t d, int64_t n) {
+            vec16 x = load16(acc + d);
+            for (int i = 0; i < vec16::kParts; ++i) x.part[i] = x.part[i] / total.part[i];
+            write(out + d, x + zero, n);
+        });
+    }
+
+    const AttentionForwardArgs& a_;
+    const Rows rows_;
+    const int64_t G_, hd_, token_;
+    const int32_t* table_;
+    int64_t position_[kMaxTileRows];
+    alignas(64) typename F::Left q_[kMaxTileRows * kLeftStride];
+    alignas(64) typename F::Left p_[kMaxTileRows * kKeyBlock];
+    alignas(64) float scores_[kMaxTileRows * kKeyBlock];
+    alignas(64) float acc_[kMaxTileRows * kLeftStride];
+    alignas(64) float largest_[16], factor_[16], total_[16][16];
+};
+
+template <typename F, typename Q, typename O>
+[[gnu::noinline]] void run_tile(const AttentionForwardArgs& a, const Rows& rows) {
+    Tile<F>(a, rows).template run<Q, O>();
+}
+
+// Numbers the tiles of all sequences without a table: sequence s starts at tile (its first row) / kMaxTileRows + s, which
+// leaves room enough for it, and at most one number too many.
+struct Schedule {
+    const int32_t* cu_seqlens;
+    int64_t sequences, G;
+
+    int64_t start(int64_t s) const { return cu_seqlens[s] * G / kMaxTileRows + s; }
+
+    // The rows of tile t, in tiles of even size; none for a number too many.
+    Rows rows(int64_t t) const {
+        int64_t s = 0, after = sequences;  // start(s) <= t < start(after)
+        while (after - s > 1) {
+            const int64_t middle = s + (after - s) / 2;
+            (start(middle) <= t ? s : after) = middle;
+        }
+        const int64_t rows = (cu_seqlens[s + 1] - cu_seqlens[s]) * G;
+        const int64_t tiles = (rows + kMaxTileRows - 1) / kMaxTileRows, i = t - start(s);
+        if (i >= tiles) return {s, 0, 0, 0};
+        const int64_t begin = rows * i / tiles;
+        return {s, 0, begin, rows * (i + 1) / tiles - begin};
+    }
+};
+
+}  // namespace
+
+void attention_forward(const AttentionForwardArgs& a) {
+    const int64_t K = a.keys.heads, S = a.first_positions.size;
+    const Schedule schedule{ptr<int32_t>(a.cu_seqlens), S, a.num_heads / K};
+    const int64_t tiles = S == 0 ? 0 : schedule.start(S);
+    const auto launch = [&]<typename F, typename Q, typename O>() {
+        // Heads outermost: the tiles of a sequence find its keys in cache. The last rows see the most keys and go first.
+        parallel_tasks(K * tiles, num_threads(), [&](int64_t task) {
+            Rows rows = schedule.rows(tiles - 1 - task % tiles);
+            if (rows.count == 0) return;
+            rows.head = task / tiles;
+            const FlushDenormals flush;
+            run_tile<F, Q, O>(a, rows);
+        });
+    };
+    dispatch_dtype(a.q.dtype, [&]<typename Q>(Q*) {
+        dispatch_dtype(a.out.dtype, [&]<typename O>(O*) {
+            if (a.keys.dtype == DType::kBF16) {
+                launch.template operator()<Bf16Format, Q, O>();
+            } else {
+                launch.template operator()<F32Format, Q, O>();
+            }
+        });
+    });
+}
+
+}  // namespace pe::cpu::PE_ISA

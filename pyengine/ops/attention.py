@@ -1,0 +1,56 @@
+"""attention: causal attention of rows over paged keys and values, decode and prefill alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyengine import _C
+
+
+def attention(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cu_seqlens: Tensor,
+    first_positions: Tensor,
+    block_tables: Tensor,
+    *,
+    num_kv_heads: int,
+    page_tokens: int,
+    scale: float | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """softmax(scale * q k^T) v for each row, over the keys up to the row's own position.
+
+    q                (T, H, hd) float32 or bfloat16, heads contiguous; rounded to the pages' dtype
+    keys, values     (P, E) as kv_cache wrote them, the rows' own tokens included
+    cu_seqlens       (S + 1,) int32: rows cu_seqlens[s] to cu_seqlens[s + 1] are sequence s
+    first_positions  (S,) int32: position of each sequence's first row
+    block_tables     (S, W) int32: each sequence's pages in order
+    num_kv_heads     K; query head h reads head h // (H / K)
+    page_tokens      16, 32 or 64
+    scale            default: hd ** -0.5
+    out_dtype        float32 or bfloat16; default: that of q
+    Returns (T, H, hd). A row's bits depend neither on the other rows of the call nor on how pages
+    are cut and placed. Not differentiable.
+    Raises TypeError (dtype) or ValueError (shape, layout, range, device), naming the argument.
+    Source: arXiv:1805.02867 (online softmax), arXiv:2309.06180 (pages), arXiv:2305.13245 (grouped
+    queries).
+    """
+    if torch.is_grad_enabled() and q.requires_grad:
+        raise ValueError("[attention] q must not require a gradient: the op has none")
+    out = torch.empty(q.shape, dtype=q.dtype if out_dtype is None else out_dtype, device=q.device)
+    _C.attention_forward(
+        q.detach(),
+        keys.detach(),
+        values.detach(),
+        cu_seqlens,
+        first_positions,
+        block_tables,
+        num_kv_heads,
+        page_tokens,
+        scale,
+        out,
+    )
+    return out
