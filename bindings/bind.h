@@ -8,5 +8,6 @@ namespace pe::bindings {
 void bind_norm(pybind11::module_& m);
 void bind_logprob(pybind11::module_& m);
 void bind_random(pybind11::module_& m);
+void bind_sample(pybind11::module_& m);
 
 }  // namespace pe::bindings

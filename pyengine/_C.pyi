@@ -49,3 +49,28 @@ def linear_logprob_backward(
 def philox_uniform(
     seed: Tensor, request: Tensor, sample: Tensor, position: Tensor, u: Tensor, stream: int = 0
 ) -> None: ...
+def sample_workspace_bytes(V: int) -> int: ...
+def sample(
+    logits: list[Tensor],
+    coefficients: list[float],
+    rows: Tensor,
+    uniform: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    adjust_offsets: Tensor | None,
+    adjust_ids: Tensor | None,
+    adjust_repetition: Tensor | None,
+    adjust_subtract: Tensor | None,
+    adjust_bias: Tensor | None,
+    token_ids: Tensor,
+    logprobs: Tensor,
+    sampling_logprobs: Tensor,
+    kept_mass: Tensor,
+    entropy: Tensor | None,
+    top_ids: Tensor | None,
+    top_logprobs: Tensor | None,
+    status: Tensor,
+    workspace: Tensor,
+) -> None: ...

@@ -203,5 +203,6 @@ void test_dtype();
 void test_philox_uniform(const Options& options);
 void test_rms_norm(const Options& options);
 void test_linear_logprob(const Options& options);
+void test_sample(const Options& options);
 
 }  // namespace native

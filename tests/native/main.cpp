@@ -42,6 +42,7 @@ int main(int argc, char** argv) {
     timed("philox_uniform", [&] { native::test_philox_uniform(options); });
     timed("rms_norm", [&] { native::test_rms_norm(options); });
     timed("linear_logprob", [&] { native::test_linear_logprob(options); });
+    timed("sample", [&] { native::test_sample(options); });
     printf("  %lld checks passed\n", static_cast<long long>(native::checks));
     return 0;
 }
