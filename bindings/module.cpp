@@ -79,5 +79,6 @@ PYBIND11_MODULE(_C, m) {
     bind_logprob(m);
     bind_random(m);
     bind_rope(m);
+    bind_sample(m);
     if (const char* isa = std::getenv("PYENGINE_ISA"); isa != nullptr && *isa != '\0') set_isa(isa);
 }

@@ -20,6 +20,12 @@ ATOL = {
 # sum of its terms' sizes.
 FINITE_DIFFERENCE_RTOL = 2e-5
 
+# sample adds up f32 exponentials of a vocabulary's blocks, each within 1 ulp, the blocks in f64: a
+# word's cumulative probability, absolute; the kept mass and the entropy (at least 1), relative.
+CDF_ATOL = 2e-6
+KEPT_MASS_RTOL = 3e-6
+ENTROPY_RTOL = 2e-6
+
 
 def check_budget(ours: Tensor, plain: Tensor, exact: Tensor, what: str = "") -> None:
     """|ours - exact| <= 2 * |plain - exact| + atol; `plain` is torch's, `exact` float64's."""

@@ -20,4 +20,13 @@ __all__ = [
     "philox_uniform",
     "rms_norm",
     "rope",
+from pyengine.ops.sample import LogitAdjustments, Sampled, sample
+
+__all__ = [
+    "LogitAdjustments",
+    "Sampled",
+    "linear_logprob",
+    "philox_uniform",
+    "rms_norm",
+    "sample",
 ]

@@ -213,5 +213,6 @@ void test_linear(const Options& options);
 void test_rope(const Options& options);
 void test_scheduler(const Options& options);
 void test_linear_logprob(const Options& options);
+void test_sample(const Options& options);
 
 }  // namespace native

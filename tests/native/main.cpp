@@ -64,6 +64,7 @@ int main(int argc, char** argv) {
         fprintf(stderr, "no test is called %s\n", only.c_str());
         return 2;
     }
+    timed("sample", [&] { native::test_sample(options); });
     printf("  %lld checks passed\n", static_cast<long long>(native::checks));
     return 0;
 }
