@@ -100,6 +100,7 @@ def rope(
     y: Tensor,
     inverse: bool,
     stream: int = 0,
+) -> None: ...
 def kv_elements_per_page(num_kv_heads: int, head_dim: int, page_tokens: int) -> int: ...
 def kv_cache_write(
     k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor, page_tokens: int
@@ -115,6 +116,7 @@ def attention_forward(
     page_tokens: int,
     scale: float | None,
     out: Tensor,
+) -> None: ...
 def sample_workspace_bytes(V: int) -> int: ...
 def sample(
     logits: list[Tensor],

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "pyengine/attention_tile.h"
+#include "pyengine/flush_denormals.h"
 #include "pyengine/parallel.h"
 #include "pyengine/row16.h"
 
@@ -10,21 +11,6 @@ namespace pe::cpu::PE_ISA {
 namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-
-// Denormal numbers count as zero while it lives: dpbf16ps always does so, its twins must be told.
-class FlushDenormals {
-  public:
-#if defined(__x86_64__)
-    FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }
-    ~FlushDenormals() { _mm_setcsr(before_); }
-
-  private:
-    unsigned before_;
-#else
-    FlushDenormals() {}
-    ~FlushDenormals() {}
-#endif
-};
 
 // Like max() of simd.h, in registers: it is taken for every row and block.
 PE_INLINE float largest_of(const vec16& v) {
@@ -80,7 +66,7 @@ class Tile {
             const int64_t keys = last + 1 - begin < kKeyBlock ? last + 1 - begin : kKeyBlock;
             const Block next = begin + keys <= last ? block_at(begin + kKeyBlock, last) : block;
             tile.scores(
-                {q_, &block, &next, hd_ / F::kPack, a_.keys.page_tokens, a_.scale, scores_});
+                {q_, &block, &next, keys, hd_ / F::kPack, a_.keys.page_tokens, a_.scale, scores_});
             softmax(begin, keys);
             tile.values({p_, &block, &next, keys, hd_, factor_, acc_});
             block = next;

@@ -166,7 +166,7 @@ float entropy_of(const Row& row) {
         total += scale * block;
         moment += scale * (static_cast<double>(sum(sums)) + (scale > 0.0 ? apart * block : 0.0));
     });
-    const double entropy = std::log(total) - moment / total;
+    const double entropy = log64(total) - moment / total;
     return static_cast<float>(entropy > 0.0 ? entropy : 0.0);
 }
 

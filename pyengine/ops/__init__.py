@@ -8,9 +8,12 @@ from pyengine.ops.linear_logprob import linear_logprob
 from pyengine.ops.philox_uniform import philox_uniform
 from pyengine.ops.rms_norm import rms_norm
 from pyengine.ops.rope import rope
+from pyengine.ops.sample import LogitAdjustments, Sampled, sample
 
 __all__ = [
+    "LogitAdjustments",
     "PackedWeight",
+    "Sampled",
     "attention",
     "kv_cache",
     "layer_norm",
@@ -20,13 +23,5 @@ __all__ = [
     "philox_uniform",
     "rms_norm",
     "rope",
-from pyengine.ops.sample import LogitAdjustments, Sampled, sample
-
-__all__ = [
-    "LogitAdjustments",
-    "Sampled",
-    "linear_logprob",
-    "philox_uniform",
-    "rms_norm",
     "sample",
 ]

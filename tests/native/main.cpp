@@ -58,13 +58,13 @@ int main(int argc, char** argv) {
     timed("linear_logprob", [&] { native::test_linear_logprob(options); });
     timed("kv_cache", [&] { native::test_kv_cache(options); });
     timed("attention", [&] { native::test_attention(options); });
+    timed("sample", [&] { native::test_sample(options); });
     timed("block_manager", [] { native::test_block_manager(); });
     timed("scheduler", [&] { native::test_scheduler(options); });
     if (native::checks == 0) {
         fprintf(stderr, "no test is called %s\n", only.c_str());
         return 2;
     }
-    timed("sample", [&] { native::test_sample(options); });
     printf("  %lld checks passed\n", static_cast<long long>(native::checks));
     return 0;
 }

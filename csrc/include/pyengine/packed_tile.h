@@ -4,6 +4,7 @@
 // dpbf16ps does. Compiled once per instruction set, inside pe::cpu::PE_ISA.
 #pragma once
 
+#include "pyengine/flush_denormals.h"
 #include "pyengine/packed.h"
 #include "pyengine/simd.h"
 
@@ -14,20 +15,11 @@ inline constexpr int kPackedRows = kLanes == 16 ? 12 : 6;
 
 namespace {
 
-// While it lives, denormals count as zero, as they do in dpbf16ps.
-class FlushDenormals {
-  public:
-#if defined(__x86_64__) && !defined(__AVX512BF16__)
-    FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }
-    ~FlushDenormals() { _mm_setcsr(before_); }
-
-  private:
-    unsigned before_;
+#if defined(__AVX512BF16__)
+struct FlushOutsideInstruction {};  // dpbf16ps does it by itself
 #else
-    FlushDenormals() {}
-    ~FlushDenormals() {}
+using FlushOutsideInstruction = FlushDenormals;
 #endif
-};
 
 // Two neighbours along K in each 32-bit lane.
 struct Pairs {
@@ -105,7 +97,7 @@ template <int ROWS>
 template <int ROWS, typename W>
 [[gnu::noinline]] void packed_tile(const bf16* x, int64_t stride, const W* w, int64_t K, float* out,
                                    int64_t out_row) {
-    const FlushDenormals flush;
+    [[maybe_unused]] const FlushOutsideInstruction flush;
     Accumulators<ROWS> acc;
     for (int64_t k = 0; k + 2 <= K; k += 2) {
         const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);

@@ -80,7 +80,7 @@ inline void keep(const float* z, int64_t first, int64_t n, const Boundary& bound
 
 // The chain of the kept words; blocks without one are not read.
 inline LogSumExp link_kept(const float* z, int64_t V, const Links& all, const Boundary& boundary,
-                    const Links& links) {
+                           const Links& links) {
     LogSumExp chain;
     for_each_block(V, [&](int64_t b, int64_t first, int64_t n) {
         links.largest[b] = -kInfinity;
@@ -212,7 +212,7 @@ inline uint64_t top_p_cut(const Row& row, double top_p, const Scratch& s) {
     // row.total is of f32 exponentials, within 4e-6. The exact one is taken where that matters, and at once where it is
     // likely to: the words at the end of the reach are each less than 2e-5 of the whole.
     double doubt = 4e-6, total = row.total;
-    const auto spread = static_cast<float>(std::log(total));
+    const auto spread = static_cast<float>(log64(total));
     const bool small = row.V <= kSmallVocabulary;
     float reach = small ? kInfinity : reach_of(row, top_p * total, spread);
     if (reach + 2.0f * spread > 11.0f) total = exact_total(row), doubt = 0.0;
@@ -249,7 +249,7 @@ inline Boundary truncate(const Row& row, const SampleParams& p, const Scratch& s
         boundary = {logit_of(key), id_of(key)};
     }
     if (p.min_p > 0.0) {
-        const float floor = row.largest + static_cast<float>(std::log(p.min_p));
+        const float floor = row.largest + static_cast<float>(log64(p.min_p));
         if (floor > boundary.z) boundary = {floor, Boundary{}.id};
     }
     return boundary;
