@@ -1,7 +1,7 @@
 """attention beside torch's scaled_dot_product_attention on keys and values that lie ready for it.
 
-torch gets its favourite memory, (sequences, heads, tokens, head_dim) without pages. In decode, where
-lengths differ, it gets a call for each sequence, or one call for all, padded and masked.
+torch gets its favourite memory, (sequences, heads, tokens, head_dim) without pages. In decode,
+where lengths differ, it gets a call for each sequence, or one call for all, padded and masked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""sample in plain torch: steps on logits in float32, as the contract states them; sums in float64."""
+"""sample in plain torch: steps on logits in float32, as its contract says; sums in float64."""
 
 from __future__ import annotations
 
