@@ -12,5 +12,6 @@ void bind_logprob(pybind11::module_& m);
 void bind_random(pybind11::module_& m);
 void bind_rope(pybind11::module_& m);
 void bind_sample(pybind11::module_& m);
+void bind_session(pybind11::module_& m);
 
 }  // namespace pe::bindings

@@ -2,6 +2,7 @@
 
 #include "bind.h"
 #include "check.h"
+#include "packed_arg.h"
 #include "pyengine/ops/linear.h"
 
 namespace pe::bindings {
@@ -13,38 +14,12 @@ constexpr const char* kOp = "linear";
     throw py::value_error("[" + std::string(kOp) + "] " + what);
 }
 
-PackedKind kind_of(const std::string& name) {
-    if (name == "float32") return PackedKind::kF32;
-    if (name == "bfloat16") return PackedKind::kBF16;
-    if (name == "int8") return PackedKind::kI8;
-    bad("kind must be 'float32', 'bfloat16' or 'int8' but is '" + name + "'");
-}
-
-PackedMatrix packed_matrix(const TensorArg& data, const TensorArg& scale, const std::string& kind,
-                           int64_t N, int64_t K) {
-    check_dtype(data, {DType::kI32});
-    check_dtype(scale, {DType::kF32});
-    if (N < 1 || K < 1) {
-        bad("N and K must be >= 1 but are " + std::to_string(N) + " and " + std::to_string(K));
-    }
-    PackedMatrix p{data.data, kind_of(kind), N, K, static_cast<float*>(scale.data)};
-    check_shape(data, "(packed words,)", {p.panels() * p.panel_bytes() / 4});
-    vector(data);
-    if ((p.kind == PackedKind::kI8) != scale.present()) {
-        bad(std::string("scale must be ") +
-            (scale.present() ? "None unless kind is 'int8'" : "given when kind is 'int8'"));
-    }
-    check_shape(scale, "(outputs of all panels,)", {p.panels() * kPanel});
-    vector(scale);
-    return p;
-}
-
 void refuse_cuda(const TensorArg& t) {
     if (t.is_cuda) value_error(t, "must be on the CPU but is on " + t.device_text());
 }
 
 int64_t packed_words(const std::string& kind, int64_t N, int64_t K) {
-    const PackedMatrix p{nullptr, kind_of(kind), N, K, nullptr};
+    const PackedMatrix p{nullptr, packed_kind(kOp, kind), N, K, nullptr};
     return p.panels() * p.panel_bytes() / 4;
 }
 
@@ -56,7 +31,8 @@ void pack(py::object weight_, py::object data_, py::object scale_, const std::st
     refuse_cuda(weight);
     check_dims(weight, "(N, K)", 2);
     const int64_t rows = weight.shape[0];
-    const LinearPackArgs args{matrix(weight), packed_matrix(data, scale, kind, N, K), first, gated};
+    const LinearPackArgs args{matrix(weight), packed_matrix(kOp, data, scale, kind, N, K), first,
+                              gated};
     check_shape(weight, "(rows, K)", {rows, K});
     const bool fits =
         gated ? (first == 0 || first == 16) && 2 * rows == N : first >= 0 && first + rows <= N;
@@ -74,7 +50,7 @@ void forward(py::object x_, py::object data_, py::object scale_, const std::stri
     const TensorArg scale = borrow_optional(kOp, "scale", scale_);
     const TensorArg bias = borrow_optional(kOp, "bias", bias_);
     LinearForwardArgs args;
-    args.weight = packed_matrix(data, scale, kind, N, K);
+    args.weight = packed_matrix(kOp, data, scale, kind, N, K);
     check_dims(x, "(T, K)", 2);
     check_dtype(x, {args.weight.kind == PackedKind::kF32 ? DType::kF32 : DType::kBF16});
     refuse_cuda(x);

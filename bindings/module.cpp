@@ -80,5 +80,6 @@ PYBIND11_MODULE(_C, m) {
     bind_random(m);
     bind_rope(m);
     bind_sample(m);
+    bind_session(m);
     if (const char* isa = std::getenv("PYENGINE_ISA"); isa != nullptr && *isa != '\0') set_isa(isa);
 }

@@ -47,6 +47,13 @@ struct Distribution {
     int64_t greedy = -1;  // the token, where there is no choice
     float lse = 0.0f, kept_mass = 1.0f;
     bool finite = false;
+
+    float logprob(int64_t token) const {
+        if (greedy >= 0) return token == greedy ? 0.0f : -kInfinity;
+        const float x = z[token];
+        const bool kept = x > boundary.z || (x == boundary.z && token <= boundary.id);
+        return kept ? x - lse : -kInfinity;
+    }
 };
 
 int64_t first_of(const float* z, int64_t V, const Links& links, float value) {
@@ -188,7 +195,7 @@ class Drawer {
             if (finite_ && !(same_row && same_distribution(p, a_.params[b - 1]))) {
                 distribution_ = make_distribution(a_, p, chains_[0], s_);
             }
-            write_draw(b, p.uniform);
+            write_draw(b, p);
         }
     }
 
@@ -233,22 +240,24 @@ class Drawer {
         }
     }
 
-    void write_draw(int64_t b, double uniform) {
+    void write_draw(int64_t b, const SampleParams& p) {
         const float nan = __builtin_nanf("");
         const Distribution& d = distribution_;
         const bool fine = finite_ && d.finite;
         int64_t token = -1;
-        if (fine) token = d.greedy >= 0 ? d.greedy : draw_word(d, V_, s_.cumulative, uniform);
+        if (fine) token = p.forced >= 0 ? p.forced : drawn(d, p.uniform);
         ptr<int32_t>(a_.status)[b] = fine ? 0 : 1;
         ptr<int64_t>(a_.token_ids)[b] = token;
         ptr<float>(a_.kept_mass)[b] = fine ? d.kept_mass : nan;
         for (int64_t m = 0; m < a_.models; ++m) {
-            const float* z = row_ptr<float>(a_.logits[m], a_.params[b].row);
+            const float* z = row_ptr<float>(a_.logits[m], p.row);
             row_ptr<float>(a_.logprobs, b)[m] = fine ? z[token] - lse_[m] : nan;
         }
-        ptr<float>(a_.sampling_logprobs)[b] = !fine           ? nan
-                                              : d.greedy >= 0 ? 0.0f
-                                                              : d.z[token] - d.lse;
+        ptr<float>(a_.sampling_logprobs)[b] = fine ? d.logprob(token) : nan;
+    }
+
+    int64_t drawn(const Distribution& d, double uniform) const {
+        return d.greedy >= 0 ? d.greedy : draw_word(d, V_, s_.cumulative, uniform);
     }
 
     const SampleArgs& a_;

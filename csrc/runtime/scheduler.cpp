@@ -36,6 +36,7 @@ int32_t Scheduler::create(uint64_t order, uint32_t index, int64_t limit_tokens) 
     s.order = order;
     s.index = index;
     s.limit = limit_tokens;
+    s.match_limit = limit_tokens;
     s.computed = 0;
     s.tokens.clear();
     s.tokens.reserve(static_cast<size_t>(limit_tokens));
@@ -141,7 +142,8 @@ bool Scheduler::serve_running() {
 bool Scheduler::admit() {
     const int32_t id = std::get<int32_t>(*waiting_.begin());
     Sequence& s = at(id);
-    s.computed = blocks_.match(s.table, s.tokens.data(), num_tokens(id) - 1);
+    const int64_t limit = std::min(s.match_limit, num_tokens(id) - 1);
+    s.computed = blocks_.match(s.table, s.tokens.data(), limit);
     const int64_t missing =
         blocks_.pages_for(num_tokens(id)) - static_cast<int64_t>(s.table.pages.size());
     while (missing + num_running() / kHeadroom > blocks_.num_free()) {

@@ -1,26 +1,23 @@
-"""Batched sampling with a KV cache: prompts once, then a token a step for each open sequence."""
+"""Sampling on the C++ session: requests go in, steps run, responses come out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from pyengine.engine.kv_cache import DecodeAttention, KVCache, PrefillAttention
-from pyengine.engine.sampling import Draw, SamplingParams, draw
-from pyengine.errors import RequestError
-from pyengine.models.decoder import Decoder
-from pyengine.ops import philox_uniform
-from pyengine.preferences.groups import FinishReason, Response
-
-PREFILL_TOKENS = 2048  # prompt tokens in one forward pass
+from pyengine.engine.sampler import Sampler
+from pyengine.engine.sampling import SamplingParams
+from pyengine.engine.streaming import Stream, TokenEvent, TokenText
+from pyengine.errors import NonFiniteError, RequestError
+from pyengine.models.spec import DecoderSpec
+from pyengine.preferences.groups import Response
 
 # (tokens sampled so far, sequences finished, sequences in all)
 Progress = Callable[[int, int, int], None]
+
+STEP_SECONDS = 0.05  # between looks at progress, cancellation and Ctrl-C
 
 
 class Decodes(Protocol):
@@ -29,263 +26,271 @@ class Decodes(Protocol):
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 
 
-@dataclass
+@dataclass(frozen=True)
 class Request:
-    """A prompt to be sampled n times; `request_id` keys its draws."""
+    """A prompt to be sampled `params.n` times; `request_id` and `seed` key its draws."""
 
     prompt_ids: list[int]
     request_id: int
+    params: SamplingParams
+    seed: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and the longest response."""
+        return len(self.prompt_ids) + self.params.max_tokens
 
 
-@dataclass
-class _Sequence:
-    """One sample being written."""
-
-    request: Request
-    sample: int
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    sampling_logprobs: list[float] = field(default_factory=list)
-    text: str | None = None
-    finish_reason: FinishReason | None = None
-
-    def response(self) -> Response:
-        return Response(
-            self.token_ids, self.logprobs, self.sampling_logprobs, self.text, self.finish_reason
-        )
+def check_requests(
+    requests: Sequence[Request], spec: DecoderSpec, has_tokenizer: bool, stop_ids: frozenset[int]
+) -> None:
+    """Raises RequestError, naming the prompt, for what the model cannot take."""
+    limit, vocab_size = spec.max_positions, spec.vocab_size
+    for i, request in enumerate(requests):
+        params, P = request.params, len(request.prompt_ids)
+        if params.stop and not has_tokenizer:
+            raise RequestError("[generate] stop strings need a tokenizer but the model has none")
+        if P == 0:
+            raise RequestError(f"[generate] prompts[{i}] must have at least one token but is empty")
+        for what, ids in (
+            ("", request.prompt_ids),
+            (": logit_bias", params.logit_bias),
+        ):
+            bad = next((t for t in ids if not 0 <= t < vocab_size), None)
+            if bad is not None:
+                raise RequestError(
+                    f"[generate] prompts[{i}]{what} must hold ids in [0, {vocab_size}) "
+                    f"but holds {bad}"
+                )
+        if request.longest > limit:
+            raise RequestError(
+                f"[generate] prompts[{i}] ({P} tokens) and max_tokens ({params.max_tokens}) "
+                f"must fit {limit} positions but need {request.longest}"
+            )
+        if params.top_logprobs > vocab_size:
+            raise RequestError(
+                f"[generate] top_logprobs must be at most the vocabulary's {vocab_size} "
+                f"but is {params.top_logprobs}"
+            )
 
 
 class Generator:
-    """Samples responses from one decoder."""
+    """Samples responses from the models of a Sampler."""
 
     def __init__(
         self,
-        decoder: Decoder,
+        sampler: Sampler,
+        spec: DecoderSpec,
         tokenizer: Decodes | None,
         stop_ids: frozenset[int],
-        kv_tokens: int,
-        device: torch.device,
     ) -> None:
-        self._decoder = decoder
+        self._sampler = sampler
+        self._spec = spec
         self._tokenizer = tokenizer
         self._stop_ids = stop_ids
-        self._kv_tokens = kv_tokens
-        self._device = device
 
-    @torch.no_grad()
     def run(
-        self, requests: Sequence[Request], params: SamplingParams, progress: Progress | None
+        self,
+        requests: Sequence[Request],
+        models: Mapping[str, float],
+        progress: Progress | None,
+        stream: Stream | None,
+        cancel: threading.Event | None,
     ) -> list[list[Response]]:
         """The n responses of each request, in order.
 
         Raises RequestError for a request that can never fit, NonFiniteError where the weights give
         logits that are not finite.
         """
-        self._check(requests, params)
-        head = (
-            self._decoder.head_weight().float()
-        )  # logits in fp32: what the scorer's kernel computes
-        done: list[list[Response]] = []
-        tokens, finished, total = 0, 0, len(requests) * params.n
-        for wave in self._waves(requests, params):
-            batch = _Batch(self, wave, params, head)
-            while batch.running:
-                batch.step()
-                if progress is not None:
-                    progress(tokens + batch.num_tokens, finished + batch.num_finished, total)
-            tokens += batch.num_tokens
-            finished += len(batch.sequences)
-            done.extend(batch.responses())
-        return done
-
-    def _check(self, requests: Sequence[Request], params: SamplingParams) -> None:
-        limit = self._decoder.spec.max_positions
-        if params.stop and self._tokenizer is None:
-            raise RequestError("[generate] stop strings need a tokenizer but the model has none")
-        vocab_size = self._decoder.spec.vocab_size
+        check_requests(requests, self._spec, self._tokenizer is not None, self._stop_ids)
+        if not requests:
+            return []
+        session = self._sampler.open(models, max(r.longest for r in requests))
         for i, request in enumerate(requests):
-            P = len(request.prompt_ids)
-            if P == 0:
+            if why := session.refusal(request.longest):
                 raise RequestError(
-                    f"[generate] prompts[{i}] must have at least one token but is empty"
+                    f"[generate] prompts[{i}] can never fit: prompt + max_tokens = "
+                    f"{len(request.prompt_ids)} + {request.params.max_tokens} = {why}"
                 )
-            bad = next((t for t in request.prompt_ids if not 0 <= t < vocab_size), None)
-            if bad is not None:
-                raise RequestError(
-                    f"[generate] prompts[{i}] must hold ids in [0, {vocab_size}) but holds {bad}"
-                )
-            if P + params.max_tokens > limit:
-                raise RequestError(
-                    f"[generate] prompts[{i}] ({P} tokens) and max_tokens ({params.max_tokens}) "
-                    f"must fit {limit} positions but need {P + params.max_tokens}"
-                )
-            need = params.n * (P + params.max_tokens)
-            if need > self._kv_tokens:
-                raise RequestError(
-                    f"[generate] prompts[{i}] needs n * (prompt + max_tokens) = {params.n} * ({P} "
-                    f"+ {params.max_tokens}) = {need} tokens of KV cache but kv_tokens is "
-                    f"{self._kv_tokens}"
-                )
-
-    def _waves(
-        self, requests: Sequence[Request], params: SamplingParams
-    ) -> Iterator[list[Request]]:
-        """Requests in order, as many at a time as the KV cache holds."""
-        wave: list[Request] = []
-        longest = 0
-        for request in requests:
-            longest_now = max(longest, len(request.prompt_ids))
-            if (
-                wave
-                and (len(wave) + 1) * params.n * (longest_now + params.max_tokens) > self._kv_tokens
-            ):
-                yield wave
-                wave, longest_now = [], len(request.prompt_ids)
-            wave.append(request)
-            longest = longest_now
-        if wave:
-            yield wave
-
-    def ends(self, sequence: _Sequence, params: SamplingParams) -> FinishReason | None:
-        """Why the sequence ends with its last token, or None; a stop string also sets its text."""
-        last = sequence.token_ids[-1]
-        if not params.ignore_eos and (last in self._stop_ids or last in params.stop_token_ids):
-            return "stop"
-        if params.stop:
-            assert self._tokenizer is not None
-            text = self._tokenizer.decode(sequence.token_ids)
-            cut = min((i for i in map(text.find, params.stop) if i >= 0), default=-1)
-            if cut >= 0:
-                sequence.text = text[:cut]
-                return "stop"
-        return "length" if len(sequence.token_ids) == params.max_tokens else None
-
-    def text(self, sequence: _Sequence) -> str | None:
-        if sequence.text is None and self._tokenizer is not None:
-            return self._tokenizer.decode(sequence.token_ids)
-        return sequence.text
-
-    @property
-    def decoder(self) -> Decoder:
-        return self._decoder
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
+        run = _Run(session, requests, self._tokenizer, self._stop_ids, list(models), stream)
+        try:
+            return run.finish(progress, cancel)
+        finally:
+            session.clear()
 
 
-class _Batch:
-    """The sequences of one wave. Slot i of the cache belongs to running[i]."""
+class _Run:
+    """The requests of one call, in a session."""
 
     def __init__(
         self,
-        generator: Generator,
+        session: Any,
         requests: Sequence[Request],
-        params: SamplingParams,
-        head: Tensor,
+        tokenizer: Decodes | None,
+        stop_ids: frozenset[int],
+        models: list[str],
+        stream: Stream | None,
     ) -> None:
-        self._generator, self._params, self._head = generator, params, head
+        self._session = session
         self._requests = requests
-        self.sequences = [_Sequence(r, k) for r in requests for k in range(params.n)]
-        self.running = list(self.sequences)
-        self.num_tokens = 0
-        decoder = generator.decoder
-        capacity = max(len(r.prompt_ids) for r in requests) + params.max_tokens
-        self._cache = KVCache(
-            decoder.spec, len(self.sequences), capacity, decoder.compute_dtype, generator.device
-        )
-        self._hidden: Tensor | None = (
-            self._prefill()
-        )  # (B, D): what predicts each sequence's next token
+        self._tokenizer = tokenizer
+        self._stop_ids = stop_ids
+        self._models = models
+        self._stream = stream
+        self._total = sum(r.params.n for r in requests)
+        self._watched = stream is not None or any(r.params.stop for r in requests)
+        self._texts: dict[tuple[int, int], TokenText] = {}
+        self._cut: dict[tuple[int, int], str] = {}  # texts that a stop string has ended
+        self._handles: list[int] = []
+        self._index: dict[int, int] = {}
 
-    @property
-    def num_finished(self) -> int:
-        return len(self.sequences) - len(self.running)
-
-    def responses(self) -> list[list[Response]]:
-        n = self._params.n
-        for sequence in self.sequences:
-            sequence.text = self._generator.text(sequence)
-        flat = [s.response() for s in self.sequences]
-        return [flat[i : i + n] for i in range(0, len(flat), n)]
-
-    def step(self) -> None:
-        """One token for every running sequence."""
-        if self._hidden is None:
-            self._hidden = self._decode()
-        logits = F.linear(self._hidden.float(), self._head)  # (B, V), of this step only
-        drawn = draw(logits, self._params, self._uniforms())
-        self._hidden = None
-        self._append(drawn)
-
-    def _prefill(self) -> Tensor:
-        """Every prompt once, several in a pass.
-
-        Returns the hidden state of each prompt's last token n times, once for each sample.
-        """
-        n, device = self._params.n, self._generator.device
-        last: list[Tensor] = []
-        for part in self._prefill_parts():
-            requests = [self._requests[i] for i in part]
-            lengths = [len(r.prompt_ids) for r in requests]
-            attend = PrefillAttention(
-                self._cache, lengths, [range(i * n, (i + 1) * n) for i in part]
+    def finish(
+        self, progress: Progress | None, cancel: threading.Event | None
+    ) -> list[list[Response]]:
+        session = self._session
+        session.collect_events(self._watched)
+        for request in self._requests:
+            handle = session.submit(
+                request.prompt_ids, _settings(request, self._stop_ids), request.params.n, []
             )
-            ids = torch.tensor([t for r in requests for t in r.prompt_ids], device=device)
-            positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-            hidden = self._generator.decoder(ids, positions, attend)
-            ends = torch.tensor(lengths, device=device).cumsum(0) - 1
-            last.append(hidden[ends].repeat_interleave(n, dim=0))
-        return torch.cat(last)
-
-    def _prefill_parts(self) -> Iterator[range]:
-        start, tokens = 0, 0
-        for i, request in enumerate(self._requests):
-            if i > start and tokens + len(request.prompt_ids) > PREFILL_TOKENS:
-                yield range(start, i)
-                start, tokens = i, 0
-            tokens += len(request.prompt_ids)
-        yield range(start, len(self._requests))
-
-    def _decode(self) -> Tensor:
-        device = self._generator.device
-        ids = torch.tensor([s.token_ids[-1] for s in self.running], device=device)
-        lengths = [len(s.request.prompt_ids) + len(s.token_ids) - 1 for s in self.running]
-        positions = torch.tensor(lengths, device=device)
-        hidden: Tensor = self._generator.decoder(
-            ids, positions, DecodeAttention(self._cache, positions)
-        )
-        return hidden
-
-    def _uniforms(self) -> Tensor:
-        """(B,) float64, a function of (seed, request id, sample, position) alone."""
-        if self._params.temperature == 0:
-            return torch.empty(len(self.running), dtype=torch.float64)
-        keys = [
-            (self._params.seed, s.request.request_id, s.sample, len(s.token_ids))
-            for s in self.running
+            self._index[handle] = len(self._handles)
+            self._handles.append(handle)
+        steps = 1 if self._watched else 1 << 30
+        while True:
+            if cancel is not None and cancel.is_set():
+                self._abort_all()
+                break
+            worked, bad_request, bad_sample = session.step(steps, STEP_SECONDS)
+            if bad_request >= 0:
+                raise self._not_finite(self._index[bad_request], bad_sample)
+            if self._watched:
+                self._look(session.take_events())
+            if progress is not None and worked:
+                now = session.statistics()
+                progress(now["tokens"], now["finished"], self._total)
+            if not worked:
+                break
+        return [
+            [self._response(i, k, s) for k, s in enumerate(session.take(handle))]
+            for i, handle in enumerate(self._handles)
         ]
-        seed, request, sample, position = torch.tensor(keys, dtype=torch.int64).T.contiguous()
-        return philox_uniform(seed, request, sample, position).to(self._generator.device)
 
-    def _append(self, drawn: Draw) -> None:
-        columns = (
-            drawn.token_ids.tolist(),
-            drawn.logprobs.tolist(),
-            drawn.sampling_logprobs.tolist(),
+    def _abort_all(self) -> None:
+        for handle, request in zip(self._handles, self._requests, strict=True):
+            for sample in range(request.params.n):
+                self._session.end_sample(handle, sample, "abort")
+
+    def _not_finite(self, request: int, sample: int) -> NonFiniteError:
+        where = f"prompts[{request}], sample {sample}"
+        if self._requests[request].params.changes_logits:
+            return NonFiniteError(
+                f"[generate] logits must be finite but those of {where} are not: the weights give "
+                "NaN or infinity, or logit_bias leaves no token to draw"
+            )
+        return NonFiniteError(
+            f"[generate] logits must be finite but the weights give NaN or infinity for {where}"
         )
-        kept = []
-        for slot, (sequence, token, logprob, sampling) in enumerate(
-            zip(self.running, *columns, strict=True)
-        ):
-            sequence.token_ids.append(token)
-            sequence.logprobs.append(logprob)
-            sequence.sampling_logprobs.append(sampling)
-            sequence.finish_reason = self._generator.ends(sequence, self._params)
-            if sequence.finish_reason is None:
-                kept.append(slot)
-        self.num_tokens += len(self.running)
-        if len(kept) < len(self.running):
-            self.running = [self.running[i] for i in kept]
-            if kept:
-                self._cache.keep(torch.tensor(kept, device=self._generator.device))
+
+    def _look(self, events: list[tuple[int, int, int, int, float, str]]) -> None:
+        """Stop strings and the caller's stream, after each step."""
+        for handle, sample, position, token, logprob, finish in events:
+            index = self._index[handle]
+            params = self._requests[index].params
+            if finish == "none" and position + 1 >= params.min_tokens and params.stop:
+                finish = self._stop_at_text(handle, index, sample)
+            if self._stream is None:
+                continue
+            key = (index, sample)
+            text = None
+            if self._tokenizer is not None:
+                text = self._texts.setdefault(key, TokenText(self._tokenizer.decode)).add(
+                    token, last=finish != "none"
+                )
+            event = TokenEvent(
+                index, sample, position, token, logprob, text, None if finish == "none" else finish
+            )
+            if self._stream(event) is False and finish == "none":
+                self._session.end_sample(handle, sample, "abort")
+
+    def _stop_at_text(self, handle: int, index: int, sample: int) -> str:
+        assert self._tokenizer is not None
+        text = self._tokenizer.decode(self._session.token_ids(handle, sample))
+        found = (text.find(stop) for stop in self._requests[index].params.stop)
+        cut = min((i for i in found if i >= 0), default=-1)
+        if cut < 0:
+            return "none"
+        self._cut[index, sample] = text[:cut]
+        self._session.end_sample(handle, sample, "stop")
+        return "stop"
+
+    def _response(self, index: int, sample: int, columns: tuple[Any, ...]) -> Response:
+        ids, logprobs, sampling, mass, entropy, top_ids, top_logprobs, finish = columns
+        M, k = len(self._models), self._requests[index].params.top_logprobs
+        text = self._cut.get((index, sample))
+        if text is None and self._tokenizer is not None:
+            text = self._tokenizer.decode(ids)
+            stops = self._requests[index].params.stop
+            if finish == "length" and stops and len(ids) >= self._requests[index].params.min_tokens:
+                text, finish = _cut_at(text, stops, finish)
+        pairs = list(zip(top_ids, top_logprobs, strict=True))
+        return Response(
+            ids,
+            logprobs[::M],
+            sampling,
+            text,
+            finish,
+            kept_mass=mass,
+            entropy=entropy if self._requests[index].params.entropy else None,
+            top_logprobs=[pairs[i : i + k] for i in range(0, len(pairs), k)] if k else None,
+            model_logprobs=(
+                {name: logprobs[m::M] for m, name in enumerate(self._models)} if M > 1 else None
+            ),
+        )
+
+
+def _cut_at(text: str, stops: Sequence[str], finish: str) -> tuple[str, str]:
+    """The last token may complete a stop string and reach max_tokens at once."""
+    cut = min((i for i in map(text.find, stops) if i >= 0), default=-1)
+    return (text, finish) if cut < 0 else (text[:cut], "stop")
+
+
+def _settings(request: Request, stop_ids: frozenset[int]) -> dict[str, Any]:
+    """What `_C.Session.submit` takes."""
+    params = request.params
+    stops = set() if params.ignore_eos else {*stop_ids, *params.stop_token_ids}
+    return {
+        "temperature": float(params.temperature),
+        "top_k": params.top_k,
+        "top_p": float(params.top_p),
+        "min_p": float(params.min_p),
+        "repetition_penalty": float(params.repetition_penalty),
+        "presence_penalty": float(params.presence_penalty),
+        "frequency_penalty": float(params.frequency_penalty),
+        "logit_bias": [(int(i), float(b)) for i, b in params.logit_bias.items()],
+        "stop_ids": sorted(stops),
+        "max_tokens": params.max_tokens,
+        "min_tokens": params.min_tokens,
+        "seed": request.seed,
+        "request_id": request.request_id,
+        "top_logprobs": params.top_logprobs,
+        "entropy": params.entropy,
+    }
+
+
+SCORED = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "logit_bias": [],
+    "stop_ids": [],
+    "max_tokens": 1,
+    "min_tokens": 0,
+    "seed": 0,
+    "request_id": 0,
+    "top_logprobs": 0,
+    "entropy": False,
+}

@@ -5,14 +5,15 @@
 //   top_p        of these, each whose likelier ones hold less than top_p of their probability
 //   min_p        of these, each with z >= max z + log(min_p), in f32
 // The token is the first, in order of ids, whose cumulative probability exceeds uniform * total; never one of probability
-// 0, never one outside the kept set.
+// 0, never one outside the kept set. A token may also be given (`forced`), to be reported on: a score is a draw whose outcome
+// is known.
 // shapes       logits: M in [1, 3] matrices (R, V), row strides free, last dim contiguous; coefficients (M,); params (B,);
 //              adjust: spans of it belong to draws, ids ascending and unique within one; token_ids, sampling_logprobs,
 //              kept_mass, status (B,); entropy (B,) or null; logprobs (B, M); top_ids, top_logprobs (B, k) or null
 // dtypes       logits, log-probs, kept_mass, entropy f32; ids i64; status i32
 // outputs      logprobs       log softmax(logits[m][row,:])[token]: raw, of every model
 //              sampling_logprobs, kept_mass   under the distribution drawn from; the kept set's share of it before
-//                             top_k, top_p and min_p; greedy: 0 and 1
+//                             top_k, top_p and min_p; greedy: 0 and 1; a given token that could not be drawn: -inf
 //              entropy        of softmax(logits[0][row,:]), in nats
 //              top_ids, top_logprobs   the k most likely words of logits[0], raw, in the total order
 //              status         0, or 1: a row holds NaN or +inf or nothing but -inf, or the changed logits do: then no token
@@ -41,6 +42,7 @@ struct SampleParams {
     double min_p = 0.0;        // [0, 1]
     int64_t top_k = 0;         // 0: all
     double uniform = 0.0;      // [0, 1)
+    int64_t forced = -1;       // a token that is given: everything is reported of it
     int64_t row = 0;
     int64_t adjust_begin = 0;  // this draw's span of `adjust`
     int64_t adjust_end = 0;

@@ -66,7 +66,9 @@ class Scheduler {
     // A running sequence with parent's tokens and pages; parent runs and has computed them all.
     int32_t fork(int32_t parent, uint32_t index, int64_t limit_tokens);
     void append(int32_t sequence, int32_t token);  // sampled or given: one more to compute
-    void finish(int32_t sequence);                 // done or cancelled; the id may come again
+    // Of what is cached at most its first `tokens` are taken over when it starts again: the rows after them are wanted.
+    void limit_match(int32_t sequence, int64_t tokens) { at(sequence).match_limit = tokens; }
+    void finish(int32_t sequence);  // done or cancelled; the id may come again
 
     // Valid until the next call. No rows: nothing to do until a token is appended, or a sequence
     // without work, which keeps its pages, is finished. Rows that end at num_tokens give the logits
@@ -92,7 +94,7 @@ class Scheduler {
         bool alive = false;
         uint64_t order = 0;
         uint32_t index = 0;
-        int64_t computed = 0, limit = 0;
+        int64_t computed = 0, limit = 0, match_limit = 0;
         std::vector<int32_t> tokens;
         BlockManager::Table table;
     };

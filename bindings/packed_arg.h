@@ -1,0 +1,41 @@
+// A packed weight as Python passes it: words, scale, kind and shape.
+#pragma once
+
+#include <string>
+
+#include "check.h"
+#include "pyengine/packed.h"
+
+namespace pe::bindings {
+
+inline PackedKind packed_kind(const char* op, const std::string& name) {
+    if (name == "float32") return PackedKind::kF32;
+    if (name == "bfloat16") return PackedKind::kBF16;
+    if (name == "int8") return PackedKind::kI8;
+    throw py::value_error("[" + std::string(op) +
+                          "] kind must be 'float32', 'bfloat16' or 'int8' but is '" + name + "'");
+}
+
+inline PackedMatrix packed_matrix(const char* op, const TensorArg& data, const TensorArg& scale,
+                                  const std::string& kind, int64_t N, int64_t K) {
+    const std::string prefix = "[" + std::string(op) + "] ";
+    check_dtype(data, {DType::kI32});
+    check_dtype(scale, {DType::kF32});
+    if (N < 1 || K < 1) {
+        throw py::value_error(prefix + "N and K must be >= 1 but are " + std::to_string(N) +
+                              " and " + std::to_string(K));
+    }
+    PackedMatrix p{data.data, packed_kind(op, kind), N, K, static_cast<float*>(scale.data)};
+    check_shape(data, "(packed words,)", {p.panels() * p.panel_bytes() / 4});
+    vector(data);
+    if ((p.kind == PackedKind::kI8) != scale.present()) {
+        throw py::value_error(
+            prefix + "scale must be " +
+            (scale.present() ? "None unless kind is 'int8'" : "given when kind is 'int8'"));
+    }
+    check_shape(scale, "(outputs of all panels,)", {p.panels() * kPanel});
+    vector(scale);
+    return p;
+}
+
+}  // namespace pe::bindings

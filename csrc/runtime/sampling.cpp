@@ -1,0 +1,71 @@
+#include "pyengine/runtime/sampling.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace pe::runtime {
+
+bool Sampling::stops_at(int32_t token) const {
+    return std::find(stop_ids.begin(), stop_ids.end(), token) != stop_ids.end();
+}
+
+LogitChanges::LogitChanges(const Sampling& sampling, const std::vector<int32_t>& prompt)
+    : sampling_(&sampling) {
+    const bool penalties = sampling.repetition_penalty != 1.0f ||
+                           sampling.presence_penalty != 0.0f || sampling.frequency_penalty != 0.0f;
+    size_t most = sampling.logit_bias.size() + sampling.stop_ids.size();
+    if (penalties) most += prompt.size() + static_cast<size_t>(sampling.max_tokens);
+    words_.reserve(most);
+    for (const auto& [id, bias] : sampling.logit_bias) word(id).bias = bias;
+    if (sampling.min_tokens > 0) {
+        for (const int32_t id : sampling.stop_ids) word(id).stops = true;
+    }
+    if (sampling.repetition_penalty != 1.0f) {
+        for (const int32_t id : prompt) word(id).seen = true;
+    }
+}
+
+LogitChanges::Word& LogitChanges::word(int32_t id) {
+    const auto place = std::lower_bound(words_.begin(), words_.end(), id,
+                                        [](const Word& w, int32_t x) { return w.id < x; });
+    if (place != words_.end() && place->id == id) return *place;
+    return *words_.insert(place, Word{.id = id});
+}
+
+void LogitChanges::add(int32_t token) {
+    const Sampling& s = *sampling_;
+    if (s.repetition_penalty == 1.0f && s.presence_penalty == 0.0f && s.frequency_penalty == 0.0f)
+        return;
+    Word& w = word(token);
+    w.seen = true;
+    ++w.count;
+}
+
+void LogitChanges::write(int64_t position, std::vector<LogitAdjust>& out) const {
+    const Sampling& s = *sampling_;
+    const bool may_stop = position >= s.min_tokens;
+    for (const Word& w : words_) {
+        if (!w.seen && w.bias == 0.0f && (may_stop || !w.stops)) continue;
+        LogitAdjust change{.id = w.id, .bias = w.bias};
+        if (w.seen) change.repetition = s.repetition_penalty;
+        if (w.count > 0) {
+            change.subtract =
+                s.presence_penalty + s.frequency_penalty * static_cast<float>(w.count);
+        }
+        if (w.stops && !may_stop) change.bias = -std::numeric_limits<float>::infinity();
+        out.push_back(change);
+    }
+}
+
+void SampleOutput::reserve(const Sampling& sampling, int64_t tokens, int64_t models) {
+    const auto n = static_cast<size_t>(tokens);
+    token_ids.reserve(n);
+    logprobs.reserve(n * static_cast<size_t>(models));
+    sampling_logprobs.reserve(n);
+    kept_mass.reserve(n);
+    if (sampling.entropy) entropy.reserve(n);
+    top_ids.reserve(n * static_cast<size_t>(sampling.top_logprobs));
+    top_logprobs.reserve(n * static_cast<size_t>(sampling.top_logprobs));
+}
+
+}  // namespace pe::runtime

@@ -1,0 +1,97 @@
+"""Opens C++ sessions on the engine's models, within the memory planned for keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyengine import _C
+from pyengine.engine.packed import PackedDecoder
+from pyengine.models.spec import DecoderSpec
+
+PAGE_TOKENS = 32
+MAX_ROWS = 512  # tokens in one forward pass
+MAX_SEQUENCES = 512
+
+
+def page_bytes(spec: DecoderSpec, dtype: torch.dtype, page_tokens: int = PAGE_TOKENS) -> int:
+    """Bytes of one page: keys and values of every layer, heads padded to 16 numbers."""
+    elements = _C.kv_page_elements(spec.num_layers, spec.num_kv_heads, spec.head_dim, page_tokens)
+    return elements * dtype.itemsize
+
+
+class Sampler:
+    """Sessions over one pool of pages. The last session is kept, with what its pages hold.
+
+    models     by name: "policy" and, where there is one, "reference"
+    kv_tokens  tokens of the policy that the pool holds; models in lock step share it
+    The other arguments never change a bit of what comes out.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, PackedDecoder],
+        kv_tokens: int,
+        page_tokens: int = PAGE_TOKENS,
+        max_rows: int = MAX_ROWS,
+        share_prefixes: bool = True,
+    ) -> None:
+        self._models = dict(models)
+        self._page_tokens = page_tokens
+        self._max_rows = max_rows
+        self._share_prefixes = share_prefixes
+        policy = self._models["policy"]
+        pages = max(kv_tokens // page_tokens, 1)
+        self.pool_bytes = pages * page_bytes(
+            policy.decoder.spec, policy.compute_dtype, page_tokens
+        )
+        self._pool: Tensor | None = None
+        self._session: Any = None
+        self._opened: tuple[tuple[str, float], ...] | None = None
+
+    def open(self, models: Mapping[str, float], longest: int) -> Any:
+        """A session of these models, nothing running in it, for requests of up to `longest` tokens.
+
+        models  name and coefficient of its logits; the first is the one whose log-probs are asked
+        """
+        chosen = [self._models[name] for name in models]
+        for model in chosen:
+            model.refresh()
+        weights = [model.weights(longest) for model in chosen]
+        key = tuple(models.items())
+        if self._opened != key:
+            self._session, self._opened = None, None  # its memory first
+            self._session = self._create(chosen, weights, list(models.values()))
+            self._opened = key
+        else:
+            for i, each in enumerate(weights):
+                self._session.set_weights(i, each)
+        self._session.set_version(sum(model.version for model in chosen))
+        return self._session
+
+    def _create(
+        self, models: Sequence[PackedDecoder], weights: list[dict[str, Any]], mix: list[float]
+    ) -> Any:
+        if self._pool is None:
+            # Not touched here: the system gives memory to pages when they are first written.
+            self._pool = torch.empty(self.pool_bytes, dtype=torch.uint8)
+        sizes = [page_bytes(m.decoder.spec, m.compute_dtype, self._page_tokens) for m in models]
+        num_pages = max(self.pool_bytes // sum(sizes), 1)
+        pools, start = [], 0
+        for model, size in zip(models, sizes, strict=True):
+            end = start + num_pages * size
+            pools.append(self._pool[start:end].view(model.compute_dtype))
+            start = end
+        return _C.Session(
+            models=weights,
+            pools=pools,
+            coefficients=mix,
+            num_pages=num_pages,
+            page_tokens=self._page_tokens,
+            share_prefixes=self._share_prefixes,
+            max_rows=self._max_rows,
+            max_sequences=MAX_SEQUENCES,
+        )
