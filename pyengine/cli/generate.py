@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyengine.cli.arguments import Commands, add_model
+from pyengine.cli.progress import CallBar
 from pyengine.engine import Engine, SamplingParams
 from pyengine.errors import ConfigError, DataError
 from pyengine.recipes.prompts import load_prompts, prompt_text
@@ -23,7 +24,13 @@ _HELP = {
     "top_p": "sample among the likeliest tokens that hold this probability",
     "min_p": "drop tokens less likely than this share of the likeliest",
     "max_tokens": "longest response in tokens",
+    "min_tokens": "shortest response in tokens",
     "seed": "of the draws",
+    "repetition_penalty": "divides positive logits of tokens in the prompt or response, multiplies "
+    "negative ones",
+    "presence_penalty": "off the logits of tokens in the response",
+    "frequency_penalty": "off the logits of tokens in the response, once an occurrence",
+    "top_logprobs": "with --json: so many most likely tokens of every position",
 }
 
 
@@ -51,17 +58,29 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--stop", action="append", default=[], help="text that ends a response; repeatable"
     )
     parser.add_argument(
+        "--logit-bias",
+        action="append",
+        default=[],
+        type=_bias,
+        metavar="ID=VALUE",
+        help="added to the logit of the token with this id; -inf: never drawn; repeatable",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="one JSON line a response, with log-probs"
+    )
+    parser.add_argument(
+        "--entropy", action="store_true", help="with --json: the entropy of every position in nats"
     )
     parser.set_defaults(run=generate)
 
 
 def generate(args: argparse.Namespace) -> int:
     """Print every response."""
-    params = SamplingParams(stop=tuple(args.stop), **{name: getattr(args, name) for name in _HELP})
+    params = _params(args)
     prompts = _prompts(args)
     engine = Engine.from_pretrained(args.model, dtype=args.dtype, reference="none")
-    groups = engine.generate(prompts, params)
+    with CallBar(len(prompts) * params.n, "responses") as bar:
+        groups = engine.generate(prompts, params, progress=bar.sampled)
     for index, group in enumerate(groups):
         for k, response in enumerate(group.responses):
             if args.json:
@@ -70,6 +89,36 @@ def generate(args: argparse.Namespace) -> int:
                 heading = f"# {prompt_text(group.prompt)}\n" if len(groups) > 1 and k == 0 else ""
                 print(f"{heading}{response.text}")
     return 0
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, value = text.partition("=")
+    try:
+        return int(token), float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be ID=VALUE but is {text!r}") from None
+
+
+def _params(args: argparse.Namespace) -> SamplingParams:
+    bias: dict[int, float] = {}
+    for token, value in args.logit_bias:
+        if token in bias:
+            raise ConfigError(
+                f"[generate] --logit-bias must name a token once but names {token} twice"
+            )
+        bias[token] = value
+    for name in ("top_logprobs", "entropy"):
+        if getattr(args, name) and not args.json:
+            flag = name.replace("_", "-")
+            raise ConfigError(
+                f"[generate] --{flag} must come with --json, which shows it, but comes without"
+            )
+    return SamplingParams(
+        stop=tuple(args.stop),
+        logit_bias=bias,
+        entropy=args.entropy,
+        **{name: getattr(args, name) for name in _HELP},
+    )
 
 
 def _prompts(args: argparse.Namespace) -> list[Any]:
@@ -90,7 +139,7 @@ def _prompts(args: argparse.Namespace) -> list[Any]:
 
 
 def _row(index: int, k: int, prompt: Any, response: Any) -> dict[str, Any]:
-    return {
+    row = {
         "prompt_index": index,
         "sample_index": k,
         "prompt": prompt,
@@ -99,3 +148,5 @@ def _row(index: int, k: int, prompt: Any, response: Any) -> dict[str, Any]:
         "token_ids": list(response.token_ids),
         "logprobs": list(map(float, response.logprobs)),
     }
+    asked_for = {"entropy": response.entropy, "top_logprobs": response.top_logprobs}
+    return row | {name: values for name, values in asked_for.items() if values is not None}

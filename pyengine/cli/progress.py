@@ -1,4 +1,7 @@
-"""Progress of a run: a bar with live metrics on a terminal, one line a round elsewhere."""
+"""Progress of a run: a bar with live metrics on a terminal, one line a round elsewhere.
+
+And of one long call: a bar on a terminal, nothing elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -88,3 +91,51 @@ def live_line(row: Report) -> str:
         for heading, name, spec in _LIVE
         if row.get(name) is not None
     )
+
+
+class CallBar:
+    """A bar for one call of the engine, on `stream` (default: stderr) if that is a terminal.
+
+    `sampled` and `scored` are what `Engine.generate` and `Engine.score` take as `progress`. The bar
+    goes away at the end: what is left is the command's output.
+    """
+
+    def __init__(self, total: int, unit: str, stream: TextIO | None = None) -> None:
+        self.total, self.unit, self.stream = total, unit, stream or sys.stderr
+        self._bar: Any = None
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> CallBar:
+        if self.stream.isatty():
+            self._started = time.perf_counter()
+            self._bar = tqdm(
+                total=self.total,
+                unit=f" {self.unit}",
+                file=self.stream,
+                dynamic_ncols=True,
+                leave=False,
+                miniters=0,  # tokens are counted between two sequences, too
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def sampled(self, tokens: int, finished: int, total: int) -> None:
+        """Tokens sampled, sequences finished, sequences in all."""
+        if self._bar is not None:
+            rate = tokens / max(time.perf_counter() - self._started, 1e-9)
+            self._bar.set_postfix_str(f"{tokens} tokens, {rate:.0f} tok/s", refresh=False)
+            self.scored(finished, total)
+
+    def scored(self, done: int, total: int) -> None:
+        """Groups done, groups in all."""
+        if self._bar is not None:
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from pyengine.cli.arguments import Commands, add_model
+from pyengine.cli.progress import CallBar
 from pyengine.data.formats import read_rows
 from pyengine.data.validate import check_unpaired
 from pyengine.engine import Engine
@@ -48,7 +49,8 @@ def score(args: argparse.Namespace) -> int:
         places.append((index, len(group.responses)))
         group.responses.append(Response(token_ids=list(token_ids)))
     members = [group for _, group in groups.values()]
-    scores = engine.score(members)
+    with CallBar(len(members), "prompts") as bar:
+        scores = engine.score(members, progress=bar.scored)
     for index, k in places:
         print(json.dumps(_line(scores[index][k], members[index].responses[k], args.tokens)))
     return 0

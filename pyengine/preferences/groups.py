@@ -28,6 +28,13 @@ class Response:
     text               decoded text without special tokens; None if there is no tokenizer
     finish_reason      "stop" (an end token), "length" (max_tokens), "abort" (cancelled); None if
                        not sampled here
+    kept_mass          (R,) what top_k, top_p and min_p kept of the distribution after temperature,
+                       as a probability; None if not sampled here
+    entropy            (R,) entropy of the raw distribution in nats; None if not asked for
+    top_logprobs       (R, k) the k most likely tokens and their raw log-probs, (token id, log-prob)
+                       each, most likely first; None if not asked for
+    model_logprobs     {model: (R,)} raw log-probs of the tokens under each further model that was
+                       sampled from in step with the policy, such as "reference"; None if none was
     """
 
     token_ids: list[int]
@@ -35,6 +42,10 @@ class Response:
     sampling_logprobs: list[float] | None = None
     text: str | None = None
     finish_reason: FinishReason | None = None
+    kept_mass: list[float] | None = None
+    entropy: list[float] | None = None
+    top_logprobs: list[list[tuple[int, float]]] | None = None
+    model_logprobs: dict[str, list[float]] | None = None
 
 
 @dataclass

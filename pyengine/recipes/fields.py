@@ -34,6 +34,7 @@ def build(cls: type[T], data: Any, document: Document, prefix: str = "") -> T:
     values: dict[str, Any] = {}
     for key, value in data.items():
         path = _join(prefix, key)
+        _check_key(str, key, document, path)
         if key not in fields:
             raise unknown_key(document, path, key, fields)
         values[key] = convert(hints[key], value, document, path)
@@ -69,9 +70,7 @@ def convert(hint: Any, value: Any, document: Document, path: str) -> Any:
         items = [convert(item, v, document, f"{path}[{i}]") for i, v in enumerate(value)]
         return items if origin is list else tuple(items)
     if origin in (dict, Mapping):
-        if not isinstance(value, Mapping):
-            raise _error(document, path, "must be a mapping of keys to values", value)
-        return dict(value)
+        return _convert_mapping(get_args(hint), value, document, path)
     if dataclasses.is_dataclass(hint):
         return build(hint, value, document, path)  # type: ignore[arg-type]
     return _convert_scalar(hint, value, document, path)
@@ -98,6 +97,28 @@ def _convert_union(hints: Sequence[Any], value: Any, document: Document, path: s
     return convert(hints[-1], value, document, path)
 
 
+def _convert_mapping(
+    hints: Sequence[Any], value: Any, document: Document, path: str
+) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise _error(document, path, "must be a mapping of keys to values", value)
+    of_key, of_value = hints
+    converted = {}
+    for key, item in value.items():
+        _check_key(of_key, key, document, _join(path, key))
+        # Which infinities are in place is for the class to say: a logit bias may be -inf.
+        as_it_is = of_value is float and type(item) is float
+        converted[key] = item if as_it_is else convert(of_value, item, document, _join(path, key))
+    return converted
+
+
+def _check_key(hint: type, key: Any, document: Document, path: str) -> None:
+    if type(key) is not hint:
+        raise ConfigError(
+            f"{document.where(path)} a key must be {_SCALARS[hint]} but is {str(key)!r}"
+        )
+
+
 _SCALARS = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
 
 
@@ -105,7 +126,7 @@ def _convert_scalar(hint: Any, value: Any, document: Document, path: str) -> Any
     if hint is Any:
         return value
     if hint is float and type(value) is int:
-        return float(value)
+        value = float(value) if abs(value) < 2**1023 else math.inf
     if type(value) is not hint:
         raise _error(document, path, f"must be {_SCALARS[hint]}", value)
     if hint is float and not math.isfinite(value):
@@ -129,4 +150,4 @@ def _error(document: Document, path: str, rule: str, value: Any) -> ConfigError:
 
 
 def _join(prefix: str, key: str) -> str:
-    return f"{prefix}.{key}" if prefix else key
+    return f"{prefix}.{key}" if prefix else str(key)

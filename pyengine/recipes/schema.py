@@ -212,6 +212,12 @@ def _check_together(recipe: Recipe, document: Document) -> None:
             "responses are compared with each other, "
             f"but is {recipe.sampling.n}"
         )
+    shortest = recipe.sampling.min_tokens
+    if recipe.eval and recipe.eval.max_tokens and recipe.eval.max_tokens < shortest:
+        raise ConfigError(
+            f"{document.where('eval.max_tokens')} eval.max_tokens must be >= sampling.min_tokens "
+            f"({shortest}) but is {recipe.eval.max_tokens}"
+        )
 
 
 def _absolute(prompts: PromptsSpec, base: Path) -> PromptsSpec:
@@ -237,7 +243,7 @@ def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return flat
 
 

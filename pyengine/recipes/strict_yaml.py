@@ -13,6 +13,7 @@ from pyengine.errors import ConfigError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
+_DECIMAL = re.compile(r"0|-?[1-9][0-9]*")
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ _Loader.add_implicit_resolver(
 def read_document(path: str | Path) -> Document:
     """Read one YAML file whose top level is a mapping.
 
+    A key is text or a decimal integer; whether integers are in place is for the reader of the data.
     Raises ConfigError naming file and line: unreadable, too large, not YAML, an alias, a duplicate
-    or non-text key.
+    or other key.
     """
     path = Path(path)
     text = _read_text(path)
@@ -59,7 +61,7 @@ def read_document(path: str | Path) -> Document:
                 f"[{path.name}] a recipe must be a mapping of keys to values but is not one"
             )
         _collect(root, "", lines, path)
-        data = loader.construct_document(root)
+        data = _construct(loader, root, path)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -68,6 +70,13 @@ def read_document(path: str | Path) -> Document:
             f"[{path.name}{line}] a recipe must be plain YAML but {problem}"
         ) from error
     return Document(path, data, lines)
+
+
+def _construct(loader: _Loader, root: yaml.Node, path: Path) -> Any:
+    try:
+        return loader.construct_document(root)
+    except ValueError as error:  # a date of month 13, an integer of thousands of digits
+        raise ConfigError(f"[{path.name}] a recipe must be plain YAML but {error}") from error
 
 
 def _read_text(path: Path) -> str:
@@ -110,8 +119,12 @@ def _collect(node: yaml.Node, prefix: str, lines: dict[str, int], path: Path) ->
     seen: set[str] = set()
     for key_node, value_node in node.value:
         line, key = key_node.start_mark.line + 1, key_node.value
-        if key_node.tag != "tag:yaml.org,2002:str":
-            raise ConfigError(f"[{path.name}:{line}] a key must be text but is {key!r}")
+        # YAML 1.1 would also read 010 as 8 and 0x8 as 8: the same key twice, unnoticed.
+        is_decimal = key_node.tag == "tag:yaml.org,2002:int" and _DECIMAL.fullmatch(key)
+        if key_node.tag != "tag:yaml.org,2002:str" and not is_decimal:
+            raise ConfigError(
+                f"[{path.name}:{line}] a key must be text or a decimal integer but is {key!r}"
+            )
         if key in seen:
             raise ConfigError(
                 f"[{path.name}:{line}] {prefix}{key} must appear once but is repeated"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
+import pickle
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -36,6 +40,25 @@ DRAWS = 100_000
         *[("stop_token_ids", v, "integers >= 0") for v in ([-1], [1.5], ["a"], 5, None, [True])],
         *[("ignore_eos", v, "True or False") for v in (1, None, "yes")],
         *[("seed", v, "an integer of 64 bits") for v in (2**63, -(2**63) - 1, 0.5, None, True)],
+        *[
+            ("repetition_penalty", v, "in [1e-30, 1e30]")
+            for v in (0, -1.2, 1e-31, 1e31, INF, math.nan, "1", None, True)
+        ],
+        *[
+            (field, v, "in [-1e30, 1e30]")
+            for field in ("presence_penalty", "frequency_penalty")
+            for v in (INF, -INF, 1.1e30, -(10**400), math.nan, "0", None, False)
+        ],
+        *[
+            ("logit_bias", v, "a mapping of token ids to numbers")
+            for v in (None, 5, [(5, 1.0)], "5=1", {5})
+        ],
+        *[
+            ("min_tokens", v, "an integer from 0 to max_tokens (128)")
+            for v in (-1, 129, 1.0, None, True)
+        ],
+        *[("top_logprobs", v, "an integer from 0 to 1000") for v in (-1, 1001, 2.0, None, True)],
+        *[("entropy", v, "True or False") for v in (1, None, "yes")],
     ],
 )
 def test_params_name_field_and_value(field, value, rule):
@@ -59,6 +82,67 @@ def test_params_take_their_bounds():
     )
     assert params.stop == ("ab",)
     assert SamplingParams(temperature=1e-30, seed=2**63 - 1).seed == 2**63 - 1
+    for low, high in ((1e-30, -1e30), (1e30, 1e30), (1, 0)):
+        SamplingParams(repetition_penalty=low, presence_penalty=high, frequency_penalty=high)
+    SamplingParams(min_tokens=7, max_tokens=7, top_logprobs=1000, entropy=True)
+    assert SamplingParams(logit_bias={0: -INF, 9: 1e30, 3: -1e30}).logit_bias[0] == -INF
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        *[
+            (
+                {5: 1.0, v: 0.0},
+                f"logit_bias must be a mapping of integers >= 0 but has the key {v!r}",
+            )
+            for v in (-1, "5", 1.0, None, True)
+        ],
+        *[
+            ({5: 1.0, 7: v}, f"logit_bias[7] must be in [-1e30, 1e30] or -inf but is {v!r}")
+            for v in (INF, math.nan, 1.1e30, 10**400, "1", None, True)
+        ],
+    ],
+)
+def test_logit_bias_names_the_token_and_its_value(bias, message):
+    with pytest.raises(RequestError) as caught:
+        SamplingParams(logit_bias=bias)
+    assert str(caught.value) == f"[SamplingParams] {message}"
+
+
+def test_logit_bias_is_a_copy_by_ascending_id():
+    given = {7: 1, 3: -INF}
+    params = SamplingParams(logit_bias=MappingProxyType(given))
+    given[7] = math.nan
+    assert list(params.logit_bias.items()) == [(3, -INF), (7, 1.0)]
+    assert type(params.logit_bias[7]) is float
+
+
+def test_params_with_a_bias_are_plain_data():
+    params = SamplingParams(n=2, logit_bias={7: 1.5, 3: -INF}, stop=("a",))
+    assert dataclasses.replace(params, n=3).logit_bias == params.logit_bias
+    assert SamplingParams(**dataclasses.asdict(params)) == params
+    assert copy.deepcopy(params) == pickle.loads(pickle.dumps(params)) == params
+    assert hash(params) == hash(SamplingParams(n=2, logit_bias={3: -INF, 7: 1.5}, stop=("a",)))
+    assert params != dataclasses.replace(params, logit_bias={7: 1.5})
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, False),
+        ({"temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1}, False),
+        ({"top_logprobs": 5, "entropy": True, "max_tokens": 1}, False),
+        ({"repetition_penalty": 1, "presence_penalty": 0, "logit_bias": {}}, False),
+        ({"repetition_penalty": 1.1}, True),
+        ({"presence_penalty": -0.5}, True),
+        ({"frequency_penalty": 0.5}, True),
+        ({"logit_bias": {0: -INF}}, True),
+        ({"min_tokens": 1}, True),
+    ],
+)
+def test_changes_logits(options, expected):
+    assert SamplingParams(**options).changes_logits is expected
 
 
 # Draws

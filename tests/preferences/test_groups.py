@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from pyengine.errors import RequestError
@@ -23,7 +25,22 @@ def test_defaults():
     assert (comparison.probability, comparison.margin, comparison.weight) == (1.0, None, 1.0)
     group, response = Group([1]), Response([2])
     assert (group.responses, group.prompt, group.columns) == ([], None, {})
-    assert (response.logprobs, response.text, response.finish_reason) == (None, None, None)
+    unknown = {f.name: getattr(response, f.name) for f in dataclasses.fields(response)}
+    assert unknown.pop("token_ids") == [2]
+    assert set(unknown.values()) == {None}
+
+
+def test_responses_differ_in_what_is_known_of_their_tokens():
+    known = {
+        "kept_mass": [0.9],
+        "entropy": [2.5],
+        "top_logprobs": [[(2, -0.1), (7, -2.5)]],
+        "model_logprobs": {"reference": [-0.2]},
+    }
+    response = Response([2], **known)
+    assert Response(**dataclasses.asdict(response)) == response
+    for name in known:
+        assert dataclasses.replace(response, **{name: None}) != response
 
 
 @pytest.mark.parametrize(

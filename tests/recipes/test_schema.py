@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
+import yaml
 
+from pyengine.engine import SamplingParams
 from pyengine.errors import ConfigError
 from pyengine.recipes.prompts import load_prompts
 from pyengine.recipes.schema import (
@@ -51,6 +54,30 @@ def test_what_is_dumped_loads_equal(tmp_path):
     assert load(other, dump_recipe(recipe)) == recipe
 
 
+def test_every_sampling_field_goes_through_a_file(tmp_path):
+    text = (
+        "sampling: {n: 3, repetition_penalty: 1.2, presence_penalty: -1, frequency_penalty: 1e-1,"
+        " logit_bias: {50256: -.inf, 0: 2, 17: -1.5}, min_tokens: 4, top_logprobs: 5,"
+        " entropy: true}\n"
+    )
+    recipe = load(tmp_path, MINIMAL + text)
+    assert recipe.sampling == SamplingParams(
+        n=3,
+        repetition_penalty=1.2,
+        presence_penalty=-1.0,
+        frequency_penalty=0.1,
+        logit_bias={0: 2.0, 17: -1.5, 50256: -math.inf},
+        min_tokens=4,
+        top_logprobs=5,
+        entropy=True,
+    )
+    assert load(tmp_path, dump_recipe(recipe)) == recipe
+    assert set(yaml.safe_load(dump_recipe(recipe))["sampling"]) == {
+        f.name for f in dataclasses.fields(SamplingParams)
+    }
+    assert json.loads(json.dumps(dataclasses.asdict(recipe)))["sampling"]["min_tokens"] == 4
+
+
 def test_relative_files_belong_to_the_recipe(tmp_path):
     text = "model: m\nprompts: {file: sub/p.jsonl, column: q}\nreward: my.py:f\n"
     recipe = load(tmp_path, text)
@@ -80,6 +107,28 @@ def test_relative_files_belong_to_the_recipe(tmp_path):
         ("sampling: {n: 1}", r"sampling.n must be >= 2.* but is 1"),
         ("sampling: {stop: end}", "sampling.stop must be a list but is 'end'"),
         ("sampling: {stop: [1]}", r"sampling.stop\[0\] must be text but is 1"),
+        ("sampling: {entropy: 1}", "sampling.entropy must be true or false but is 1"),
+        ("sampling: {top_logprobs: 1.5}", "sampling.top_logprobs must be an integer but is 1.5"),
+        ("sampling: {min_tokens: 200}", r"min_tokens must be an integer from 0 to max_tokens \(1"),
+        ("sampling: {presence_penalty: .inf}", "presence_penalty must be a finite number but is"),
+        ("sampling: {repetition_penalty: 0}", r"repetition_penalty must be in \[1e-30, 1e30\] but"),
+        ("sampling: {frequency_penalty: 1e400}", "frequency_penalty must be a finite number"),
+        (f"learning_rate: 1{'0' * 400}", "learning_rate must be a finite number but is inf"),
+        ("sampling: {logit_bias: [5]}", r"sampling.logit_bias must be a mapping .* but is \[5\]"),
+        ("sampling:\n  logit_bias:\n    a: 1", r"\[r.yaml:6\] a key must be an integer but is 'a'"),
+        ("sampling: {logit_bias: {'5': 1}}", r"\[r.yaml:4\] a key must be an integer but is '5'"),
+        ("sampling: {logit_bias: {05: 1}}", "a key must be text or a decimal integer but is '05'"),
+        ("sampling: {logit_bias: {true: 1}}", "a key must be text or a decimal integer but is 'tr"),
+        ("sampling: {logit_bias: {5: 1, 5: 2}}", "sampling.logit_bias.5 must appear once but is"),
+        ("sampling: {logit_bias: {5: x}}", r"\[r.yaml:4\] sampling.logit_bias.5 must be a number"),
+        ("sampling: {logit_bias: {5: .inf}}", r"\[r.yaml:4\] .* logit_bias\[5\] must .* is inf"),
+        ("sampling: {logit_bias: {5: .nan}}", r"logit_bias\[5\] must be in .* or -inf but is nan"),
+        ("sampling: {logit_bias: {-5: 1}}", "logit_bias must be .* integers >= 0 but has the key"),
+        ("sampling: {n: 2, min_tokens: 9}\neval: {prompts: h, max_tokens: 8}",
+         r"\[r.yaml:5\] eval.max_tokens must be >= sampling.min_tokens \(9\) but is 8"),
+        (f"seed: {'9' * 5000}", "a recipe must be plain YAML but Exceeds the limit"),
+        ("seed: 2024-13-45", "a recipe must be plain YAML but month must be in 1..12"),
+        ("objective: {name: dpo, 1: 2}", r"\[r.yaml:4\] a key must be text but is '1'"),
         ("eval: {every: 2}", r"\[r.yaml:4\] eval.prompts is required but missing"),
         ("objective: {beta: 1}", r"objective.name must be text but is None"),
         ("objective: 7", "objective must be a mapping of keys to values but is 7"),
@@ -138,6 +187,8 @@ def test_first_difference_names_the_field(tmp_path):
     assert first_difference(a, b) == ("sampling.top_k", 0, 3)
     c = dataclasses.replace(a, objective={"name": "dpo", "beta": 0.2})
     assert first_difference(a, c) == ("objective.beta", None, 0.2)
+    d = dataclasses.replace(a, sampling=dataclasses.replace(a.sampling, logit_bias={5: -1}))
+    assert first_difference(a, d) == ("sampling.logit_bias.5", None, -1.0)
 
 
 def test_packaged_recipes_load_and_their_prompts_are_distinct():
