@@ -46,7 +46,7 @@ def kernels(op: str) -> list[str]:
 def stub_names() -> set[str]:
     names = set()
     for node in ast.parse((PACKAGE / "_C.pyi").read_text()).body:
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names.add(node.name)
         elif isinstance(node, ast.AnnAssign):
             assert isinstance(node.target, ast.Name)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
 from pyengine import _C
 from pyengine.engine.optimizer import OptimizerConfig
 from pyengine.errors import ConfigError
+from pyengine.ops.linear import Kind
 from pyengine.runtime import isa
 
 Reference = Literal["frozen", "none"]
@@ -72,6 +73,11 @@ def device_of(device: str | torch.device) -> torch.device:
             f"[Engine] device is {device!r} but this pyengine was built without CUDA kernels"
         )
     return chosen
+
+
+def packed_kind(dtype: str) -> Kind:
+    """How the matrices of an engine of this dtype are packed."""
+    return cast(Kind, dtype)
 
 
 def dtype_name(dtype: str, device: torch.device) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,20 +15,36 @@ from torch import Tensor
 from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine import checkpoint as checkpoints
 from pyengine.engine import memory
-from pyengine.engine.config import DTYPES, EngineConfig, Reference, device_of, dtype_name
-from pyengine.engine.generation import Generator, Progress, Request
+from pyengine.engine.config import (
+    DTYPES,
+    EngineConfig,
+    Reference,
+    device_of,
+    dtype_name,
+    packed_kind,
+)
+from pyengine.engine.generation import Progress, Request
+from pyengine.engine.inference import (
+    Inference,
+    SessionInference,
+    TorchInference,
+    check_model,
+    mixture_of,
+)
 from pyengine.engine.optimizer import Optimizer, OptimizerConfig, Schedule
-from pyengine.engine.packing import Tree, check_tree, micro_batches, pack
+from pyengine.engine.packing import Tree, check_tree
 from pyengine.engine.prompts import (
     Prompt,
     as_written,
     encode,
+    params_list,
     prompt_list,
     request_id_list,
     stop_ids,
 )
 from pyengine.engine.sampling import SamplingParams
-from pyengine.engine.training import compared_parts, forward_backward, token_logps
+from pyengine.engine.streaming import Stream
+from pyengine.engine.training import compared_parts, forward_backward
 from pyengine.errors import (
     CheckpointError,
     ConfigError,
@@ -97,8 +114,21 @@ class Engine:
             config, kv_tokens=self._kv_tokens, micro_batch_tokens=self._micro_batch_tokens
         )
         self._stop_ids = stop_ids(tokenizer, model_config, generation_config)
+        self._inference = self._make_inference()
         self._skipped_in_a_row = 0
         self._written_reference: tuple[Path, str] | None = None  # file and SHA-256
+
+    def _make_inference(self) -> Inference:
+        decoders = {"policy": self._policy}
+        if self._reference is not None:
+            decoders["reference"] = self._reference
+        common = (self.tokenizer, self._stop_ids)
+        if self.device.type == "cpu":
+            kind = packed_kind(self.config.dtype)
+            return SessionInference(decoders, kind, self._kv_tokens, *common)
+        return TorchInference(
+            decoders, self.device, self._kv_tokens, self._micro_batch_tokens, *common
+        )
 
     # Loading
 
@@ -196,44 +226,55 @@ class Engine:
     def generate(
         self,
         prompts: Sequence[Prompt],
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         request_ids: Sequence[int] | None = None,
         progress: Progress | None = None,
+        *,
+        models: Mapping[str, float] | None = None,
+        stream: Stream | None = None,
+        cancel: threading.Event | None = None,
     ) -> list[Group]:
         """Samples `params.n` responses to each prompt.
 
         prompts      text (continued as it is), chat messages (rendered through the model's
                      template), or token ids
+        params       for all prompts, or one for each
         request_ids  identity of each request for its draws, an integer; default: its position
-        progress     called after each step with (tokens sampled, sequences finished, sequences in
+        progress     called between steps with (tokens sampled, sequences finished, sequences in
                      all)
+        models       several models in lock step: tokens are drawn from sum of coefficient * logits,
+                     e.g. {"policy": 0.5, "reference": 0.5} for the geometric mixture of Nash-MD
+                     (arXiv:2312.00886) or {"policy": 1.5, "reference": -0.5} for extrapolation;
+                     `logprobs` are those of the first, `model_logprobs` those of each
+        stream       called with a TokenEvent for each token; returning False ends that sample
+        cancel       when set, what is unfinished ends as it is, with finish reason "abort"
         Returns a Group per prompt: ids, log-probs, text and finish reasons.
         Raises RequestError, DataError (malformed messages) or TemplateError, naming the prompt,
         before anything is sampled; NonFiniteError where the weights give logits that are not
         finite.
         """
-        params = params or SamplingParams()
         given = prompt_list(prompts)
         ids = request_id_list(len(given), request_ids)
+        each = params_list(len(given), params)
+        mixture = mixture_of(models, self.has_reference)
         encoded = [encode(i, prompt, self.tokenizer) for i, prompt in enumerate(given)]
-        key = (params.seed ^ (self.config.seed * _SEED_MIX)) & (2**64 - 1)
-        signed = key - 2**64 if key >= 2**63 else key
-        generator = Generator(
-            self._policy, self.tokenizer, self._stop_ids, self._kv_tokens, self.device
-        )
-        responses = generator.run(
-            [Request(p, i) for p, i in zip(encoded, ids, strict=True)],
-            dataclasses.replace(params, seed=signed),
-            progress,
-        )
+        requests = [
+            Request(p, i, own, self._draw_key(own.seed))
+            for p, i, own in zip(encoded, ids, each, strict=True)
+        ]
+        responses = self._inference.generate(requests, mixture, progress, stream, cancel)
         return [
             Group(p, r, as_written(prompt))
             for prompt, p, r in zip(given, encoded, responses, strict=True)
         ]
 
+    def _draw_key(self, seed: int) -> int:
+        """The request's seed with the engine's mixed in, as a signed integer of 64 bits."""
+        key = (seed ^ (self.config.seed * _SEED_MIX)) & (2**64 - 1)
+        return key - 2**64 if key >= 2**63 else key
+
     # Scoring
 
-    @torch.no_grad()
     def score(
         self,
         groups: Sequence[Group],
@@ -242,37 +283,20 @@ class Engine:
     ) -> list[list[Score]]:
         """Log-probs of every response: scores[g][k] for response k of group g.
 
-        Each group's prompt is computed once.
+        Each group's prompt is computed once. On the CPU the log-probs of sampled tokens are those
+        that `generate` returned, bit for bit.
         progress  called with (groups done, groups in all)
         Raises RequestError for an unknown model, or ids and lengths the model cannot take, naming
-        the group.
+        the group; NonFiniteError where the weights give logits that are not finite.
         """
-        decoder = self._decoder(model)
+        check_model("score", model, self.has_reference)
         trees = [Tree(g.prompt_ids, [r.token_ids for r in g.responses]) for g in groups]
         for i, tree in enumerate(trees):
             check_tree("score", i, tree, self.spec.vocab_size, self.max_positions)
-        scores: list[list[Score]] = []
-        for part in micro_batches([t.num_rows for t in trees], self._micro_batch_tokens):
-            packed = pack([trees[i] for i in part], self.device)
-            logps = token_logps(decoder, packed).cpu()
-            pieces = iter(torch.split(logps, packed.cu_seqlens.diff().tolist()))
-            for i in part:
-                responses = [next(pieces).clone() for _ in trees[i].responses]
-                scores.append([Score(r, float(r.double().sum())) for r in responses])
-            if progress is not None:
-                progress(len(scores), len(trees))
-        return scores
-
-    def _decoder(self, model: str) -> Decoder:
-        if model == "policy":
-            return self._policy
-        if model != "reference":
-            raise RequestError(f"[score] model must be 'policy' or 'reference' but is {model!r}")
-        if self._reference is None:
-            raise RequestError(
-                "[score] model 'reference' was asked for but the engine has none (reference='none')"
-            )
-        return self._reference
+        return [
+            [Score(r, float(r.double().sum())) for r in responses]
+            for responses in self._inference.score(model, trees, progress)
+        ]
 
     # Learning
 

@@ -23,7 +23,7 @@ STEP_SECONDS = 0.05  # between looks at progress, cancellation and Ctrl-C
 class Decodes(Protocol):
     """What generation needs of a tokenizer: text for stop strings and responses."""
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,7 @@ class Request:
         return len(self.prompt_ids) + self.params.max_tokens
 
 
-def check_requests(
-    requests: Sequence[Request], spec: DecoderSpec, has_tokenizer: bool, stop_ids: frozenset[int]
-) -> None:
+def check_requests(requests: Sequence[Request], spec: DecoderSpec, has_tokenizer: bool) -> None:
     """Raises RequestError, naming the prompt, for what the model cannot take."""
     limit, vocab_size = spec.max_positions, spec.vocab_size
     for i, request in enumerate(requests):
@@ -102,7 +100,7 @@ class Generator:
         Raises RequestError for a request that can never fit, NonFiniteError where the weights give
         logits that are not finite.
         """
-        check_requests(requests, self._spec, self._tokenizer is not None, self._stop_ids)
+        check_requests(requests, self._spec, self._tokenizer is not None)
         if not requests:
             return []
         session = self._sampler.open(models, max(r.longest for r in requests))
@@ -150,9 +148,8 @@ class _Run:
         session = self._session
         session.collect_events(self._watched)
         for request in self._requests:
-            handle = session.submit(
-                request.prompt_ids, _settings(request, self._stop_ids), request.params.n, []
-            )
+            settings = settings_of(request.params, self._stop_ids, request.seed, request.request_id)
+            handle = session.submit(request.prompt_ids, settings, request.params.n, [])
             self._index[handle] = len(self._handles)
             self._handles.append(handle)
         steps = 1 if self._watched else 1 << 30
@@ -165,7 +162,7 @@ class _Run:
                 raise self._not_finite(self._index[bad_request], bad_sample)
             if self._watched:
                 self._look(session.take_events())
-            if progress is not None and worked:
+            if progress is not None:
                 now = session.statistics()
                 progress(now["tokens"], now["finished"], self._total)
             if not worked:
@@ -254,9 +251,10 @@ def _cut_at(text: str, stops: Sequence[str], finish: str) -> tuple[str, str]:
     return (text, finish) if cut < 0 else (text[:cut], "stop")
 
 
-def _settings(request: Request, stop_ids: frozenset[int]) -> dict[str, Any]:
+def settings_of(
+    params: SamplingParams, stop_ids: frozenset[int], seed: int, request_id: int
+) -> dict[str, Any]:
     """What `_C.Session.submit` takes."""
-    params = request.params
     stops = set() if params.ignore_eos else {*stop_ids, *params.stop_token_ids}
     return {
         "temperature": float(params.temperature),
@@ -270,27 +268,8 @@ def _settings(request: Request, stop_ids: frozenset[int]) -> dict[str, Any]:
         "stop_ids": sorted(stops),
         "max_tokens": params.max_tokens,
         "min_tokens": params.min_tokens,
-        "seed": request.seed,
-        "request_id": request.request_id,
+        "seed": seed,
+        "request_id": request_id,
         "top_logprobs": params.top_logprobs,
         "entropy": params.entropy,
     }
-
-
-SCORED = {
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "logit_bias": [],
-    "stop_ids": [],
-    "max_tokens": 1,
-    "min_tokens": 0,
-    "seed": 0,
-    "request_id": 0,
-    "top_logprobs": 0,
-    "entropy": False,
-}

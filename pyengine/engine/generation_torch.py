@@ -1,16 +1,17 @@
-"""Batched sampling with a KV cache: prompts once, then a token a step for each open sequence."""
+"""Sampling with torch alone, for GPUs until their kernels are there: prompts in waves, then a token
+a step for each open sequence."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyengine.engine.kv_cache import DecodeAttention, KVCache, PrefillAttention
+from pyengine.engine.generation import Decodes, Progress, Request, check_requests
+from pyengine.engine.kv_cache_torch import DecodeAttention, KVCache, PrefillAttention
 from pyengine.engine.sampling import Draw, SamplingParams, draw
 from pyengine.errors import RequestError
 from pyengine.models.decoder import Decoder
@@ -18,23 +19,6 @@ from pyengine.ops import philox_uniform
 from pyengine.preferences.groups import FinishReason, Response
 
 PREFILL_TOKENS = 2048  # prompt tokens in one forward pass
-
-# (tokens sampled so far, sequences finished, sequences in all)
-Progress = Callable[[int, int, int], None]
-
-
-class Decodes(Protocol):
-    """What generation needs of a tokenizer: text for stop strings and responses."""
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
-
-
-@dataclass
-class Request:
-    """A prompt to be sampled n times; `request_id` keys its draws."""
-
-    prompt_ids: list[int]
-    request_id: int
 
 
 @dataclass
@@ -55,8 +39,8 @@ class _Sequence:
         )
 
 
-class Generator:
-    """Samples responses from one decoder."""
+class TorchGenerator:
+    """Samples responses from one decoder. All requests of a call share their parameters."""
 
     def __init__(
         self,
@@ -73,14 +57,16 @@ class Generator:
         self._device = device
 
     @torch.no_grad()
-    def run(
-        self, requests: Sequence[Request], params: SamplingParams, progress: Progress | None
-    ) -> list[list[Response]]:
+    def run(self, requests: Sequence[Request], progress: Progress | None) -> list[list[Response]]:
         """The n responses of each request, in order.
 
-        Raises RequestError for a request that can never fit, NonFiniteError where the weights give
-        logits that are not finite.
+        Raises RequestError for a request that can never fit or asks for what this path cannot do,
+        NonFiniteError where the weights give logits that are not finite.
         """
+        check_requests(requests, self._decoder.spec, self._tokenizer is not None)
+        if not requests:
+            return []
+        params = requests[0].params
         self._check(requests, params)
         head = (
             self._decoder.head_weight().float()
@@ -88,37 +74,29 @@ class Generator:
         done: list[list[Response]] = []
         tokens, finished, total = 0, 0, len(requests) * params.n
         for wave in self._waves(requests, params):
-            batch = _Batch(self, wave, params, head)
-            while batch.running:
-                batch.step()
-                if progress is not None:
-                    progress(tokens + batch.num_tokens, finished + batch.num_finished, total)
+            with torch.no_grad():
+                batch = _Batch(self, wave, params, head)
+                while batch.running:
+                    batch.step()
+                    if progress is not None:
+                        progress(tokens + batch.num_tokens, finished + batch.num_finished, total)
             tokens += batch.num_tokens
             finished += len(batch.sequences)
             done.extend(batch.responses())
         return done
 
     def _check(self, requests: Sequence[Request], params: SamplingParams) -> None:
-        limit = self._decoder.spec.max_positions
-        if params.stop and self._tokenizer is None:
-            raise RequestError("[generate] stop strings need a tokenizer but the model has none")
-        vocab_size = self._decoder.spec.vocab_size
+        unsupported = {
+            "penalties, logit_bias and min_tokens": params.changes_logits,
+            "top_logprobs": params.top_logprobs > 0,
+            "entropy": params.entropy,
+            "different params for each prompt": any(r.params != params for r in requests),
+        }
+        for what, asked in unsupported.items():
+            if asked:
+                raise RequestError(f"[generate] {what} must wait for the kernels on this device")
         for i, request in enumerate(requests):
             P = len(request.prompt_ids)
-            if P == 0:
-                raise RequestError(
-                    f"[generate] prompts[{i}] must have at least one token but is empty"
-                )
-            bad = next((t for t in request.prompt_ids if not 0 <= t < vocab_size), None)
-            if bad is not None:
-                raise RequestError(
-                    f"[generate] prompts[{i}] must hold ids in [0, {vocab_size}) but holds {bad}"
-                )
-            if P + params.max_tokens > limit:
-                raise RequestError(
-                    f"[generate] prompts[{i}] ({P} tokens) and max_tokens ({params.max_tokens}) "
-                    f"must fit {limit} positions but need {P + params.max_tokens}"
-                )
             need = params.n * (P + params.max_tokens)
             if need > self._kv_tokens:
                 raise RequestError(
@@ -179,7 +157,7 @@ class _Batch:
 
     def __init__(
         self,
-        generator: Generator,
+        generator: TorchGenerator,
         requests: Sequence[Request],
         params: SamplingParams,
         head: Tensor,
@@ -262,8 +240,7 @@ class _Batch:
         if self._params.temperature == 0:
             return torch.empty(len(self.running), dtype=torch.float64)
         keys = [
-            (self._params.seed, s.request.request_id, s.sample, len(s.token_ids))
-            for s in self.running
+            (s.request.seed, s.request.request_id, s.sample, len(s.token_ids)) for s in self.running
         ]
         seed, request, sample, position = torch.tensor(keys, dtype=torch.int64).T.contiguous()
         return philox_uniform(seed, request, sample, position).to(self._generator.device)

@@ -11,11 +11,6 @@ from torch import Tensor
 from pyengine.models.spec import DecoderSpec
 
 
-def kv_bytes_per_token(spec: DecoderSpec, dtype: torch.dtype) -> int:
-    """Bytes that one token of one sequence takes in the cache."""
-    return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * dtype.itemsize
-
-
 class KVCache:
     """One slot per sequence, `capacity` tokens long.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pyengine.engine.kv_cache import kv_bytes_per_token
+from pyengine.engine.sampler import page_bytes
 from pyengine.errors import ConfigError
 from pyengine.models.spec import DecoderSpec
 
@@ -33,6 +33,11 @@ def activation_bytes_per_token(spec: DecoderSpec) -> int:
     heads = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     per_layer = 8 * spec.hidden_size + 4 * spec.intermediate_size + 4 * heads
     return 4 * (spec.num_layers * per_layer + 4 * spec.hidden_size)
+
+
+def kv_bytes_per_token(spec: DecoderSpec, dtype: torch.dtype) -> int:
+    """Bytes that one token of one sequence takes in the cache."""
+    return page_bytes(spec, dtype, 16) // 16
 
 
 def plan_kv_tokens(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyengine.models.decoder import Decoder
-from pyengine.models.layers import Block, GatedMlp, GeluMlp, Linear, Matrix, Norm
+from pyengine.models.layers import Block, GatedMlp, Linear, Norm
 from pyengine.ops.linear import Kind, PackedWeight, linear_pack
 
 _State = tuple[Tensor, int, int]
@@ -60,9 +60,7 @@ class PackedDecoder:
             self._pack(f"{name}.mlp", "down", [mlp.down], ["down"], changed)
         head = self.decoder.embed if self.decoder.head is None else self.decoder.head
         if {"embed.weight", "head.weight"} & changed or "head" not in self._packed:
-            self._packed["head"] = linear_pack(
-                head.weight, self.kind, out=self._packed.get("head")
-            )
+            self._packed["head"] = linear_pack(head.weight, self.kind, out=self._packed.get("head"))
         self.version += 1
         return True
 

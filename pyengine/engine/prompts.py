@@ -7,6 +7,7 @@ from numbers import Integral
 from typing import Any, TypeGuard, cast
 
 from pyengine.data.tokenizer import Tokenizer
+from pyengine.engine.sampling import SamplingParams
 from pyengine.errors import DataError, RequestError, TemplateError
 
 Messages = list[dict[str, Any]]
@@ -35,6 +36,22 @@ def request_id_list(count: int, given: Sequence[int] | None) -> list[int]:
                 f"but request_ids[{i}] is {request_id!r}"
             )
     return [int(i) for i in given]
+
+
+def params_list(
+    count: int, given: SamplingParams | Sequence[SamplingParams] | None
+) -> list[SamplingParams]:
+    """The sampling parameters of each request. Raises RequestError."""
+    if given is None or isinstance(given, SamplingParams):
+        return [given or SamplingParams()] * count
+    if not isinstance(given, Sequence) or not all(isinstance(p, SamplingParams) for p in given):
+        raise RequestError(
+            "[generate] params must be SamplingParams or a list of them "
+            f"but is {type(given).__name__}"
+        )
+    if len(given) != count:
+        raise RequestError(f"[generate] params must have {count} entries but has {len(given)}")
+    return list(given)
 
 
 def encode(index: int, prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:

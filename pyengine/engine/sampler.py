@@ -45,9 +45,7 @@ class Sampler:
         self._share_prefixes = share_prefixes
         policy = self._models["policy"]
         pages = max(kv_tokens // page_tokens, 1)
-        self.pool_bytes = pages * page_bytes(
-            policy.decoder.spec, policy.compute_dtype, page_tokens
-        )
+        self.pool_bytes = pages * page_bytes(policy.decoder.spec, policy.compute_dtype, page_tokens)
         self._pool: Tensor | None = None
         self._session: Any = None
         self._opened: tuple[tuple[str, float], ...] | None = None

@@ -105,6 +105,7 @@ def sample(
         top_ids=torch.empty(B, top_logprobs, dtype=torch.int64) if top_logprobs else None,
         top_logprobs=torch.empty(B, top_logprobs) if top_logprobs else None,
     )
+    offsets, ids, repetition, subtract, bias = adjustments or (None,) * 5
     size = _C.sample_workspace_bytes(models[0].shape[1])
     _C.sample(
         [z.detach() for z in models],
@@ -115,7 +116,11 @@ def sample(
         _for_all(top_k, B, torch.int64),
         _for_all(top_p, B, torch.float64),
         _for_all(min_p, B, torch.float64),
-        *(adjustments or (None,) * 5),
+        offsets,
+        ids,
+        repetition,
+        subtract,
+        bias,
         out.token_ids,
         out.logprobs,
         out.sampling_logprobs,

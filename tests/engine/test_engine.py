@@ -12,6 +12,7 @@ from tiny_batches import flat, group, preferences, random_ids, same_bits, shift,
 from transformers import AutoModelForCausalLM
 
 import pyengine as pe
+from pyengine.engine import scoring
 from pyengine.errors import CheckpointError, ConfigError, RequestError
 
 GROUPS = preferences().groups
@@ -137,9 +138,10 @@ def test_score_of_nothing(engine):
     assert score.logprob == 0.0
 
 
-def test_score_reports_progress(make_engine):
+def test_score_reports_progress(make_engine, monkeypatch):
     seen = []
-    make_engine(micro_batch_tokens=20).score(GROUPS, progress=lambda *c: seen.append(c))
+    monkeypatch.setattr(scoring, "STEP_SECONDS", 0.0)
+    make_engine().score(GROUPS, progress=lambda *c: seen.append(c))
     assert seen[-1] == (4, 4)
     assert len(seen) > 1
     assert seen == sorted(seen)

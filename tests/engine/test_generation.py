@@ -13,7 +13,6 @@ from tiny_batches import VOCABULARY, random_ids
 from transformers import AutoModelForCausalLM
 
 import pyengine as pe
-from pyengine.engine import generation
 from pyengine.errors import DataError, NonFiniteError, RequestError
 
 PROMPTS = [random_ids(length, seed=length) for length in (5, 1, 17, 9, 30, 2)]
@@ -59,12 +58,6 @@ def test_the_first_samples_do_not_depend_on_n(engine):
     four = engine.generate(PROMPTS[:3], pe.SamplingParams(n=4, max_tokens=10))
     assert_same([pe.Group(g.prompt_ids, g.responses[:2]) for g in four], two)
     assert len({tuple(r.token_ids) for r in four[0].responses}) == 4
-
-
-def test_prefill_in_parts_changes_nothing(engine, monkeypatch):
-    whole = engine.generate(PROMPTS, PARAMS)
-    monkeypatch.setattr(generation, "PREFILL_TOKENS", 20)
-    assert_same(engine.generate(PROMPTS, PARAMS), whole)
 
 
 def test_the_same_call_again_gives_the_same_bits(engine):
@@ -256,37 +249,37 @@ def test_a_stop_string_cuts_the_text_and_keeps_the_tokens(engine):
     assert checked >= 6
 
 
-def test_of_two_stop_strings_the_first_in_the_text_cuts():
+def test_of_two_stop_strings_the_first_in_the_text_cuts(engine, monkeypatch):
     """Both end with the same token, "b": the text is cut before "ab", not before "b"."""
 
     class Letters:
-        def decode(self, ids, skip_special_tokens=True):
-            return "".join("xab"[i] for i in ids)
+        def decode(self, ids):
+            return "".join("xab"[i % 3] for i in ids)
 
-    made = generation.Generator(None, Letters(), frozenset(), 1, torch.device("cpu"))
-    sequence = generation._Sequence(generation.Request([0], 0), 0, token_ids=[0, 1, 2])
-    params = pe.SamplingParams(stop=["b", "ab"])
-    assert made.ends(sequence, params) == "stop"
-    assert sequence.text == "x"
+    monkeypatch.setattr(engine._inference._generator, "_tokenizer", Letters())
+    params = pe.SamplingParams(stop=["b", "ab"], max_tokens=64, ignore_eos=True)
+    groups = engine.generate([[5]] * 40, params)
+    cuts = set()
+    for group in groups:
+        [response] = group.responses
+        decoded = Letters().decode(response.token_ids)
+        if response.finish_reason != "stop":
+            continue
+        assert decoded.index("b") == len(decoded) - 1
+        cuts.add(decoded[-2:])
+        assert response.text == decoded[: -2 if decoded.endswith("ab") else -1]
+    assert {"ab", "xb"} <= cuts
 
 
 # Work
 
 
-def test_a_prompt_is_computed_once_for_all_its_samples(engine, monkeypatch):
-    rows = []
-    forward = engine._policy.forward
-
-    def spy(ids, *rest):
-        rows.append(len(ids))
-        return forward(ids, *rest)
-
-    monkeypatch.setattr(engine._policy, "forward", spy)
+def test_a_prompt_is_computed_once_for_all_its_samples(engine):
     groups = engine.generate(PROMPTS, pe.SamplingParams(n=5, max_tokens=6))
     lengths = [len(r.token_ids) for g in groups for r in g.responses]
-    assert rows[0] == sum(len(p) for p in PROMPTS) == 64
-    # Then a row for every token that is followed by another one, and none for the last.
-    assert sum(rows[1:]) == sum(lengths) - len(lengths)
+    # Every prompt, then a row for every token that is followed by another one.
+    session = engine._inference.sampler.open({"policy": 1.0}, 1)
+    assert session.statistics()["computed_rows"] == 64 + sum(lengths) - len(lengths)
 
 
 @pytest.mark.parametrize("kv_tokens", [84, None])
@@ -356,12 +349,12 @@ def test_a_prompt_that_fits_exactly_is_served(engine):
 
 
 def test_a_request_larger_than_the_kv_cache_is_refused(make_engine):
-    engine = make_engine(kv_tokens=83)
+    engine = make_engine(kv_tokens=40)
     with pytest.raises(RequestError) as caught:
         engine.generate(PROMPTS, PARAMS)
     assert str(caught.value) == (
-        "[generate] prompts[4] needs n * (prompt + max_tokens) = 2 * (30 + 12) = 84 tokens of KV "
-        "cache but kv_tokens is 83"
+        "[generate] prompts[4] can never fit: prompt + max_tokens = 30 + 12 = 42 tokens need 2 "
+        "pages of 32 tokens but the KV pool has 1 pages (32 tokens)"
     )
 
 

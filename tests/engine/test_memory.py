@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from pyengine.engine import memory
-from pyengine.engine.kv_cache import KVCache, kv_bytes_per_token
+from pyengine.engine.sampler import PAGE_TOKENS
 from pyengine.errors import ConfigError
 
 CPU = torch.device("cpu")
 
 
-def test_bytes_per_token_are_those_of_the_cache(engine):
-    for dtype in (torch.float32, torch.bfloat16):
-        cache = KVCache(engine.spec, 3, 5, dtype, CPU)
-        held = sum(t.nbytes for t in cache.keys + cache.values)
-        assert held == 15 * kv_bytes_per_token(engine.spec, dtype)
+def test_bytes_per_token_are_those_of_the_pool(make_engine):
+    engine = make_engine(kv_tokens=5 * PAGE_TOKENS)
+    per_token = memory.kv_bytes_per_token(engine.spec, torch.float32)
+    assert engine._inference.sampler.pool_bytes == 5 * PAGE_TOKENS * per_token
+    assert memory.kv_bytes_per_token(engine.spec, torch.bfloat16) == per_token // 2
 
 
 def test_what_was_asked_for_is_what_there_is(engine):
@@ -27,12 +27,12 @@ def test_what_was_asked_for_is_what_there_is(engine):
 
 
 def test_plans_take_their_share_of_free_memory(engine, monkeypatch):
-    """The tiny model's cache takes 2 * 2 layers * 2 heads * 8 * 4 bytes = 256 bytes a token: of
-    1 MB a quarter holds 976 tokens, planned as 512.
+    """The tiny model's cache takes 2 * 2 layers * 2 heads * 16 * 4 bytes = 512 bytes a token, heads
+    of 8 padded to 16: of 1 MB a quarter holds 488 tokens, planned as 256.
     """
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1_000_000)
-    assert memory.plan_kv_tokens(engine.spec, torch.float32, CPU, None) == 512
-    assert memory.plan_kv_tokens(engine.spec, torch.bfloat16, CPU, None) == 1024
+    assert memory.plan_kv_tokens(engine.spec, torch.float32, CPU, None) == 256
+    assert memory.plan_kv_tokens(engine.spec, torch.bfloat16, CPU, None) == 512
     per_token = memory.activation_bytes_per_token(engine.spec)
     planned = memory.plan_micro_batch_tokens(engine.spec, CPU, None)
     assert planned <= 0.3 * 1_000_000 / per_token < 2 * planned

@@ -1,0 +1,157 @@
+"""Sampling and scoring with an engine's models: C++ sessions on the CPU, torch on a GPU until the
+kernels are there."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pyengine.engine.generation import Decodes, Generator, Progress, Request
+from pyengine.engine.generation_torch import TorchGenerator
+from pyengine.engine.packed import PackedDecoder
+from pyengine.engine.packing import Tree, micro_batches, pack
+from pyengine.engine.sampler import Sampler
+from pyengine.engine.scoring import score_trees
+from pyengine.engine.streaming import Stream
+from pyengine.engine.training import token_logps
+from pyengine.errors import RequestError
+from pyengine.models.decoder import Decoder
+from pyengine.ops.linear import Kind
+from pyengine.preferences.groups import Response
+
+ScoreProgress = Callable[[int, int], None]
+
+
+class Inference(Protocol):
+    """What an engine asks of its models without gradients."""
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        mixture: Mapping[str, float],
+        progress: Progress | None,
+        stream: Stream | None,
+        cancel: threading.Event | None,
+    ) -> list[list[Response]]:
+        """The responses of each request: `Engine.generate` without the encoding of prompts."""
+
+    def score(
+        self, model: str, trees: Sequence[Tree], progress: ScoreProgress | None
+    ) -> list[list[Tensor]]:
+        """(R,) float32 on the CPU for each response of each tree."""
+
+
+class SessionInference:
+    """On the CPU. Weights are packed when they are first needed: training alone packs nothing."""
+
+    def __init__(
+        self,
+        decoders: Mapping[str, Decoder],
+        kind: Kind,
+        kv_tokens: int,
+        tokenizer: Decodes | None,
+        stop_ids: frozenset[int],
+    ) -> None:
+        packed = {name: PackedDecoder(decoder, kind) for name, decoder in decoders.items()}
+        self.sampler = Sampler(packed, kv_tokens)
+        self._generator = Generator(self.sampler, decoders["policy"].spec, tokenizer, stop_ids)
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        mixture: Mapping[str, float],
+        progress: Progress | None,
+        stream: Stream | None,
+        cancel: threading.Event | None,
+    ) -> list[list[Response]]:
+        """See Inference."""
+        return self._generator.run(requests, mixture, progress, stream, cancel)
+
+    def score(
+        self, model: str, trees: Sequence[Tree], progress: ScoreProgress | None
+    ) -> list[list[Tensor]]:
+        """See Inference."""
+        return score_trees(self.sampler, model, trees, progress)
+
+
+class TorchInference:
+    """On any device, with the training modules; it refuses what only sessions can do."""
+
+    def __init__(
+        self,
+        decoders: Mapping[str, Decoder],
+        device: torch.device,
+        kv_tokens: int,
+        micro_batch_tokens: int,
+        tokenizer: Decodes | None,
+        stop_ids: frozenset[int],
+    ) -> None:
+        self._decoders = decoders
+        self._device = device
+        self._micro_batch_tokens = micro_batch_tokens
+        self._generator = TorchGenerator(decoders["policy"], tokenizer, stop_ids, kv_tokens, device)
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        mixture: Mapping[str, float],
+        progress: Progress | None,
+        stream: Stream | None,
+        cancel: threading.Event | None,
+    ) -> list[list[Response]]:
+        """See Inference."""
+        if dict(mixture) != {"policy": 1.0} or stream is not None or cancel is not None:
+            raise RequestError(
+                f"[generate] models, stream and cancel must wait for the kernels on {self._device}"
+            )
+        return self._generator.run(requests, progress)
+
+    @torch.no_grad()
+    def score(
+        self, model: str, trees: Sequence[Tree], progress: ScoreProgress | None
+    ) -> list[list[Tensor]]:
+        """See Inference."""
+        scores: list[list[Tensor]] = []
+        for part in micro_batches([t.num_rows for t in trees], self._micro_batch_tokens):
+            packed = pack([trees[i] for i in part], self._device)
+            logps = token_logps(self._decoders[model], packed).cpu()
+            pieces = iter(torch.split(logps, packed.cu_seqlens.diff().tolist()))
+            for i in part:
+                scores.append([next(pieces).clone() for _ in trees[i].responses])
+            if progress is not None:
+                progress(len(scores), len(trees))
+        return scores
+
+
+def check_model(who: str, model: str, has_reference: bool) -> None:
+    """Raises RequestError for a model that the engine does not have."""
+    if model not in ("policy", "reference"):
+        raise RequestError(f"[{who}] model must be 'policy' or 'reference' but is {model!r}")
+    if model == "reference" and not has_reference:
+        raise RequestError(
+            f"[{who}] model 'reference' was asked for but the engine has none (reference='none')"
+        )
+
+
+def mixture_of(models: Mapping[str, float] | None, has_reference: bool) -> dict[str, float]:
+    """Names and coefficients as floats, {"policy": 1.0} by default. Raises RequestError."""
+    if models is None:
+        return {"policy": 1.0}
+    if not isinstance(models, Mapping) or not models:
+        raise RequestError(
+            "[generate] models must map names to coefficients, such as "
+            f"{{'policy': 0.5, 'reference': 0.5}}, but is {models!r}"
+        )
+    for name, coefficient in models.items():
+        check_model("generate", name, has_reference)
+        number = isinstance(coefficient, (int, float)) and not isinstance(coefficient, bool)
+        if not number or not math.isfinite(coefficient):
+            raise RequestError(
+                f"[generate] models[{name!r}] must be a finite number but is {coefficient!r}"
+            )
+    return {name: float(coefficient) for name, coefficient in models.items()}
