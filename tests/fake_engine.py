@@ -39,6 +39,9 @@ class FakeEngine:
         engine.settings = {"model": model, **settings}
         return engine
 
+    def memory_plan(self):
+        return "nothing"
+
     def generate(self, prompts, params, request_ids=None):
         ids = list(range(len(prompts))) if request_ids is None else request_ids
         self.request_ids += ids

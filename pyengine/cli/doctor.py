@@ -11,7 +11,10 @@ import torch
 
 import pyengine
 from pyengine import _C
-from pyengine.cli.arguments import Commands
+from pyengine.cli.arguments import Commands, add_dtype
+from pyengine.engine.config import device_of, dtype_name
+from pyengine.engine.memory import memory_plan, plan_kv_tokens, plan_micro_batch_tokens
+from pyengine.models.loader import read_spec
 from pyengine.models.pypi import cache_dir
 
 _OPENMP = ("libgomp", "libomp", "libiomp")
@@ -20,14 +23,39 @@ _OPENMP = ("libgomp", "libomp", "libiomp")
 def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the command and its arguments."""
     parser = commands.add_parser("doctor", parents=[common], help="versions, CPU, GPU, advice")
+    parser.add_argument("--model", help="also what an engine of this model would take of memory")
+    add_dtype(parser, default="auto", trains=False)
     parser.set_defaults(run=doctor)
 
 
 def doctor(args: argparse.Namespace) -> int:
     """Print one line a fact."""
-    for name, value in facts():
+    model = [] if args.model is None else plan_facts(args.model, args.dtype)
+    for name, value in facts() + model:
         print(f"{name:<14} {value}")
     return 0
+
+
+def plan_facts(model: str, dtype: str) -> list[tuple[str, str]]:
+    """The memory plan of an engine with a frozen reference, without loading the model."""
+    spec, device = read_spec(model), device_of("cpu")
+    name = dtype_name(dtype, device)
+    compute = torch.float32 if name == "float32" else torch.bfloat16
+    kv_tokens = plan_kv_tokens(spec, compute, device, None)
+    micro_batch_tokens = plan_micro_batch_tokens(spec, device, None)
+    plan = memory_plan(
+        spec,
+        name,
+        device,
+        has_reference=True,
+        kv_tokens=kv_tokens,
+        micro_batch_tokens=micro_batch_tokens,
+    )
+    return [
+        ("model", f"{model}: {spec.family}, {spec.num_layers} layers, {name}"),
+        ("kv_tokens", f"{kv_tokens}; micro_batch_tokens {micro_batch_tokens}"),
+        ("memory plan", str(plan)),
+    ]
 
 
 def facts() -> list[tuple[str, str]]:

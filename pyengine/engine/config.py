@@ -15,7 +15,8 @@ from pyengine.runtime import isa
 
 Reference = Literal["frozen", "none"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# What activations are; "int8" packs weights to 8 bits for sampling and scoring.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class EngineConfig:
     """Settings that a checkpoint carries. Raises ConfigError naming the field and its value.
 
     source  what the weights were first loaded from, for display
-    dtype   "float32" or "bfloat16", never "auto"
+    dtype   "float32", "bfloat16" or "int8", never "auto"
     """
 
     source: str
@@ -34,9 +35,14 @@ class EngineConfig:
     micro_batch_tokens: int | None
     optimizer: OptimizerConfig
 
+    @property
+    def trains(self) -> bool:
+        """Whether there are fp32 masters to update and to save."""
+        return self.dtype != "int8"
+
     def __post_init__(self) -> None:
         checks = {
-            "dtype": (self.dtype in DTYPES, "'auto', 'float32' or 'bfloat16'"),
+            "dtype": (self.dtype in DTYPES, "'auto', 'float32', 'bfloat16' or 'int8'"),
             "reference": (self.reference in get_args(Reference), "'frozen' or 'none'"),
             "seed": (
                 _is_int(self.seed) and -(2**63) <= self.seed < 2**63,
@@ -81,7 +87,9 @@ def packed_kind(dtype: str) -> Kind:
 
 
 def dtype_name(dtype: str, device: torch.device) -> str:
-    """What "auto" stands for on a device; any other name as it is."""
+    """What "auto" stands for on a device; any other name as it is. Raises ConfigError."""
+    if dtype == "int8" and device.type != "cpu":
+        raise ConfigError(f"[Engine] dtype 'int8' must be on the CPU but device is '{device}'")
     if dtype != "auto":
         return dtype
     return "bfloat16" if device.type == "cuda" or isa() == "avx512_bf16" else "float32"

@@ -33,6 +33,7 @@ from pyengine.engine.inference import (
 )
 from pyengine.engine.optimizer import Optimizer, OptimizerConfig, Schedule
 from pyengine.engine.packing import Tree, check_tree
+from pyengine.engine.persistence import engine_state, load_tokenizer, rebuilt
 from pyengine.engine.prompts import (
     Prompt,
     as_written,
@@ -47,16 +48,13 @@ from pyengine.engine.streaming import Stream
 from pyengine.engine.training import compared_parts, forward_backward
 from pyengine.errors import (
     CheckpointError,
-    ConfigError,
-    ModelFileError,
     NonFiniteError,
     RequestError,
 )
 from pyengine.files import atomic_folder
 from pyengine.models.decoder import Decoder
-from pyengine.models.loader import build_decoder, load_model
-from pyengine.models.registry import parse_config
-from pyengine.models.source import ModelSource, resolve
+from pyengine.models.loader import load_model
+from pyengine.models.source import resolve
 from pyengine.models.spec import DecoderSpec
 from pyengine.models.writer import check_save_folder, hf_tensors, write_model
 from pyengine.objectives.base import Objective
@@ -158,7 +156,9 @@ class Engine:
                             into the user's cache)
         dtype               what the GEMMs multiply: "float32", "bfloat16", or "auto" (bfloat16
                             where the CPU multiplies it natively or on a GPU); masters and
-                            accumulation are float32
+                            accumulation are float32. "int8": weights of 8 bits, one scale an
+                            output, for a judge or a reference on the CPU: it samples and scores
+                            but does not train
         reference           "frozen": a copy of these weights; "none"
         seed                mixed into every draw
         kv_tokens           size of the KV cache; None: planned from memory
@@ -186,12 +186,11 @@ class Engine:
             ),
         )
         source = resolve(path)
-        tokenizer = _load_tokenizer(source)
+        tokenizer = load_tokenizer(source)
         model = load_model(source, DTYPES[config.dtype])
         frozen = model.decoder.frozen_copy() if reference == "frozen" else None
-        return cls(
-            model.decoder, frozen, tokenizer, model.config, model.generation_config, config, device
-        )
+        policy = model.decoder if config.trains else model.decoder.frozen_copy()
+        return cls(policy, frozen, tokenizer, model.config, model.generation_config, config, device)
 
     @property
     def spec(self) -> DecoderSpec:
@@ -220,6 +219,17 @@ class Engine:
     @property
     def micro_batch_tokens(self) -> int:
         return self._micro_batch_tokens
+
+    def memory_plan(self) -> memory.MemoryPlan:
+        """What each part of this engine takes when all of it is in use, and what is free."""
+        return memory.memory_plan(
+            self.spec,
+            self.config.dtype,
+            self.device,
+            has_reference=self.has_reference,
+            kv_tokens=self._kv_tokens,
+            micro_batch_tokens=self._micro_batch_tokens,
+        )
 
     # Sampling
 
@@ -315,6 +325,7 @@ class Engine:
         "tokens" computed. When it raises or is interrupted, all gathered gradients are dropped.
         Raises RequestError before any work.
         """
+        self._refuse_without_masters("update")
         if not isinstance(batch, Preferences):
             raise RequestError(f"[update] batch must be Preferences but is {type(batch).__name__}")
         if not isinstance(objective, Objective):
@@ -359,6 +370,13 @@ class Engine:
             )
         return result | {"step": float(self.step_count)}
 
+    def _refuse_without_masters(self, who: str) -> None:
+        if not self.config.trains:
+            raise RequestError(
+                f"[{who}] an engine of dtype '{self.config.dtype}' only samples and scores: load "
+                "the model in 'float32' or 'bfloat16'"
+            )
+
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """(name, gradient) under Hugging Face names and shapes, for every weight that has one."""
         gradients = {n: p.grad for n, p in self._policy.named_parameters() if p.grad is not None}
@@ -378,6 +396,7 @@ class Engine:
         Raises ConfigError where `path` holds anything but a saved model (unless `overwrite`),
         CheckpointError where the disk refuses or a weight is not finite.
         """
+        self._refuse_without_masters("save_pretrained")
         check_save_folder(path, overwrite)
         with atomic_folder(path) as folder:
             write_model(folder, self._policy, self._model_config, self._generation_config)
@@ -392,6 +411,7 @@ class Engine:
         refuses, a weight is not finite, `extra` is not JSON data or `path` holds something other
         than a checkpoint; what stood at `path` is then intact.
         """
+        self._refuse_without_masters("save_checkpoint")
         if any(p.grad is not None for p in self._policy.parameters()):
             raise RequestError(
                 "[save_checkpoint] there are gradients that no step has applied: call step first"
@@ -429,26 +449,18 @@ class Engine:
         `extra` holds the caller's data. Raises CheckpointError naming file and rule.
         """
         content = checkpoints.read(path)
-        try:
-            settings = dict(content.state["config"])
-            optimizer = dict(settings.pop("optimizer"))
-            optimizer["betas"] = tuple(optimizer["betas"])
-            config = EngineConfig(**settings, optimizer=OptimizerConfig(**optimizer))
-            step_count = int(content.state["step_count"])
-            skipped = int(content.state["skipped_in_a_row"])
-            extra = dict(content.state["extra"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"[{path}] state.json is not an engine's: {error}") from error
+        state = engine_state(content, path)
+        config = state.config
         model_config = content.model["config.json"]
-        decoder = _rebuilt(model_config, content.tensors["policy"], path, config.dtype)
+        decoder = rebuilt(model_config, content.tensors["policy"], path, config.dtype)
         reference = None
         if config.reference == "frozen":
             if "reference" not in content.tensors:
                 raise CheckpointError(f"[{path}] {_REFERENCE_FILE} is missing")
-            reference = _rebuilt(
+            reference = rebuilt(
                 model_config, content.tensors["reference"], path, config.dtype
             ).frozen_copy()
-        tokenizer = _load_tokenizer(resolve(path))
+        tokenizer = load_tokenizer(resolve(path))
         engine = cls(
             decoder,
             reference,
@@ -458,9 +470,9 @@ class Engine:
             config,
             device_of(device),
         )
-        engine._optimizer.load_state_tensors(content.tensors.get("optimizer", {}), step_count)
-        engine._skipped_in_a_row = skipped
-        engine.extra = extra
+        engine._optimizer.load_state_tensors(content.tensors.get("optimizer", {}), state.step_count)
+        engine._skipped_in_a_row = state.skipped_in_a_row
+        engine.extra = state.extra
         if reference is not None:
             engine._written_reference = (
                 Path(path) / _REFERENCE_FILE,
@@ -471,17 +483,3 @@ class Engine:
 
 def _tensors(decoder: Decoder) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in decoder.named_parameters()}
-
-
-def _rebuilt(config: dict[str, Any], tensors: Any, path: str | Path, dtype: str) -> Decoder:
-    try:
-        spec = parse_config(config, f"{path}: config.json")
-        return build_decoder(config, hf_tensors(spec, tensors), str(path), DTYPES[dtype])
-    except (ConfigError, ModelFileError) as error:
-        raise CheckpointError(f"[{path}] is not of a model that can be loaded: {error}") from error
-
-
-def _load_tokenizer(source: ModelSource) -> Tokenizer | None:
-    if source.kind == "hf" and not (source.path / "tokenizer.json").exists():
-        return None
-    return Tokenizer.load(source)

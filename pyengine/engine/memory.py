@@ -1,13 +1,16 @@
-"""How many tokens fit: sizes of the KV cache and of a micro-batch, planned from free memory."""
+"""How many tokens fit: sizes of the KV cache and of a micro-batch, planned from free memory; and
+what an engine's parts take."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from pyengine.engine.sampler import page_bytes
 from pyengine.errors import ConfigError
+from pyengine.models.decoder import Decoder
 from pyengine.models.spec import DecoderSpec
 
 KV_SHARE = 0.25
@@ -61,3 +64,63 @@ def plan_micro_batch_tokens(spec: DecoderSpec, device: torch.device, asked: int 
 def _power_of_two(fit: int) -> int:
     """The largest one that fits, so that a little more or less free memory plans the same size."""
     return 1 << max(fit.bit_length() - 1, 0)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What an engine takes when all of it is in use: (part, bytes), and what is free now."""
+
+    parts: list[tuple[str, int]]
+    available: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts."""
+        return sum(size for _, size in self.parts)
+
+    def __str__(self) -> str:
+        parts = " + ".join(f"{name} {_mib(size)}" for name, size in self.parts if size)
+        return f"{parts} = {_mib(self.total)} at most; {_mib(self.available)} available"
+
+
+def memory_plan(
+    spec: DecoderSpec,
+    dtype: str,
+    device: torch.device,
+    *,
+    has_reference: bool,
+    kv_tokens: int,
+    micro_batch_tokens: int,
+) -> MemoryPlan:
+    """Of an engine of `dtype` ("float32", "bfloat16" or "int8", which does not train)."""
+    matrices, others = _parameter_counts(spec)
+    trains = dtype != "int8"
+    stored = 4 if dtype == "float32" else 2
+    packed = {"float32": 4, "bfloat16": 2, "int8": 1}[dtype] if device.type == "cpu" else 0
+    head = 0 if not spec.tied_head else spec.vocab_size * spec.hidden_size
+    models = 2 if has_reference else 1
+    compute = torch.float32 if dtype == "float32" else torch.bfloat16
+    parts = [
+        ("weights", 4 * (matrices + others) if trains else stored * matrices + 4 * others),
+        ("bf16 copies", 2 * matrices if dtype == "bfloat16" else 0),
+        ("reference", stored * matrices + 4 * others if has_reference else 0),
+        # The embedding is read as it is; a tied head is packed beside it.
+        ("packed", models * packed * (matrices - spec.vocab_size * spec.hidden_size + head)),
+        ("KV cache", kv_tokens * kv_bytes_per_token(spec, compute)),
+        ("gradients", 4 * (matrices + others) if trains else 0),
+        ("optimizer", 8 * (matrices + others) if trains else 0),
+        ("activations", micro_batch_tokens * activation_bytes_per_token(spec) if trains else 0),
+    ]
+    return MemoryPlan(parts, available_bytes(device))
+
+
+def _parameter_counts(spec: DecoderSpec) -> tuple[int, int]:
+    """Numbers in matrices, and in norms and biases."""
+    with torch.device("meta"):
+        decoder = Decoder(spec)
+    sizes = [(p.ndim, p.numel()) for p in decoder.parameters()]
+    return sum(n for ndim, n in sizes if ndim == 2), sum(n for ndim, n in sizes if ndim != 2)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"

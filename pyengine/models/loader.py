@@ -67,6 +67,14 @@ def load_model(path: str | Path | ModelSource, dtype: torch.dtype = torch.float3
     return LoadedModel(decoder.spec, config, generation_config, decoder, source.name)
 
 
+def read_spec(path: str | Path | ModelSource) -> DecoderSpec:
+    """The description alone, without weights. Raises as load_model."""
+    source = resolve(path)
+    if source.kind == "gguf":
+        return parse_config(read_gguf(source.path).config, str(source.path))
+    return parse_config(read_json(source.path, "config.json"), str(source.path / "config.json"))
+
+
 def _checked_headers(folder: Path, config: Mapping[str, Any]) -> list[StoredTensor]:
     """The stored tensors in the order of the model, all of which fit it."""
     plan = _Plan(parse_config(config, str(folder / "config.json")), str(folder))

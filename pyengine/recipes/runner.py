@@ -116,6 +116,7 @@ class _Session:
         else:
             self.say(f"resuming from {newest}")
             self.engine = Engine.load_checkpoint(newest)
+        self.say(f"memory: {self.engine.memory_plan()}")
         self.loop = self._loop()
         if newest is not None:
             if not isinstance(self.engine.extra.get("loop"), dict):

@@ -41,3 +41,13 @@ def test_dtype_advice_follows_the_cpu(monkeypatch):
     assert dict(doctor.facts())["dtype advice"].startswith("float32:")
     monkeypatch.setattr(doctor._C, "available_isas", lambda: ["baseline", "avx512_bf16"])
     assert dict(doctor.facts())["dtype advice"].startswith("bfloat16:")
+
+
+def test_doctor_plans_the_memory_of_a_model(capsys, tiny_model):
+    assert main(["doctor", "--model", str(tiny_model), "--dtype", "float32"]) == 0
+    lines = dict(line.split(maxsplit=2)[::2] for line in capsys.readouterr().out.splitlines()[-2:])
+    assert "micro_batch_tokens" in lines["kv_tokens"]
+    plan = lines["memory"].removeprefix("plan").strip()
+    assert plan.startswith("weights ")
+    assert " + KV cache " in plan
+    assert "available" in plan

@@ -139,7 +139,8 @@ def seal(folder: Path) -> None:
         (lambda s: s.update(step_count="x"), "invalid literal"),
         (lambda s: s.update(extra=5), "'int' object is not iterable"),
         (lambda s: s["config"].update(unknown=1), "unexpected keyword argument 'unknown'"),
-        (lambda s: s["config"].update(dtype="int8"), "[Engine] dtype must be"),
+        (lambda s: s["config"].update(dtype="int4"), "[Engine] dtype must be"),
+        (lambda s: s["config"].update(dtype="int8"), "dtype 'int8' does not train"),
         (lambda s: s["config"]["optimizer"].update(eps=-1), "[optimizer] eps must be"),
     ],
 )

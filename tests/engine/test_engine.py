@@ -44,7 +44,7 @@ def test_what_an_engine_says_of_itself(make_engine):
 @pytest.mark.parametrize(
     ("field", "value", "rule"),
     [
-        *[("dtype", v, "'auto', 'float32' or 'bfloat16'") for v in ("float16", "fp32", None)],
+        *[("dtype", v, "'auto', 'float32', 'bfloat16' or 'int8'") for v in ("float16", "fp32", None)],
         *[("reference", v, "'frozen' or 'none'") for v in ("adapter", None)],
         *[("seed", v, "an integer of 64 bits") for v in (0.5, 2**63, None, True)],
         *[("kv_tokens", v, "an integer >= 1 or None") for v in (0, -1, 1.5)],
@@ -319,3 +319,31 @@ def test_groups_of_eight_responses_share_their_prompt(engine):
     for response, score in zip(made.responses, scores, strict=True):
         [[alone]] = engine.score([pe.Group(made.prompt_ids, [response])])
         torch.testing.assert_close(score.token_logprobs, alone.token_logprobs, rtol=0, atol=2e-6)
+
+
+# Weights of 8 bits
+
+
+def test_int8_samples_and_scores_the_same_bits_and_is_near_bfloat16(make_engine):
+    engine = make_engine(dtype="int8")
+    params = pe.SamplingParams(n=2, max_tokens=12, ignore_eos=True)
+    groups = engine.generate([[5, 6, 7], [8] * 40], params)
+    nearby = make_engine(dtype="bfloat16").score(groups)
+    for sampled, row, near in zip(groups, engine.score(groups), nearby, strict=True):
+        for response, score, other in zip(sampled.responses, row, near, strict=True):
+            assert response.logprobs == score.token_logprobs.tolist()
+            # 127ths of a row's largest weight: a weight is off by 0.2 % of its row's largest.
+            difference = (score.token_logprobs - other.token_logprobs).abs()
+            assert 0 < difference.max() < 0.05
+
+
+def test_int8_does_not_train_and_does_not_save(make_engine, tmp_path):
+    engine = make_engine(dtype="int8")
+    for call in (
+        lambda: engine.update(preferences(), pe.objectives.DPO()),
+        lambda: engine.save_pretrained(tmp_path / "model"),
+        lambda: engine.save_checkpoint(tmp_path / "checkpoint"),
+    ):
+        with pytest.raises(RequestError, match=r"an engine of dtype 'int8' only samples and scor"):
+            call()
+    assert list(tmp_path.iterdir()) == []

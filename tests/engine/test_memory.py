@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pyengine as pe
 from pyengine.engine import memory
 from pyengine.engine.sampler import PAGE_TOKENS
 from pyengine.errors import ConfigError
@@ -61,3 +62,22 @@ def test_a_kernel_that_does_not_say_is_an_error(monkeypatch):
     assert str(caught.value) == (
         "[memory] /proc/meminfo has no MemAvailable: pass kv_tokens and micro_batch_tokens"
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_the_plan_counts_what_there_is(make_engine, dtype):
+    """Weights, reference, packed copies and pages against the tensors that hold them."""
+    engine = make_engine(dtype=dtype, kv_tokens=2 * PAGE_TOKENS)
+    for model in ("policy", "reference"):
+        engine.score([pe.Group([5, 6], [pe.Response([7])])], model=model)
+    parts = dict(engine.memory_plan().parts)
+    held = {
+        "weights": sum(p.nbytes for p in engine._policy.parameters()),
+        "reference": sum(p.nbytes for p in engine._reference.parameters()),
+        "KV cache": engine._inference.sampler.pool_bytes,
+    }
+    assert {name: parts[name] for name in held} == held
+    packed = sum(m.num_bytes for m in engine._inference.sampler._models.values())
+    # Panels of 32 outputs and pairs along K are filled up; int8 has a scale for each output.
+    assert parts["packed"] <= packed < 1.6 * parts["packed"]
+    assert (parts["optimizer"] > 0) == (dtype != "int8")

@@ -76,12 +76,25 @@ struct Accumulators {
     }
 };
 
+// Weights to fetch into the second-level cache while a tile is multiplied: memory would else be idle meanwhile.
+struct Ahead {
+    const char* at = nullptr;
+    int64_t step = 0;  // bytes for each step along K, at most two cache lines
+
+    PE_INLINE void fetch() {
+        __builtin_prefetch(at, 0, 2);
+        __builtin_prefetch(at + 64, 0, 2);
+        at += step;
+    }
+};
+
 // out[i][0 .. 2 kLanes) for rows of x; `w` stands at the first of these columns of the panel.
 template <int ROWS>
 [[gnu::noinline]] void packed_tile(const float* x, int64_t stride, const float* w, int64_t K,
-                                   float* out, int64_t out_row) {
+                                   Ahead ahead, float* out, int64_t out_row) {
     Accumulators<ROWS> acc;
     for (int64_t k = 0; k < K; ++k) {
+        ahead.fetch();
         const vec w0 = load(w), w1 = load(w + kLanes);
 #pragma GCC unroll 12
         for (int i = 0; i < ROWS; ++i) {
@@ -95,11 +108,12 @@ template <int ROWS>
 }
 
 template <int ROWS, typename W>
-[[gnu::noinline]] void packed_tile(const bf16* x, int64_t stride, const W* w, int64_t K, float* out,
-                                   int64_t out_row) {
+[[gnu::noinline]] void packed_tile(const bf16* x, int64_t stride, const W* w, int64_t K,
+                                   Ahead ahead, float* out, int64_t out_row) {
     [[maybe_unused]] const FlushOutsideInstruction flush;
     Accumulators<ROWS> acc;
     for (int64_t k = 0; k + 2 <= K; k += 2) {
+        ahead.fetch();
         const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
 #pragma GCC unroll 12
         for (int i = 0; i < ROWS; ++i) {
@@ -122,22 +136,22 @@ template <int ROWS, typename W>
 }
 
 template <typename X, typename W>
-inline void packed_rows(const X* x, int64_t stride, const W* w, int64_t K, int64_t rows, float* out,
-                        int64_t out_row) {
+inline void packed_rows(const X* x, int64_t stride, const W* w, int64_t K, int64_t rows,
+                        Ahead ahead, float* out, int64_t out_row) {
     switch (rows) {
-        case 1: return packed_tile<1>(x, stride, w, K, out, out_row);
-        case 2: return packed_tile<2>(x, stride, w, K, out, out_row);
-        case 3: return packed_tile<3>(x, stride, w, K, out, out_row);
-        case 4: return packed_tile<4>(x, stride, w, K, out, out_row);
-        case 5: return packed_tile<5>(x, stride, w, K, out, out_row);
-        case 6: return packed_tile<6>(x, stride, w, K, out, out_row);
+        case 1: return packed_tile<1>(x, stride, w, K, ahead, out, out_row);
+        case 2: return packed_tile<2>(x, stride, w, K, ahead, out, out_row);
+        case 3: return packed_tile<3>(x, stride, w, K, ahead, out, out_row);
+        case 4: return packed_tile<4>(x, stride, w, K, ahead, out, out_row);
+        case 5: return packed_tile<5>(x, stride, w, K, ahead, out, out_row);
+        case 6: return packed_tile<6>(x, stride, w, K, ahead, out, out_row);
 #if defined(__AVX512F__)
-        case 7: return packed_tile<7>(x, stride, w, K, out, out_row);
-        case 8: return packed_tile<8>(x, stride, w, K, out, out_row);
-        case 9: return packed_tile<9>(x, stride, w, K, out, out_row);
-        case 10: return packed_tile<10>(x, stride, w, K, out, out_row);
-        case 11: return packed_tile<11>(x, stride, w, K, out, out_row);
-        case 12: return packed_tile<12>(x, stride, w, K, out, out_row);
+        case 7: return packed_tile<7>(x, stride, w, K, ahead, out, out_row);
+        case 8: return packed_tile<8>(x, stride, w, K, ahead, out, out_row);
+        case 9: return packed_tile<9>(x, stride, w, K, ahead, out, out_row);
+        case 10: return packed_tile<10>(x, stride, w, K, ahead, out, out_row);
+        case 11: return packed_tile<11>(x, stride, w, K, ahead, out, out_row);
+        case 12: return packed_tile<12>(x, stride, w, K, ahead, out, out_row);
 #endif
         default: return;
     }
@@ -146,10 +160,10 @@ inline void packed_rows(const X* x, int64_t stride, const W* w, int64_t K, int64
 // out (rows, 32), its rows out_row apart, = x (rows, K) times a panel; rows <= kPackedRows.
 template <typename X, typename W>
 inline void packed_panel(const X* x, int64_t stride, const W* panel, int64_t K, int64_t rows,
-                         float* out, int64_t out_row) {
+                         float* out, int64_t out_row, Ahead ahead = {}) {
     constexpr int64_t kPerColumn = sizeof(W) == 4 ? 1 : 2;
     for (int64_t column = 0; column < kPanel; column += 2 * kLanes) {
-        packed_rows(x, stride, panel + column * kPerColumn, K, rows, out + column, out_row);
+        packed_rows(x, stride, panel + column * kPerColumn, K, rows, ahead, out + column, out_row);
     }
 }
 

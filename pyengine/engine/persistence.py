@@ -1,0 +1,63 @@
+"""What an engine is made of, read back from its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyengine.data.tokenizer import Tokenizer
+from pyengine.engine.checkpoint import Checkpoint
+from pyengine.engine.config import DTYPES, EngineConfig
+from pyengine.engine.optimizer import OptimizerConfig
+from pyengine.errors import CheckpointError, ConfigError, ModelFileError
+from pyengine.models.decoder import Decoder
+from pyengine.models.loader import build_decoder
+from pyengine.models.registry import parse_config
+from pyengine.models.source import ModelSource
+from pyengine.models.writer import hf_tensors
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """What a checkpoint knows beside tensors."""
+
+    config: EngineConfig
+    step_count: int
+    skipped_in_a_row: int
+    extra: dict[str, Any]
+
+
+def engine_state(content: Checkpoint, path: str | Path) -> EngineState:
+    """Raises CheckpointError for a state that is not an engine's, ConfigError for its settings."""
+    try:
+        settings = dict(content.state["config"])
+        optimizer = dict(settings.pop("optimizer"))
+        optimizer["betas"] = tuple(optimizer["betas"])
+        config = EngineConfig(**settings, optimizer=OptimizerConfig(**optimizer))
+        if not config.trains:
+            raise ValueError(f"dtype {config.dtype!r} does not train")
+        return EngineState(
+            config,
+            int(content.state["step_count"]),
+            int(content.state["skipped_in_a_row"]),
+            dict(content.state["extra"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"[{path}] state.json is not an engine's: {error}") from error
+
+
+def rebuilt(config: dict[str, Any], tensors: Any, path: str | Path, dtype: str) -> Decoder:
+    """The decoder of a checkpoint's tensors. Raises CheckpointError."""
+    try:
+        spec = parse_config(config, f"{path}: config.json")
+        return build_decoder(config, hf_tensors(spec, tensors), str(path), DTYPES[dtype])
+    except (ConfigError, ModelFileError) as error:
+        raise CheckpointError(f"[{path}] is not of a model that can be loaded: {error}") from error
+
+
+def load_tokenizer(source: ModelSource) -> Tokenizer | None:
+    """The tokenizer beside a model; None for a folder without one."""
+    if source.kind == "hf" and not (source.path / "tokenizer.json").exists():
+        return None
+    return Tokenizer.load(source)
