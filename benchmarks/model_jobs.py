@@ -98,6 +98,7 @@ def groups_of(prompts: Tensor, responses: Tensor) -> list[pe.Group]:
 
 def our_logps(engine: pe.Engine, groups: list[pe.Group]) -> Tensor:
     """(B, n, R)"""
+    engine.reset_prefix_cache()
     return torch.stack(
         [torch.stack([s.token_logprobs for s in scores]) for scores in engine.score(groups)]
     )
@@ -143,6 +144,7 @@ def lane_of(shape: Shape, run: Callable[[int], Any]) -> Lane:
 
 def sample(engine: pe.Engine, prompts: Tensor, n: int, new: int, temperature: float) -> Any:
     params = pe.SamplingParams(n=n, temperature=temperature, max_tokens=new, ignore_eos=True)
+    engine.reset_prefix_cache()  # each round computes its prompts, as the others do
     return engine.generate(prompts.tolist(), params)
 
 

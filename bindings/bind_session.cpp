@@ -340,6 +340,7 @@ void bind_session(py::module_& m) {
              py::arg("num_pages"), py::arg("page_tokens"), py::arg("share_prefixes"),
              py::arg("max_rows"), py::arg("max_sequences"))
         .def("set_weights", &PySession::set_weights)
+        .def("forget", [](PySession& s) { s.session().forget(); })
         .def("refusal", [](PySession& s, int64_t tokens) { return s.session().refusal(tokens); })
         .def("set_version", [](PySession& s, uint64_t v) { s.session().set_version(v); })
         .def("submit", &PySession::submit, py::arg("prompt"), py::arg("settings"),

@@ -10,6 +10,8 @@
 namespace pe::cpu::PE_ISA {
 namespace {
 
+constexpr int64_t kTasksPerThread = 8;  // enough to even out
+constexpr int64_t kMaxChunk = 16;       // tiles, each of which fetches the next one's first keys
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 // Like max() of simd.h, in registers: it is taken for every row and block.
@@ -41,8 +43,7 @@ class Tile {
           rows_(rows),
           G_(a.num_heads / a.keys.heads),
           hd_(padded_head_dim(a.keys.head_dim)),
-          token_(ptr<int32_t>(a.cu_seqlens)[rows.sequence]),
-          table_(row_ptr<int32_t>(a.block_tables, rows.sequence)) {
+          token_(ptr<int32_t>(a.cu_seqlens)[rows.sequence]) {
         const int64_t first = ptr<int32_t>(a.first_positions)[rows.sequence];
         for (int64_t r = 0; r < rows.count; ++r) position_[r] = first + (rows.begin + r) / G_;
         for (int64_t r = 0; r < 16; ++r) {
@@ -55,16 +56,18 @@ class Tile {
         }
     }
 
+    // `after` is what this thread computes next; its first keys are fetched meanwhile.
     template <typename Q, typename O>
-    void run() {
+    void run(const Rows& after) {
         for (int64_t r = 0; r < rows_.count; ++r)
             read_query(head_of<Q>(a_.q, r), q_ + r * kLeftStride);
         const int64_t last = position_[rows_.count - 1];
         const TilePair<F>& tile = tile_of<F>(rows_.count);
-        Block block = block_at(0, last);
+        Block block = block_at(rows_, 0, last);
         for (int64_t begin = 0; begin <= last; begin += kKeyBlock) {
             const int64_t keys = last + 1 - begin < kKeyBlock ? last + 1 - begin : kKeyBlock;
-            const Block next = begin + keys <= last ? block_at(begin + kKeyBlock, last) : block;
+            const Block next =
+                begin + keys <= last ? block_at(rows_, begin + kKeyBlock, last) : first_of(after);
             tile.scores(
                 {q_, &block, &next, keys, hd_ / F::kPack, a_.keys.page_tokens, a_.scale, scores_});
             softmax(begin, keys);
@@ -91,20 +94,26 @@ class Tile {
     }
 
     // Groups that no row sees may have no page: they point at the first, and their scores are masked.
-    Block block_at(int64_t begin, int64_t last) const {
+    Block block_at(const Rows& rows, int64_t begin, int64_t last) const {
+        const int32_t* table = row_ptr<int32_t>(a_.block_tables, rows.sequence);
         const int64_t page_tokens = a_.keys.page_tokens;
         Block block;
         for (int64_t g = 0; g < kKeyBlock / kKeyGroup; ++g) {
             const int64_t token = begin + (begin + g * kKeyGroup <= last ? g * kKeyGroup : 0);
-            const int64_t page = table_[token / page_tokens], offset = token % page_tokens;
+            const int64_t page = table[token / page_tokens], offset = token % page_tokens;
             const auto words = [&](const KvPages& pages) {
                 return reinterpret_cast<const uint32_t*>(
-                    page_head_ptr<typename F::Element>(pages, page, rows_.head));
+                    page_head_ptr<typename F::Element>(pages, page, rows.head));
             };
             block.key[g] = words(a_.keys) + offset;
             block.value[g] = words(a_.values) + offset / F::kPack * hd_;
         }
         return block;
+    }
+
+    Block first_of(const Rows& rows) const {
+        const int64_t first = ptr<int32_t>(a_.first_positions)[rows.sequence];
+        return block_at(rows, 0, first + (rows.begin + rows.count - 1) / G_);
     }
 
     // One step of the online softmax: scores become probabilities relative to the new maximum.
@@ -150,7 +159,6 @@ class Tile {
     const AttentionForwardArgs& a_;
     const Rows rows_;
     const int64_t G_, hd_, token_;
-    const int32_t* table_;
     int64_t position_[kMaxTileRows];
     alignas(64) typename F::Left q_[kMaxTileRows * kLeftStride];
     alignas(64) typename F::Left p_[kMaxTileRows * kKeyBlock];
@@ -160,8 +168,9 @@ class Tile {
 };
 
 template <typename F, typename Q, typename O>
-[[gnu::noinline]] void run_tile(const AttentionForwardArgs& a, const Rows& rows) {
-    Tile<F>(a, rows).template run<Q, O>();
+[[gnu::noinline]] void run_tile(const AttentionForwardArgs& a, const Rows& rows,
+                                const Rows& after) {
+    Tile<F>(a, rows).template run<Q, O>(after);
 }
 
 // Numbers the tiles of all sequences without a table: sequence s starts at tile (its first row) / kMaxTileRows + s, which
@@ -187,20 +196,48 @@ struct Schedule {
     }
 };
 
+// All tiles of all kv heads in the order in which they are computed.
+struct Order {
+    Schedule schedule;
+    int64_t K, tiles;
+    bool decodes;  // about one tile for each sequence and head
+
+    int64_t size() const { return K * tiles; }
+    // Tiles of a long sequence find a head's keys in cache, so heads are outermost; in decoding the heads of a page follow
+    // each other in memory. The last rows see the most keys and go first.
+    Rows at(int64_t i) const {
+        Rows rows = schedule.rows(tiles - 1 - (decodes ? i / K : i % tiles));
+        rows.head = decodes ? i % K : i / tiles;
+        return rows;
+    }
+};
+
+template <typename F, typename Q, typename O>
+void run_tiles(const AttentionForwardArgs& a, const Order& order, int64_t begin, int64_t end) {
+    const FlushDenormals flush;
+    Rows rows{};
+    for (int64_t i = begin; i < end; ++i) {
+        const Rows next = order.at(i);
+        if (next.count == 0) continue;
+        if (rows.count > 0) run_tile<F, Q, O>(a, rows, next);
+        rows = next;
+    }
+    if (rows.count > 0) run_tile<F, Q, O>(a, rows, rows);
+}
+
 }  // namespace
 
 void attention_forward(const AttentionForwardArgs& a) {
-    const int64_t K = a.keys.heads, S = a.first_positions.size;
-    const Schedule schedule{ptr<int32_t>(a.cu_seqlens), S, a.num_heads / K};
-    const int64_t tiles = S == 0 ? 0 : schedule.start(S);
+    const int64_t K = a.keys.heads, S = a.first_positions.size, G = a.num_heads / K;
+    if (S == 0) return;
+    const Schedule schedule{ptr<int32_t>(a.cu_seqlens), S, G};
+    const bool decodes = a.q.rows * G <= S * kMaxTileRows;
+    const Order order{schedule, K, schedule.start(S), decodes};
+    const int64_t wanted = order.size() / (num_threads() * kTasksPerThread);
+    const int64_t chunk = wanted < 1 ? 1 : wanted > kMaxChunk ? kMaxChunk : wanted;
     const auto launch = [&]<typename F, typename Q, typename O>() {
-        // Heads outermost: the tiles of a sequence find its keys in cache. The last rows see the most keys and go first.
-        parallel_tasks(K * tiles, num_threads(), [&](int64_t task) {
-            Rows rows = schedule.rows(tiles - 1 - task % tiles);
-            if (rows.count == 0) return;
-            rows.head = task / tiles;
-            const FlushDenormals flush;
-            run_tile<F, Q, O>(a, rows);
+        parallel_rows(order.size(), chunk, [&](int64_t begin, int64_t end) {
+            run_tiles<F, Q, O>(a, order, begin, end);
         });
     };
     dispatch_dtype(a.q.dtype, [&]<typename Q>(Q*) {

@@ -278,6 +278,14 @@ class Engine:
             for prompt, p, r in zip(given, encoded, responses, strict=True)
         ]
 
+    def reset_prefix_cache(self) -> None:
+        """Computes every prompt afresh from now on.
+
+        Keys and values of prompts and responses are kept until their pages are needed or the
+        weights change, and used again for tokens that begin alike. Results are the same either way.
+        """
+        self._inference.forget()
+
     def _draw_key(self, seed: int) -> int:
         """The request's seed with the engine's mixed in, as a signed integer of 64 bits."""
         key = (seed ^ (self.config.seed * _SEED_MIX)) & (2**64 - 1)

@@ -45,6 +45,9 @@ class Inference(Protocol):
     ) -> list[list[Tensor]]:
         """(R,) float32 on the CPU for each response of each tree."""
 
+    def forget(self) -> None:
+        """Keys and values that are kept from call to call are not used again."""
+
 
 class SessionInference:
     """On the CPU. Weights are packed when they are first needed: training alone packs nothing."""
@@ -77,6 +80,10 @@ class SessionInference:
     ) -> list[list[Tensor]]:
         """See Inference."""
         return score_trees(self.sampler, model, trees, progress)
+
+    def forget(self) -> None:
+        """See Inference."""
+        self.sampler.forget()
 
 
 class TorchInference:
@@ -126,6 +133,9 @@ class TorchInference:
             if progress is not None:
                 progress(len(scores), len(trees))
         return scores
+
+    def forget(self) -> None:
+        """Nothing is kept from call to call."""
 
 
 def check_model(who: str, model: str, has_reference: bool) -> None:

@@ -70,6 +70,11 @@ class Sampler:
         self._session.set_version(sum(model.version for model in chosen))
         return self._session
 
+    def forget(self) -> None:
+        """Nothing that is in the pages now is used again."""
+        if self._session is not None:
+            self._session.forget()
+
     def _create(
         self, models: Sequence[PackedDecoder], weights: list[dict[str, Any]], mix: list[float]
     ) -> Any:

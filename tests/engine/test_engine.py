@@ -41,10 +41,13 @@ def test_what_an_engine_says_of_itself(make_engine):
     assert not make_engine(reference="none").has_reference
 
 
+DTYPE_RULE = "'auto', 'float32', 'bfloat16' or 'int8'"
+
+
 @pytest.mark.parametrize(
     ("field", "value", "rule"),
     [
-        *[("dtype", v, "'auto', 'float32', 'bfloat16' or 'int8'") for v in ("float16", "fp32", None)],
+        *[("dtype", v, DTYPE_RULE) for v in ("float16", "fp32", None)],
         *[("reference", v, "'frozen' or 'none'") for v in ("adapter", None)],
         *[("seed", v, "an integer of 64 bits") for v in (0.5, 2**63, None, True)],
         *[("kv_tokens", v, "an integer >= 1 or None") for v in (0, -1, 1.5)],

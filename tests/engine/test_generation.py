@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_batches import VOCABULARY, random_ids
+from tiny_batches import VOCABULARY, preferences, random_ids
 from transformers import AutoModelForCausalLM
 
 import pyengine as pe
@@ -280,6 +281,28 @@ def test_a_prompt_is_computed_once_for_all_its_samples(engine):
     # Every prompt, then a row for every token that is followed by another one.
     session = engine._inference.sampler.open({"policy": 1.0}, 1)
     assert session.statistics()["computed_rows"] == 64 + sum(lengths) - len(lengths)
+
+
+def test_prompts_are_kept_until_the_cache_is_reset_or_the_weights_change(make_engine):
+    engine = make_engine(learning_rate=0.01)
+    prompt, params = random_ids(40, seed=1), pe.SamplingParams(max_tokens=1)
+
+    def computed() -> int:
+        return engine._inference.sampler.open({"policy": 1.0}, 1).statistics()["computed_rows"]
+
+    counts = [0]
+    first = engine.generate([prompt], params)
+    counts.append(computed())
+    assert engine.generate([prompt], params) == first
+    counts.append(computed())
+    engine.reset_prefix_cache()
+    assert engine.generate([prompt], params) == first
+    counts.append(computed())
+    engine.update(preferences(), pe.objectives.DPO())
+    assert engine.generate([prompt], params) != first
+    counts.append(computed())
+    # The whole page of 32 tokens is found again; what is left of the prompt is computed.
+    assert [b - a for a, b in pairwise(counts)] == [40, 8, 40, 40]
 
 
 @pytest.mark.parametrize("kv_tokens", [84, None])

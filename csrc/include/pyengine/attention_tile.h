@@ -189,6 +189,13 @@ PE_INLINE void values_columns(const ValuesTile<F>& t, int64_t first) {
             for (int n = 0; n < COLS; ++n) b[n] += t.hd, next[n] += t.hd;
         }
     }
+    for (int64_t key = (t.keys + kKeyGroup - 1) / kKeyGroup * kKeyGroup; key < kKeyBlock;
+         key += kKeyGroup) {  // of these only the next block's are wanted
+        const uint32_t* next = t.next->value[key / kKeyGroup] + first;
+        for (int64_t k = 0; k < kKeyGroup; k += F::kPack, next += t.hd) {
+            for (int n = 0; n < COLS * kLanes; n += 16) __builtin_prefetch(next + n);
+        }
+    }
 #pragma GCC unroll 12
     for (int i = 0; i < ROWS; ++i) {
 #pragma GCC unroll 4

@@ -63,6 +63,7 @@ class Session {
     // Pages written under another version are not used again. Only while nothing runs.
     void set_version(uint64_t version) { blocks_.set_version(version); }
 
+    void forget() { blocks_.forget(); }  // nothing written until now is used again
     // Empty, or why the request can never run.
     std::string refusal(int64_t longest_tokens) const { return scheduler_.refusal(longest_tokens); }
     int64_t submit(Request request);  // its handle
