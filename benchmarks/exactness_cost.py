@@ -22,39 +22,35 @@ ROOT = Path(__file__).resolve().parents[1]
 SHAPES = ((1, 64), (16, 64), (64, 64))  # prompts, new tokens; prompts have 64 tokens
 
 # (file, what stands there, what the variant has instead)
-STEP = """        const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
-#pragma GCC unroll 12
-        for (int i = 0; i < ROWS; ++i) {
-            const Pairs a = broadcast_pair(pair_at(x + i * stride + k));
-            acc.v[i][0] = dot_pairs(a, w0, acc.v[i][0]);
-            acc.v[i][1] = dot_pairs(a, w1, acc.v[i][1]);
-        }
-        w += 2 * kPanel;
-    }
-"""
-TWO_CHAINS = """        Accumulators<ROWS>& own = ROWS <= 6 && k % 4 != 0 ? odd : acc;
-        const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
-#pragma GCC unroll 12
-        for (int i = 0; i < ROWS; ++i) {
-            const Pairs a = broadcast_pair(pair_at(x + i * stride + k));
-            own.v[i][0] = dot_pairs(a, w0, own.v[i][0]);
-            own.v[i][1] = dot_pairs(a, w1, own.v[i][1]);
-        }
-        w += 2 * kPanel;
-    }
-    for (int i = 0; i < ROWS; ++i) {
-        acc.v[i][0] = acc.v[i][0] + odd.v[i][0];
-        acc.v[i][1] = acc.v[i][1] + odd.v[i][1];
-    }
-"""
 LOOP = "    for (int64_t k = 0; k + 2 <= K; k += 2) {\n"
+TWO_CHAINS = """    int64_t k = 0;
+    if constexpr (ROWS <= 6) {
+        Accumulators<ROWS> odd;
+        const auto step = [&](Accumulators<ROWS>& own, int64_t at) __attribute__((always_inline)) {
+            ahead.fetch();
+            const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
+#pragma GCC unroll 12
+            for (int i = 0; i < ROWS; ++i) {
+                const Pairs a = broadcast_pair(pair_at(x + i * stride + at));
+                own.v[i][0] = dot_pairs(a, w0, own.v[i][0]);
+                own.v[i][1] = dot_pairs(a, w1, own.v[i][1]);
+            }
+            w += 2 * kPanel;
+        };
+        for (; k + 4 <= K; k += 4) {
+            step(acc, k);
+            step(odd, k + 2);
+        }
+#pragma GCC unroll 12
+        for (int i = 0; i < ROWS; ++i) {
+            acc.v[i][0] = acc.v[i][0] + odd.v[i][0];
+            acc.v[i][1] = acc.v[i][1] + odd.v[i][1];
+        }
+    }
+    for (; k + 2 <= K; k += 2) {
+"""
 EDITS = (
-    ("csrc/include/pyengine/packed_tile.h", STEP, TWO_CHAINS),
-    (
-        "csrc/include/pyengine/packed_tile.h",
-        LOOP,
-        "    Accumulators<ROWS> odd;\n#pragma GCC unroll 2\n" + LOOP,
-    ),
+    ("csrc/include/pyengine/packed_tile.h", LOOP, TWO_CHAINS),
     ("setup.py", '"-ffp-contract=off"', '"-ffp-contract=fast"'),
 )
 
