@@ -81,14 +81,16 @@ void finish(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t rows
     }
 }
 
-// Each tile of rows fetches its part of the panel that comes next, if one does.
+// Each tile of rows fetches its part of panel `next`, if there is one.
 template <typename X, typename W>
-void multiply(const LinearForwardArgs& a, int64_t panel, bool more, int64_t begin, int64_t rows) {
+void multiply(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t begin,
+              int64_t rows) {
     const W* w = reinterpret_cast<const W*>(a.weight.panel(panel));
     const int64_t tiles = (rows + kPackedRows - 1) / kPackedRows;
     const int64_t part = (a.weight.panel_bytes() + tiles - 1) / tiles;
     const int64_t steps = sizeof(X) == 4 ? a.weight.K : (a.weight.K + 1) / 2;
-    Ahead ahead{more ? a.weight.panel(panel + 1) : a.weight.panel(panel), 0};
+    const bool more = next < a.weight.panels();
+    Ahead ahead{a.weight.panel(more ? next : panel), 0};
     if (more) ahead.step = (part + steps - 1) / steps;
     for_each_tile(rows, [&](int64_t first, int64_t n) {
         alignas(64) float sums[kPackedRows * kPanel];
@@ -178,11 +180,12 @@ void linear_forward(const LinearForwardArgs& a) {
         const int64_t rows = min_of(kRowsPerTask, T - begin);
         const int64_t first = task / blocks * group, last = min_of(first + group, panels);
         for (int64_t panel = first; panel < last; ++panel) {
-            const bool more = panel + 1 < last;
+            // After its last panel a thread likely takes the group that is as many on as there are threads.
+            const int64_t next = panel + 1 < last ? panel + 1 : (task / blocks + threads) * group;
             switch (a.weight.kind) {
-                case PackedKind::kF32: multiply<float, float>(a, panel, more, begin, rows); break;
-                case PackedKind::kBF16: multiply<bf16, bf16>(a, panel, more, begin, rows); break;
-                case PackedKind::kI8: multiply<bf16, int8_t>(a, panel, more, begin, rows); break;
+                case PackedKind::kF32: multiply<float, float>(a, panel, next, begin, rows); break;
+                case PackedKind::kBF16: multiply<bf16, bf16>(a, panel, next, begin, rows); break;
+                case PackedKind::kI8: multiply<bf16, int8_t>(a, panel, next, begin, rows); break;
             }
         }
     });
