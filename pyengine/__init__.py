@@ -1,7 +1,7 @@
 """pyengine: sample, score, judge and update one set of weights in one process."""
 
 from pyengine import loops, objectives, ops, preferences
-from pyengine.engine import Engine, SamplingParams, Score
+from pyengine.engine import Engine, SamplingParams, Score, TokenEvent
 from pyengine.preferences.groups import Comparison, Group, Preferences, Response
 from pyengine.runtime import get_num_threads, set_num_threads
 
@@ -15,6 +15,7 @@ __all__ = [
     "Response",
     "SamplingParams",
     "Score",
+    "TokenEvent",
     "get_num_threads",
     "loops",
     "objectives",

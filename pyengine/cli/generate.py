@@ -11,7 +11,7 @@ from typing import Any
 
 from pyengine.cli.arguments import Commands, add_model
 from pyengine.cli.progress import CallBar
-from pyengine.engine import Engine, SamplingParams
+from pyengine.engine import Engine, SamplingParams, TokenEvent
 from pyengine.errors import ConfigError, DataError
 from pyengine.recipes.prompts import load_prompts, prompt_text
 from pyengine.recipes.schema import PromptsSpec
@@ -69,6 +69,9 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="one JSON line a response, with log-probs"
     )
     parser.add_argument(
+        "--stream", action="store_true", help="print one response while it is being sampled"
+    )
+    parser.add_argument(
         "--entropy", action="store_true", help="with --json: the entropy of every position in nats"
     )
     parser.set_defaults(run=generate)
@@ -78,7 +81,13 @@ def generate(args: argparse.Namespace) -> int:
     """Print every response."""
     params = _params(args)
     prompts = _prompts(args)
+    if args.stream:
+        _check_stream(args, len(prompts))
     engine = Engine.from_pretrained(args.model, dtype=args.dtype, reference="none")
+    if args.stream:
+        engine.generate(prompts, params, stream=_print_piece)
+        print()
+        return 0
     with CallBar(len(prompts) * params.n, "responses") as bar:
         groups = engine.generate(prompts, params, progress=bar.sampled)
     for index, group in enumerate(groups):
@@ -89,6 +98,20 @@ def generate(args: argparse.Namespace) -> int:
                 heading = f"# {prompt_text(group.prompt)}\n" if len(groups) > 1 and k == 0 else ""
                 print(f"{heading}{response.text}")
     return 0
+
+
+def _check_stream(args: argparse.Namespace, count: int) -> None:
+    for rule, valid, found in (
+        ("come without --json", not args.json, "comes with it"),
+        ("have one prompt", count == 1, f"has {count}"),
+        ("have --n 1", args.n == 1, f"has --n {args.n}"),
+    ):
+        if not valid:
+            raise ConfigError(f"[generate] --stream must {rule} but {found}")
+
+
+def _print_piece(event: TokenEvent) -> None:
+    print(event.text, end="", flush=True)
 
 
 def _bias(text: str) -> tuple[int, float]:

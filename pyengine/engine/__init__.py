@@ -2,5 +2,6 @@
 
 from pyengine.engine.engine import Engine, Score
 from pyengine.engine.sampling import SamplingParams
+from pyengine.engine.streaming import TokenEvent
 
-__all__ = ["Engine", "SamplingParams", "Score"]
+__all__ = ["Engine", "SamplingParams", "Score", "TokenEvent"]

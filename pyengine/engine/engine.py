@@ -256,12 +256,13 @@ class Engine:
                      e.g. {"policy": 0.5, "reference": 0.5} for the geometric mixture of Nash-MD
                      (arXiv:2312.00886) or {"policy": 1.5, "reference": -0.5} for extrapolation;
                      `logprobs` are those of the first, `model_logprobs` those of each
-        stream       called with a TokenEvent for each token; returning False ends that sample
-        cancel       when set, what is unfinished ends as it is, with finish reason "abort"
+        stream       called with a TokenEvent for each token; returning False ends that sample as it
+                     is, with finish reason "abort"
+        cancel       when set, everything unfinished ends so
         Returns a Group per prompt: ids, log-probs, text and finish reasons.
         Raises RequestError, DataError (malformed messages) or TemplateError, naming the prompt,
-        before anything is sampled; NonFiniteError where the weights give logits that are not
-        finite.
+        before anything is sampled; RequestError while another call of generate or score runs;
+        NonFiniteError where the weights or `logit_bias` leave no finite logits.
         """
         given = prompt_list(prompts)
         ids = request_id_list(len(given), request_ids)

@@ -53,6 +53,7 @@ def check_requests(requests: Sequence[Request], spec: DecoderSpec, has_tokenizer
         for what, ids in (
             ("", request.prompt_ids),
             (": logit_bias", params.logit_bias),
+            (": stop_token_ids", params.stop_token_ids),
         ):
             bad = next((t for t in ids if not 0 <= t < vocab_size), None)
             if bad is not None:
@@ -85,7 +86,8 @@ class Generator:
         self._sampler = sampler
         self._spec = spec
         self._tokenizer = tokenizer
-        self._stop_ids = stop_ids
+        # A tokenizer or a config may name ids that the model has no row for.
+        self._stop_ids = frozenset(i for i in stop_ids if 0 <= i < spec.vocab_size)
 
     def run(
         self,
@@ -138,7 +140,6 @@ class _Run:
         self._total = sum(r.params.n for r in requests)
         self._watched = stream is not None or any(r.params.stop for r in requests)
         self._texts: dict[tuple[int, int], TokenText] = {}
-        self._cut: dict[tuple[int, int], str] = {}  # texts that a stop string has ended
         self._handles: list[int] = []
         self._index: dict[int, int] = {}
 
@@ -192,43 +193,40 @@ class _Run:
         """Stop strings and the caller's stream, after each step."""
         for handle, sample, position, token, logprob, finish in events:
             index = self._index[handle]
-            params = self._requests[index].params
-            if finish == "none" and position + 1 >= params.min_tokens and params.stop:
-                finish = self._stop_at_text(handle, index, sample)
-            if self._stream is None:
-                continue
-            key = (index, sample)
             text = None
             if self._tokenizer is not None:
-                text = self._texts.setdefault(key, TokenText(self._tokenizer.decode)).add(
-                    token, last=finish != "none"
-                )
-            event = TokenEvent(
-                index, sample, position, token, logprob, text, None if finish == "none" else finish
-            )
-            if self._stream(event) is False and finish == "none":
+                text = self._text_of(index, sample)
+                # An end token comes first: what it adds to the text ends nothing any more.
+                allowed = position + 1 >= self._requests[index].params.min_tokens
+                text.add(token, may_stop=allowed and finish != "stop")
+                if text.stopped:
+                    self._session.end_sample(handle, sample, "stop")
+                    finish = "stop"
+            if self._stream is None:
+                continue
+            last = finish != "none"
+            piece = None if text is None else text.show(last)
+            reason = finish if last else None
+            event = TokenEvent(index, sample, position, token, logprob, piece, reason)
+            if self._stream(event) is False and not last:
                 self._session.end_sample(handle, sample, "abort")
 
-    def _stop_at_text(self, handle: int, index: int, sample: int) -> str:
+    def _text_of(self, index: int, sample: int) -> TokenText:
         assert self._tokenizer is not None
-        text = self._tokenizer.decode(self._session.token_ids(handle, sample))
-        found = (text.find(stop) for stop in self._requests[index].params.stop)
-        cut = min((i for i in found if i >= 0), default=-1)
-        if cut < 0:
-            return "none"
-        self._cut[index, sample] = text[:cut]
-        self._session.end_sample(handle, sample, "stop")
-        return "stop"
+        key = (index, sample)
+        if key not in self._texts:
+            stops = self._requests[index].params.stop
+            self._texts[key] = TokenText(self._tokenizer.decode, stops)
+        return self._texts[key]
 
     def _response(self, index: int, sample: int, columns: tuple[Any, ...]) -> Response:
         ids, logprobs, sampling, mass, entropy, top_ids, top_logprobs, finish = columns
         M, k = len(self._models), self._requests[index].params.top_logprobs
-        text = self._cut.get((index, sample))
-        if text is None and self._tokenizer is not None:
+        text = None
+        if (grown := self._texts.get((index, sample))) is not None and grown.stopped:
+            text, finish = grown.text, "stop"  # also where the last token reached max_tokens
+        elif self._tokenizer is not None:
             text = self._tokenizer.decode(ids)
-            stops = self._requests[index].params.stop
-            if finish == "length" and stops and len(ids) >= self._requests[index].params.min_tokens:
-                text, finish = _cut_at(text, stops, finish)
         pairs = list(zip(top_ids, top_logprobs, strict=True))
         return Response(
             ids,
@@ -243,12 +241,6 @@ class _Run:
                 {name: logprobs[m::M] for m, name in enumerate(self._models)} if M > 1 else None
             ),
         )
-
-
-def _cut_at(text: str, stops: Sequence[str], finish: str) -> tuple[str, str]:
-    """The last token may complete a stop string and reach max_tokens at once."""
-    cut = min((i for i in map(text.find, stops) if i >= 0), default=-1)
-    return (text, finish) if cut < 0 else (text[:cut], "stop")
 
 
 def settings_of(

@@ -3,9 +3,9 @@ kernels are there."""
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -50,7 +50,10 @@ class Inference(Protocol):
 
 
 class SessionInference:
-    """On the CPU. Weights are packed when they are first needed: training alone packs nothing."""
+    """On the CPU. Weights are packed when they are first needed: training alone packs nothing.
+
+    Calls share one session, so a call that comes while another runs is refused.
+    """
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class SessionInference:
         packed = {name: PackedDecoder(decoder, kind) for name, decoder in decoders.items()}
         self.sampler = Sampler(packed, kv_tokens)
         self._generator = Generator(self.sampler, decoders["policy"].spec, tokenizer, stop_ids)
+        self._running = threading.Lock()
 
     def generate(
         self,
@@ -73,13 +77,28 @@ class SessionInference:
         cancel: threading.Event | None,
     ) -> list[list[Response]]:
         """See Inference."""
-        return self._generator.run(requests, mixture, progress, stream, cancel)
+        with self._alone("generate"):
+            return self._generator.run(requests, mixture, progress, stream, cancel)
 
     def score(
         self, model: str, trees: Sequence[Tree], progress: ScoreProgress | None
     ) -> list[list[Tensor]]:
         """See Inference."""
-        return score_trees(self.sampler, model, trees, progress)
+        with self._alone("score"):
+            return score_trees(self.sampler, model, trees, progress)
+
+    @contextmanager
+    def _alone(self, who: str) -> Iterator[None]:
+        # Refused, not waited for: a callback that calls the engine would wait for itself.
+        if not self._running.acquire(blocking=False):
+            raise RequestError(
+                f"[{who}] calls must come one after another but another call of generate or score "
+                "is still running"
+            )
+        try:
+            yield
+        finally:
+            self._running.release()
 
     def forget(self) -> None:
         """See Inference."""
@@ -160,8 +179,8 @@ def mixture_of(models: Mapping[str, float] | None, has_reference: bool) -> dict[
     for name, coefficient in models.items():
         check_model("generate", name, has_reference)
         number = isinstance(coefficient, (int, float)) and not isinstance(coefficient, bool)
-        if not number or not math.isfinite(coefficient):
+        if not number or not -1e30 <= coefficient <= 1e30:  # leaves room in float32 for the sum
             raise RequestError(
-                f"[generate] models[{name!r}] must be a finite number but is {coefficient!r}"
+                f"[generate] models[{name!r}] must be in [-1e30, 1e30] but is {coefficient!r}"
             )
     return {name: float(coefficient) for name, coefficient in models.items()}

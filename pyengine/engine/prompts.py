@@ -44,11 +44,12 @@ def params_list(
     """The sampling parameters of each request. Raises RequestError."""
     if given is None or isinstance(given, SamplingParams):
         return [given or SamplingParams()] * count
-    if not isinstance(given, Sequence) or not all(isinstance(p, SamplingParams) for p in given):
-        raise RequestError(
-            "[generate] params must be SamplingParams or a list of them "
-            f"but is {type(given).__name__}"
-        )
+    rule = "[generate] params must be SamplingParams or a list of them"
+    if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
+        raise RequestError(f"{rule} but is {type(given).__name__}")
+    for i, each in enumerate(given):
+        if not isinstance(each, SamplingParams):
+            raise RequestError(f"{rule} but params[{i}] is {type(each).__name__}")
     if len(given) != count:
         raise RequestError(f"[generate] params must have {count} entries but has {len(given)}")
     return list(given)

@@ -33,8 +33,8 @@ class Response:
     entropy            (R,) entropy of the raw distribution in nats; None if not asked for
     top_logprobs       (R, k) the k most likely tokens and their raw log-probs, (token id, log-prob)
                        each, most likely first; None if not asked for
-    model_logprobs     {model: (R,)} raw log-probs of the tokens under each further model that was
-                       sampled from in step with the policy, such as "reference"; None if none was
+    model_logprobs     {model: (R,)} raw log-probs of the tokens under each of the models that were
+                       sampled from in lock step; None if there was one
     """
 
     token_ids: list[int]

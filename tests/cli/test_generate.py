@@ -123,6 +123,49 @@ def test_a_bad_option_is_one_sentence_before_the_model_is_loaded(run, argv, mess
     assert printed.err.count("\n") == 1
 
 
+# --stream
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--json"], "--stream must come without --json but comes with it"),
+        (["--n", "2"], "--stream must have --n 1 but has --n 2"),
+        (["a second prompt"], "--stream must have one prompt but has 2"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused_before_the_model_is_loaded(run, argv, message):
+    code, params, printed = run("--stream", *argv)
+    assert (code, params, printed.out) == (2, [], "")
+    assert message in printed.err
+
+
+class Flushes(io.StringIO):
+    """What was there at each flush."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def flush(self) -> None:
+        self.seen.append(self.getvalue())
+
+
+def test_stream_prints_the_same_text_piece_by_piece(tiny_model, monkeypatch, capsys):
+    argv = ["generate", "--model", str(tiny_model), "--dtype", "float32", "--max-tokens", "24"]
+    argv += ["--seed", "5", "--raw", "Hello"]
+    assert main(argv) == 0
+    whole = capsys.readouterr().out
+    terminal, errors = Flushes(), Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setattr("sys.stderr", errors)
+    assert main([*argv, "--stream"]) == 0
+    monkeypatch.undo()
+    assert terminal.getvalue() == whole
+    assert len(set(terminal.seen)) > 5
+    assert errors.getvalue() == ""  # no bar among the words
+
+
 @pytest.mark.parametrize("text", ["5", "a=1", "5=", "=1", "5=x", "1.5=2", "5=1=2"])
 def test_a_bias_is_an_id_and_a_number(run, capsys, text):
     with pytest.raises(SystemExit) as caught:
