@@ -60,7 +60,12 @@ void write_value(const X* row, int64_t row_stride, bf16* head, int64_t head_dim,
     const int64_t offset = slots.slot[t] % page_tokens, hd = padded_head_dim(head_dim);
     bf16* pair = head + offset / 2 * hd * 2;
     if (offset % 2 != 0) {
-        for (int64_t d = 0; d < hd; ++d) pair[2 * d + 1] = value.x[d];
+        for (int64_t d = 0; d < hd; ++d) {  // a word at a time, so that it is vectorised
+            uint32_t word;
+            memcpy(&word, pair + 2 * d, sizeof word);
+            word = (word & 0xffffu) | static_cast<uint32_t>(value.x[d].bits) << 16;
+            memcpy(pair + 2 * d, &word, sizeof word);
+        }
         return;
     }
     if (slots.pair_starts(t)) {
@@ -69,8 +74,8 @@ void write_value(const X* row, int64_t row_stride, bf16* head, int64_t head_dim,
         memset(partner.x, 0, sizeof partner.x);
     }
     for (int64_t d = 0; d < hd; ++d) {
-        pair[2 * d] = value.x[d];
-        pair[2 * d + 1] = partner.x[d];
+        const uint32_t word = value.x[d].bits | static_cast<uint32_t>(partner.x[d].bits) << 16;
+        memcpy(pair + 2 * d, &word, sizeof word);
     }
 }
 
