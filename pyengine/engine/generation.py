@@ -83,7 +83,7 @@ class Generator:
         tokenizer: Decodes | None,
         stop_ids: frozenset[int],
     ) -> None:
-        self._sampler = sampler
+        self.sampler = sampler
         self._spec = spec
         self._tokenizer = tokenizer
         # A tokenizer or a config may name ids that the model has no row for.
@@ -105,7 +105,7 @@ class Generator:
         check_requests(requests, self._spec, self._tokenizer is not None)
         if not requests:
             return []
-        session = self._sampler.open(models, max(r.longest for r in requests))
+        session = self.sampler.open(models, max(r.longest for r in requests))
         for i, request in enumerate(requests):
             if why := session.refusal(request.longest):
                 raise RequestError(

@@ -64,9 +64,19 @@ class SessionInference:
         stop_ids: frozenset[int],
     ) -> None:
         packed = {name: PackedDecoder(decoder, kind) for name, decoder in decoders.items()}
-        self.sampler = Sampler(packed, kv_tokens)
-        self._generator = Generator(self.sampler, decoders["policy"].spec, tokenizer, stop_ids)
+        self._generator = Generator(
+            Sampler(packed, kv_tokens), decoders["policy"].spec, tokenizer, stop_ids
+        )
         self._running = threading.Lock()
+
+    @property
+    def sampler(self) -> Sampler:
+        """Sessions on the models. Another one, of the same models, changes no bit of a result."""
+        return self._generator.sampler
+
+    @sampler.setter
+    def sampler(self, sampler: Sampler) -> None:
+        self._generator.sampler = sampler
 
     def generate(
         self,

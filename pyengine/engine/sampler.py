@@ -14,7 +14,7 @@ from pyengine.models.spec import DecoderSpec
 
 PAGE_TOKENS = 32
 MAX_ROWS = 512  # tokens in one forward pass
-MAX_SEQUENCES = 512
+MAX_SEQUENCES = 512  # with rows in one forward pass
 
 
 def page_bytes(spec: DecoderSpec, dtype: torch.dtype, page_tokens: int = PAGE_TOKENS) -> int:
@@ -38,12 +38,14 @@ class Sampler:
         page_tokens: int = PAGE_TOKENS,
         max_rows: int = MAX_ROWS,
         share_prefixes: bool = True,
+        max_sequences: int = MAX_SEQUENCES,
     ) -> None:
-        self._models = dict(models)
+        self.models = dict(models)
         self._page_tokens = page_tokens
         self._max_rows = max_rows
+        self._max_sequences = max_sequences
         self._share_prefixes = share_prefixes
-        policy = self._models["policy"]
+        policy = self.models["policy"]
         pages = max(kv_tokens // page_tokens, 1)
         self.pool_bytes = pages * page_bytes(policy.decoder.spec, policy.compute_dtype, page_tokens)
         self._pool: Tensor | None = None
@@ -55,7 +57,7 @@ class Sampler:
 
         models  name and coefficient of its logits; the first is the one whose log-probs are asked
         """
-        chosen = [self._models[name] for name in models]
+        chosen = [self.models[name] for name in models]
         for model in chosen:
             model.refresh()
         weights = [model.weights(longest) for model in chosen]
@@ -96,5 +98,5 @@ class Sampler:
             page_tokens=self._page_tokens,
             share_prefixes=self._share_prefixes,
             max_rows=self._max_rows,
-            max_sequences=MAX_SEQUENCES,
+            max_sequences=self._max_sequences,
         )

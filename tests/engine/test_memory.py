@@ -77,7 +77,7 @@ def test_the_plan_counts_what_there_is(make_engine, dtype):
         "KV cache": engine._inference.sampler.pool_bytes,
     }
     assert {name: parts[name] for name in held} == held
-    packed = sum(m.num_bytes for m in engine._inference.sampler._models.values())
+    packed = sum(m.num_bytes for m in engine._inference.sampler.models.values())
     # Panels of 32 outputs and pairs along K are filled up; int8 has a scale for each output.
     assert parts["packed"] <= packed < 1.6 * parts["packed"]
     assert (parts["optimizer"] > 0) == (dtype != "int8")
