@@ -9,13 +9,15 @@ bool Sampling::stops_at(int32_t token) const {
     return std::find(stop_ids.begin(), stop_ids.end(), token) != stop_ids.end();
 }
 
-LogitChanges::LogitChanges(const Sampling& sampling, const std::vector<int32_t>& prompt)
+LogitChanges::LogitChanges(const Sampling& sampling, const std::vector<int32_t>& prompt,
+                           int64_t tokens, int64_t V)
     : sampling_(&sampling) {
     const bool penalties = sampling.repetition_penalty != 1.0f ||
                            sampling.presence_penalty != 0.0f || sampling.frequency_penalty != 0.0f;
-    size_t most = sampling.logit_bias.size() + sampling.stop_ids.size();
-    if (penalties) most += prompt.size() + static_cast<size_t>(sampling.max_tokens);
-    words_.reserve(most);
+    most_ = std::ssize(sampling.logit_bias) + std::ssize(sampling.stop_ids);
+    if (penalties) most_ += std::ssize(prompt) + tokens;
+    most_ = std::min(most_, V);
+    words_.reserve(static_cast<size_t>(most_));
     for (const auto& [id, bias] : sampling.logit_bias) word(id).bias = bias;
     if (sampling.min_tokens > 0) {
         for (const int32_t id : sampling.stop_ids) word(id).stops = true;

@@ -28,6 +28,8 @@ int32_t Scheduler::create(uint64_t order, uint32_t index, int64_t limit_tokens) 
     if (unused_ids_.empty()) {
         unused_ids_.push_back(static_cast<int32_t>(sequences_.size()));
         sequences_.emplace_back();
+        // Room for every id, so that finish() allocates nothing.
+        if (unused_ids_.capacity() < sequences_.size()) unused_ids_.reserve(2 * sequences_.size());
     }
     const int32_t id = unused_ids_.back();
     unused_ids_.pop_back();

@@ -10,6 +10,13 @@ int64_t Session::Entry::limit(int64_t sample) const {
                       : request.sampling.max_tokens;
 }
 
+int64_t Session::Entry::longest() const {
+    int64_t most = 0;
+    for (size_t i = 0; i < samples.size(); ++i)
+        most = std::max(most, limit(static_cast<int64_t>(i)));
+    return most;
+}
+
 void Session::place(int32_t sequence, Entry& entry, int32_t sample) {
     const auto i = static_cast<size_t>(sequence);
     if (i >= places_.size()) places_.resize(i + 1);
@@ -34,7 +41,10 @@ int64_t Session::submit(Request request) {
         Sample& sample = e.samples[i];
         const int64_t limit = e.limit(static_cast<int64_t>(i));
         sample.output.reserve(sampling, limit, num_models());
-        if (changes) sample.changes = std::make_unique<LogitChanges>(sampling, r.prompt);
+        if (changes) {
+            sample.changes =
+                std::make_unique<LogitChanges>(sampling, r.prompt, limit, weights(0).vocab_size);
+        }
         if (limit == 0) {  // nothing to score
             sample.output.finish = Finish::kLength;
             ++num_finished_;
@@ -45,14 +55,31 @@ int64_t Session::submit(Request request) {
     num_open_ += e.open;
     if (e.open > 0) {
         const auto P = static_cast<int64_t>(r.prompt.size());
+        reserve(e);
         const int32_t sequence =
             scheduler_.add(static_cast<uint64_t>(e.handle), static_cast<uint32_t>(e.prompt_sample),
-                           r.prompt.data(), P, P + e.limit(e.prompt_sample));
+                           r.prompt.data(), P, P + e.longest());
         place(sequence, e, static_cast<int32_t>(e.prompt_sample));
     }
     const int64_t handle = e.handle;
     entries_.emplace(handle, std::move(entry));
     return handle;
+}
+
+// So that steps which only decode allocate nothing.
+void Session::reserve(const Entry& entry) {
+    const auto P = static_cast<int64_t>(entry.request.prompt.size());
+    const int64_t sequences = std::min(settings_.limits.max_rows, settings_.limits.max_sequences);
+    const int64_t pages = blocks_.pages_for(P + entry.longest());
+    batch_.block_tables.reserve(static_cast<size_t>(sequences * pages));
+    int64_t changes = 0;
+    for (const Sample& sample : entry.samples) {
+        if (sample.changes) changes = std::max(changes, sample.changes->most());
+    }
+    most_changes_ = std::max(most_changes_, changes);
+    adjust_.reserve(static_cast<size_t>(std::min(sequences, num_open_) * most_changes_));
+    drawn_.reserve(static_cast<size_t>(slab_rows_), decoders_.size(),
+                   static_cast<size_t>(entry.request.sampling.top_logprobs));
 }
 
 void Session::end_sample(int64_t request, int32_t sample, Finish finish) {

@@ -41,6 +41,16 @@ Session::Session(const SessionSettings& settings, const std::vector<DecoderWeigh
         logits_.emplace_back(slab_rows_ * models[i].vocab_size *
                              static_cast<int64_t>(sizeof(float)));
     }
+    const auto rows = static_cast<size_t>(settings.limits.max_rows);
+    const size_t sequences = std::min(rows, static_cast<size_t>(settings.limits.max_sequences));
+    batch_.token_ids.reserve(rows);
+    batch_.positions.reserve(rows);
+    batch_.slots.reserve(rows);
+    batch_.wanted.reserve(rows);
+    batch_.first_positions.reserve(sequences);
+    batch_.cu_seqlens.reserve(sequences + 1);
+    draws_.reserve(rows);
+    params_.reserve(rows);
 }
 
 StepResult Session::step() {
@@ -143,10 +153,25 @@ void Session::add_draw(Entry& entry, int32_t sample, int64_t position) {
     const auto k = static_cast<size_t>(sample);
     if (entry.is_given()) p.forced = entry.request.given[k][static_cast<size_t>(position)];
     p.adjust_begin = static_cast<int64_t>(adjust_.size());
-    if (entry.samples[k].changes) entry.samples[k].changes->write(position, adjust_);
+    if (LogitChanges* changes = entry.samples[k].changes.get(); changes != nullptr) {
+        changes->write(position, adjust_);
+        // What is given is known at once: the next position may be in the same step.
+        if (entry.is_given()) changes->add(static_cast<int32_t>(p.forced));
+    }
     p.adjust_end = static_cast<int64_t>(adjust_.size());
     params_.push_back(p);
     draws_.push_back({&entry, sample, position});
+}
+
+void Session::Drawn::reserve(size_t draws, size_t models, size_t top) {
+    token_ids.reserve(draws);
+    logprobs.reserve(draws * models);
+    sampling_logprobs.reserve(draws);
+    kept_mass.reserve(draws);
+    entropy.reserve(draws);
+    top_ids.reserve(draws * top);
+    top_logprobs.reserve(draws * top);
+    status.reserve(draws);
 }
 
 void Session::Drawn::resize(size_t draws, size_t models, size_t top) {
@@ -250,7 +275,7 @@ void Session::record(const Draw& d, size_t row, int64_t top) {
         out.top_ids.push_back(drawn_.top_ids[at]);
         out.top_logprobs.push_back(drawn_.top_logprobs[at]);
     }
-    if (sample.changes) sample.changes->add(token);
+    if (sample.changes && !d.entry->is_given()) sample.changes->add(token);
     if (collects_events_) events_.push_back({d.entry->handle, d.sample, d.position});
     ++num_tokens_;
 }

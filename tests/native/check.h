@@ -212,6 +212,9 @@ void test_rms_norm(const Options& options);
 void test_linear(const Options& options);
 void test_rope(const Options& options);
 void test_scheduler(const Options& options);
+void test_session(const Options& options);
+void test_session_schedules(const Options& options);
+void test_session_values(const Options& options);
 void test_linear_logprob(const Options& options);
 void test_sample(const Options& options);
 

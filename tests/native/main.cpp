@@ -61,6 +61,9 @@ int main(int argc, char** argv) {
     timed("sample", [&] { native::test_sample(options); });
     timed("block_manager", [] { native::test_block_manager(); });
     timed("scheduler", [&] { native::test_scheduler(options); });
+    timed("session_values", [&] { native::test_session_values(options); });
+    timed("session_schedules", [&] { native::test_session_schedules(options); });
+    timed("session", [&] { native::test_session(options); });
     if (native::checks == 0) {
         fprintf(stderr, "no test is called %s\n", only.c_str());
         return 2;

@@ -81,7 +81,9 @@ VARIANTS = [
         threads_only=True,
     ),
 ]
-SANITIZER_OPTIONS = {
+ENVIRONMENT = {
+    # Threads that spin at a barrier wait for those that have no core to run on.
+    "OMP_WAIT_POLICY": "passive",
     "ASAN_OPTIONS": "detect_stack_use_after_return=0:strict_string_checks=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1",
@@ -214,7 +216,7 @@ def run(variant: Variant, program: Path, full: bool) -> int:
     arguments = everything if full and variant.name == "release" else variant.arguments
     result = subprocess.run(
         [program, *arguments],
-        env={**os.environ, **SANITIZER_OPTIONS},
+        env={**os.environ, **ENVIRONMENT},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

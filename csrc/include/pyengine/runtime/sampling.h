@@ -13,10 +13,10 @@ struct Sampling {
     double temperature = 1.0, top_p = 1.0, min_p = 0.0;
     int64_t top_k = 0;
     float repetition_penalty = 1.0f, presence_penalty = 0.0f, frequency_penalty = 0.0f;
-    std::vector<std::pair<int32_t, float>> logit_bias;  // ids are unique
-    std::vector<int32_t> stop_ids;                      // end a response
-    int64_t max_tokens = 1, min_tokens = 0;             // before min_tokens no stop id can be drawn
-    uint64_t seed = 0, request_id = 0;  // with sample and position the key of a draw
+    std::vector<std::pair<int32_t, float>> logit_bias = {};  // ids are unique
+    std::vector<int32_t> stop_ids = {};                      // end a response
+    int64_t max_tokens = 1, min_tokens = 0;  // before min_tokens no stop id can be drawn
+    uint64_t seed = 0, request_id = 0;       // with sample and position the key of a draw
     int64_t top_logprobs = 0;
     bool entropy = false;
 
@@ -26,7 +26,11 @@ struct Sampling {
 // The changes of single words' logits in one sample: penalties, biases, stop ids before min_tokens.
 class LogitChanges {
   public:
-    LogitChanges(const Sampling& sampling, const std::vector<int32_t>& prompt);
+    // Of a response of up to `tokens` tokens over V words.
+    LogitChanges(const Sampling& sampling, const std::vector<int32_t>& prompt, int64_t tokens,
+                 int64_t V);
+
+    int64_t most() const { return most_; }  // that write() may append
 
     void add(int32_t token);  // of the response
     // Appends them to `out`, ids ascending, for the token at `position` of the response.
@@ -43,6 +47,7 @@ class LogitChanges {
     Word& word(int32_t id);
 
     const Sampling* sampling_;
+    int64_t most_;
     std::vector<Word> words_;  // ids ascending
 };
 

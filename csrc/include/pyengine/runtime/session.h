@@ -35,7 +35,7 @@ struct Request {
     Sampling sampling;
     int64_t num_samples = 1;
     // Tokens of each sample, to be scored; empty: they are drawn.
-    std::vector<std::vector<int32_t>> given;
+    std::vector<std::vector<int32_t>> given = {};
 };
 
 // A token that a step has added.
@@ -99,6 +99,7 @@ class Session {
         int64_t open = 0;
 
         int64_t limit(int64_t sample) const;  // tokens of its response
+        int64_t longest() const;              // limit of all samples
         bool is_given() const { return !request.given.empty(); }
     };
     struct Place {  // of a sequence
@@ -112,6 +113,7 @@ class Session {
     };
 
     void place(int32_t sequence, Entry& entry, int32_t sample);
+    void reserve(const Entry& entry);
     void build_batch(const Step& step);
     void add_draws(const Step& step);
     void add_draw(Entry& entry, int32_t sample, int64_t position);
@@ -136,11 +138,13 @@ class Session {
     bool collects_events_ = false;
     std::vector<TokenEvent> events_;
 
-    // Of one step; kept, so that a step allocates nothing once they are large enough.
+    // Of one step; kept, and reserved by the constructor and submit(), so that decoding allocates
+    // nothing. First tokens of many samples may.
     StepBatch batch_;
     std::vector<Draw> draws_;
     std::vector<SampleParams> params_;
     std::vector<LogitAdjust> adjust_;
+    int64_t most_changes_ = 0;  // of one sample, ever
     int64_t slab_rows_;
     std::vector<Buffer> logits_;  // (slab_rows, V) of each model
     Buffer workspace_;            // of sample
@@ -149,6 +153,7 @@ class Session {
         std::vector<int64_t> token_ids, top_ids;
         std::vector<float> logprobs, sampling_logprobs, kept_mass, entropy, top_logprobs;
         std::vector<int32_t> status;
+        void reserve(size_t draws, size_t models, size_t top);
         void resize(size_t draws, size_t models, size_t top);
     } drawn_;
 };
