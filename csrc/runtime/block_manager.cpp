@@ -14,7 +14,7 @@ BlockManager::BlockManager(int32_t num_pages, int32_t page_tokens, bool share_pr
       tokens_(index(num_pages) * index(page_tokens)),
       buckets_(std::bit_ceil(2 * index(num_pages)), -1) {
     assert(num_pages >= 1 && page_tokens >= 1);
-    for (int32_t page = 0; page < num_pages; ++page) link_free(page);
+    for (int32_t page = num_pages; page-- > 0;) link_free(page);
     root_ = ++last_content_;
 }
 
@@ -26,7 +26,11 @@ void BlockManager::set_version(uint64_t version) {
 
 void BlockManager::forget() {
     for (int32_t page = 0; page < num_pages_; ++page) {
-        if (registered(page)) remove_key(page);
+        if (!registered(page)) continue;
+        remove_key(page);
+        if (references(page) > 0) continue;
+        unlink_free(page);  // to the pages without content, before those never used: their memory
+        link_free(page);    // is there already
     }
     root_ = ++last_content_;  // tables begun before now are no predecessors for what is registered
                               // later

@@ -1,5 +1,6 @@
 // The block manager and the scheduler in small cases worked out by hand; test_scheduler.cpp has the
 // random ones.
+#include <algorithm>
 #include <numeric>
 
 #include "check.h"
@@ -120,6 +121,26 @@ void test_version() {
     CHECK(cached(blocks, tokens) == 8, "no change");
     blocks.set_version(0);
     CHECK(cached(blocks, tokens) == 0 && blocks.check({&a, &b}).empty(), "version 0 is not back");
+}
+
+// Memory that was written before is written again first: fresh memory costs a fault each page.
+void test_used_pages_are_used_again() {
+    BlockManager blocks(100, 4, true);
+    for (int round = 0; round < 5; ++round) {
+        Table a = computed(blocks, iota(40)), b = computed(blocks, iota(7));
+        CHECK(*std::max_element(a.pages.begin(), a.pages.end()) < 12, "of the first pages");
+        blocks.release(a);
+        blocks.release(b);
+        blocks.set_version(static_cast<uint64_t>(round) + 1);
+        CHECK(blocks.check({}).empty(), "check");
+    }
+    Table a = computed(blocks, iota(40));
+    blocks.release(a);
+    auto other = iota(40);
+    other[0] = 99;
+    Table b = computed(blocks, other);
+    CHECK(cached(blocks, iota(40)) == 40, "but not while they may be found again");
+    blocks.release(b);
 }
 
 void test_copy_on_write() {
@@ -275,6 +296,7 @@ void test_block_manager() {
     test_eviction();
     test_evicted_predecessor();
     test_version();
+    test_used_pages_are_used_again();
     test_copy_on_write();
     test_equal_prompts_are_computed_once();
     test_decoders_before_prefill();
