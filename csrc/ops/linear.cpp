@@ -90,7 +90,7 @@ void multiply(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t b
     const int64_t part = (a.weight.panel_bytes() + tiles - 1) / tiles;
     const int64_t steps = sizeof(X) == 4 ? a.weight.K : (a.weight.K + 1) / 2;
     const bool more = next < a.weight.panels();
-    Ahead ahead{a.weight.panel(more ? next : panel), 0};
+    Ahead ahead{a.weight.panel(more ? next : panel), 0, tiles <= 2};
     if (more) ahead.step = (part + steps - 1) / steps;
     for_each_tile(rows, [&](int64_t first, int64_t n) {
         alignas(64) float sums[kPackedRows * kPanel];

@@ -76,14 +76,21 @@ struct Accumulators {
     }
 };
 
-// Weights to fetch into the second-level cache while a tile is multiplied: memory would else be idle meanwhile.
+// Weights to fetch while a tile is multiplied: memory would else be idle meanwhile. `near` is for few tiles of rows: they read
+// a panel once or twice and want it in the first-level cache, where the panel in use must stay for many.
 struct Ahead {
     const char* at = nullptr;
     int64_t step = 0;  // bytes for each step along K, at most two cache lines
+    bool near = false;
 
     PE_INLINE void fetch() {
-        __builtin_prefetch(at, 0, 2);
-        __builtin_prefetch(at + 64, 0, 2);
+        if (near) {
+            __builtin_prefetch(at, 0, 3);
+            __builtin_prefetch(at + 64, 0, 3);
+        } else {
+            __builtin_prefetch(at, 0, 2);
+            __builtin_prefetch(at + 64, 0, 2);
+        }
         at += step;
     }
 };
