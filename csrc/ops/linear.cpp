@@ -52,9 +52,63 @@ vec16 with_bias(const LinearForwardArgs& a, int64_t n, int64_t count, const vec1
     return v + (count == 16 ? load16(bias) : load16_partial(bias, count, 0.0f));
 }
 
-// The tile's sums become outputs: scale, bias, activation, destination.
-void finish(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t rows,
-            const float* sums) {
+// Where a panel goes if a single output takes all of it.
+struct Whole {
+    int output = 0;
+    int64_t column = 0;                         // of the output
+    const float* scale = nullptr;               // of the panel; null: none
+    const float* bias[2] = {nullptr, nullptr};  // of its halves; null: none
+};
+
+bool whole_panel(const LinearForwardArgs& a, int64_t panel, Whole* whole) {
+    const PackedMatrix& w = a.weight;
+    const bool gated = a.epilogue == LinearEpilogue::kSiluGate;
+    const int64_t width = gated ? kPanel / 2 : kPanel, second = gated ? w.N / 2 : width / 2;
+    whole->column = panel * width;
+    if (w.scale != nullptr) whole->scale = w.scale + panel * kPanel;
+    if (a.bias) {
+        whole->bias[0] = ptr<float>(a.bias) + whole->column;
+        whole->bias[1] = whole->bias[0] + second;
+    }
+    for (whole->output = 0; whole->output < a.outputs; ++whole->output) {
+        const int64_t cols = a.y[whole->output].cols;
+        if (whole->column < cols) return whole->column + width <= cols;
+        whole->column -= cols;
+    }
+    return false;
+}
+
+// The 32 sums of a panel, or the 16 of a gated one, where a single output takes them all: as finish_each does, without looking
+// for a place of each.
+template <LinearEpilogue E, typename T>
+[[gnu::noinline]] void finish_whole(const LinearForwardArgs& a, const Whole& w, int64_t row,
+                                    int64_t rows, const float* sums) {
+    for (int64_t i = 0; i < rows; ++i, sums += kPanel) {
+        vec16 half[2];
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) {
+            half[h] = load16(sums + 16 * h);
+            if (w.scale != nullptr) half[h] = half[h] * load16(w.scale + 16 * h);
+            if (w.bias[h] != nullptr) half[h] = half[h] + load16(w.bias[h]);
+        }
+        T* y = row_ptr<T>(a.y[w.output], row + i) + w.column;
+        if constexpr (E == LinearEpilogue::kSiluGate) {
+            store16(y, silu(half[0]) * half[1]);
+        } else {
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; ++h) {
+                vec16 v = half[h];
+                if constexpr (E == LinearEpilogue::kGelu) v = gelu_tanh(v);
+                if constexpr (E == LinearEpilogue::kAdd) v = load16(y + 16 * h) + v;
+                store16(y + 16 * h, v);
+            }
+        }
+    }
+}
+
+// Output by output: the end of a matrix, and panels that several outputs share.
+void finish_each(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t rows,
+                 const float* sums) {
     const PackedMatrix& w = a.weight;
     const float* scale = w.scale == nullptr ? nullptr : w.scale + panel * kPanel;
     const bool gated = a.epilogue == LinearEpilogue::kSiluGate;
@@ -79,6 +133,25 @@ void finish(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t rows
             write(a, row + i, n, count, a.epilogue == LinearEpilogue::kGelu ? gelu_tanh(v) : v);
         }
     }
+}
+
+// The tile's sums become outputs: scale, bias, activation, destination.
+void finish(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t rows,
+            const float* sums) {
+    Whole whole;
+    if (!whole_panel(a, panel, &whole)) return finish_each(a, panel, row, rows, sums);
+    dispatch_dtype(a.y[whole.output].dtype, [&]<typename T>(T*) {
+        switch (a.epilogue) {
+            case LinearEpilogue::kStore:
+                return finish_whole<LinearEpilogue::kStore, T>(a, whole, row, rows, sums);
+            case LinearEpilogue::kAdd:
+                return finish_whole<LinearEpilogue::kAdd, T>(a, whole, row, rows, sums);
+            case LinearEpilogue::kSiluGate:
+                return finish_whole<LinearEpilogue::kSiluGate, T>(a, whole, row, rows, sums);
+            case LinearEpilogue::kGelu:
+                return finish_whole<LinearEpilogue::kGelu, T>(a, whole, row, rows, sums);
+        }
+    });
 }
 
 // Each tile of rows fetches its part of panel `next`, if there is one.
