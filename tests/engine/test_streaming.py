@@ -157,7 +157,7 @@ def test_none_is_not_false(engine):
 @pytest.mark.parametrize("ended", [[0], [0, 1], [1], [0, 2]])
 def test_the_prompt_goes_on_when_the_sample_that_computes_it_ends(engine, ended):
     """A session of four rows a step: a prompt of 17 tokens is computed in five."""
-    sampler = Sampler(engine._inference.sampler._models, 4096, max_rows=4)
+    sampler = Sampler(engine._inference.sampler.models, 4096, max_rows=4)
     session = sampler.open({"policy": 1.0}, 64)
     settings = settings_of(PARAMS, frozenset({2}), 2, 0)
 
@@ -174,7 +174,7 @@ def test_the_prompt_goes_on_when_the_sample_that_computes_it_ends(engine, ended)
 
     whole = run([])
     session.clear()
-    sampler = Sampler(engine._inference.sampler._models, 4096, max_rows=4)
+    sampler = Sampler(engine._inference.sampler.models, 4096, max_rows=4)
     session = sampler.open({"policy": 1.0}, 64)  # without the first one's pages
     cut = run(ended)
     for k in range(3):
