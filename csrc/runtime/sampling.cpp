@@ -9,13 +9,19 @@ bool Sampling::stops_at(int32_t token) const {
     return std::find(stop_ids.begin(), stop_ids.end(), token) != stop_ids.end();
 }
 
+bool Sampling::has_penalties() const {
+    return repetition_penalty != 1.0f || presence_penalty != 0.0f || frequency_penalty != 0.0f;
+}
+
+bool Sampling::changes_logits() const {
+    return has_penalties() || !logit_bias.empty() || (min_tokens > 0 && !stop_ids.empty());
+}
+
 LogitChanges::LogitChanges(const Sampling& sampling, const std::vector<int32_t>& prompt,
                            int64_t tokens, int64_t V)
     : sampling_(&sampling) {
-    const bool penalties = sampling.repetition_penalty != 1.0f ||
-                           sampling.presence_penalty != 0.0f || sampling.frequency_penalty != 0.0f;
     most_ = std::ssize(sampling.logit_bias) + std::ssize(sampling.stop_ids);
-    if (penalties) most_ += std::ssize(prompt) + tokens;
+    if (sampling.has_penalties()) most_ += std::ssize(prompt) + tokens;
     most_ = std::min(most_, V);
     words_.reserve(static_cast<size_t>(most_));
     for (const auto& [id, bias] : sampling.logit_bias) word(id).bias = bias;
@@ -35,9 +41,7 @@ LogitChanges::Word& LogitChanges::word(int32_t id) {
 }
 
 void LogitChanges::add(int32_t token) {
-    const Sampling& s = *sampling_;
-    if (s.repetition_penalty == 1.0f && s.presence_penalty == 0.0f && s.frequency_penalty == 0.0f)
-        return;
+    if (!sampling_->has_penalties()) return;
     Word& w = word(token);
     w.seen = true;
     ++w.count;

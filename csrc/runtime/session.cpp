@@ -34,14 +34,11 @@ int64_t Session::submit(Request request) {
            (!e.is_given() || r.num_samples == static_cast<int64_t>(r.given.size())));
     e.samples.resize(static_cast<size_t>(r.num_samples));
     const Sampling& sampling = r.sampling;
-    const bool changes = sampling.repetition_penalty != 1.0f || sampling.presence_penalty != 0.0f ||
-                         sampling.frequency_penalty != 0.0f || !sampling.logit_bias.empty() ||
-                         (sampling.min_tokens > 0 && !sampling.stop_ids.empty());
     for (size_t i = 0; i < e.samples.size(); ++i) {
         Sample& sample = e.samples[i];
         const int64_t limit = e.limit(static_cast<int64_t>(i));
         sample.output.reserve(sampling, limit, num_models());
-        if (changes) {
+        if (sampling.changes_logits()) {
             sample.changes =
                 std::make_unique<LogitChanges>(sampling, r.prompt, limit, weights(0).vocab_size);
         }

@@ -97,15 +97,17 @@ def memory_plan(
     trains = dtype != "int8"
     stored = 4 if dtype == "float32" else 2
     packed = {"float32": 4, "bfloat16": 2, "int8": 1}[dtype] if device.type == "cpu" else 0
-    head = 0 if not spec.tied_head else spec.vocab_size * spec.hidden_size
+    # Tables of embeddings and learned positions are read as they are; a tied head is packed beside.
+    tables = (0 if spec.tied_head else spec.vocab_size) + (
+        spec.max_positions if spec.rope is None else 0
+    )
     models = 2 if has_reference else 1
     compute = torch.float32 if dtype == "float32" else torch.bfloat16
     parts = [
         ("weights", 4 * (matrices + others) if trains else stored * matrices + 4 * others),
         ("bf16 copies", 2 * matrices if dtype == "bfloat16" else 0),
         ("reference", stored * matrices + 4 * others if has_reference else 0),
-        # The embedding is read as it is; a tied head is packed beside it.
-        ("packed", models * packed * (matrices - spec.vocab_size * spec.hidden_size + head)),
+        ("packed", models * packed * (matrices - tables * spec.hidden_size)),
         ("KV cache", kv_tokens * kv_bytes_per_token(spec, compute)),
         ("gradients", 4 * (matrices + others) if trains else 0),
         ("optimizer", 8 * (matrices + others) if trains else 0),

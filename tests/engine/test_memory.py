@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models.tiny_models import hf_model
 
 import pyengine as pe
 from pyengine.engine import memory
@@ -81,3 +82,18 @@ def test_the_plan_counts_what_there_is(make_engine, dtype):
     # Panels of 32 outputs and pairs along K are filled up; int8 has a scale for each output.
     assert parts["packed"] <= packed < 1.6 * parts["packed"]
     assert (parts["optimizer"] > 0) == (dtype != "int8")
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama", "llama-tied"])
+def test_tables_that_are_not_packed_are_not_counted(tmp_path, case):
+    """Learned positions, and an embedding beside a head of its own."""
+    hf_model(case).save_pretrained(tmp_path)
+    engine = pe.Engine.from_pretrained(tmp_path, dtype="float32", reference="none")
+    engine.score([pe.Group([5, 6], [pe.Response([7])])])
+    planned = dict(engine.memory_plan().parts)["packed"]
+    shapes = [
+        (weight.N, weight.K)
+        for model in engine._inference.sampler.models.values()
+        for weight in model._packed.values()
+    ]
+    assert planned == 4 * sum(n * k for n, k in shapes)

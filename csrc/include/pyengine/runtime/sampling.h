@@ -21,6 +21,8 @@ struct Sampling {
     bool entropy = false;
 
     bool stops_at(int32_t token) const;
+    bool has_penalties() const;
+    bool changes_logits() const;  // anything but temperature and truncation
 };
 
 // The changes of single words' logits in one sample: penalties, biases, stop ids before min_tokens.
