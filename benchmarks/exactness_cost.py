@@ -25,7 +25,7 @@ SHAPES = ((1, 64), (16, 64), (64, 64))  # prompts, new tokens; prompts have 64 t
 LOOP = "    for (int64_t k = 0; k + 2 <= K; k += 2) {\n"
 TWO_CHAINS = """    int64_t k = 0;
     if constexpr (ROWS <= 6) {
-        Accumulators<ROWS> odd;
+        Accumulators<ROWS> odd({nullptr, 0});
         const auto step = [&](Accumulators<ROWS>& own, int64_t at) __attribute__((always_inline)) {
             ahead.fetch();
             const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);

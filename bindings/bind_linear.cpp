@@ -44,8 +44,28 @@ void pack(py::object weight_, py::object data_, py::object scale_, const std::st
     cpu::linear_pack(args);
 }
 
+void pack_columns(py::object weight_, py::object data_, const std::string& kind, int64_t N,
+                  int64_t K, int64_t first) {
+    const TensorArg weight = borrow(kOp, "weight", weight_), data = borrow(kOp, "data", data_);
+    check_dtype(weight, {DType::kF32, DType::kBF16});
+    refuse_cuda(weight);
+    check_dims(weight, "(rows, N)", 2);
+    check_shape(weight, "(rows, N)", {weight.shape[0], N});
+    if (kind == "int8") bad("kind must be 'float32' or 'bfloat16' for columns but is 'int8'");
+    const TensorArg no_scale = borrow_optional(kOp, "scale", py::none());
+    const LinearPackColumnsArgs args{matrix(weight), packed_matrix(kOp, data, no_scale, kind, N, K),
+                                     first};
+    if (first < 0 || first + args.weight.rows > K) {
+        bad("weight of " + std::to_string(args.weight.rows) + " rows from element " +
+            std::to_string(first) + " must fit K = " + std::to_string(K));
+    }
+    py::gil_scoped_release release;
+    cpu::linear_pack_columns(args);
+}
+
 void forward(py::object x_, py::object data_, py::object scale_, const std::string& kind, int64_t N,
-             int64_t K, py::object bias_, const std::string& epilogue, const py::list& y_) {
+             int64_t K, py::object bias_, const std::string& epilogue, const py::list& y_,
+             const py::list& kept_) {
     const TensorArg x = borrow(kOp, "x", x_), data = borrow(kOp, "data", data_);
     const TensorArg scale = borrow_optional(kOp, "scale", scale_);
     const TensorArg bias = borrow_optional(kOp, "bias", bias_);
@@ -95,8 +115,94 @@ void forward(py::object x_, py::object data_, py::object scale_, const std::stri
             std::to_string(columns));
     }
     if (gated && N % 2 != 0) bad("N of a gated pair must be even but is " + std::to_string(N));
+    const bool activated = gated || args.epilogue == LinearEpilogue::kGelu;
+    const size_t pieces = gated ? 2 : 1;
+    if (!kept_.empty() && (!activated || kept_.size() != pieces)) {
+        bad("kept must be empty, or what the activation takes, but is " +
+            std::to_string(kept_.size()) + " tensors");
+    }
+    for (size_t i = 0; i < kept_.size(); ++i) {
+        const TensorArg kept = borrow(kOp, "kept", kept_[i]);
+        check_dtype(kept, {DType::kF32, DType::kBF16});
+        check_same_device(x, {&kept});
+        check_shape(kept, "(T, columns)", {T, expected});
+        args.kept[i] = matrix(kept);
+    }
     py::gil_scoped_release release;
     cpu::linear_forward(args);
+}
+
+// Boundaries of groups: from 0 to T, never falling.
+void check_groups(const TensorArg& groups, int64_t T) {
+    check_dtype(groups, {DType::kI64});
+    refuse_cuda(groups);
+    check_dims(groups, "(G + 1,)", 1);
+    const auto* first = ptr<int64_t>(vector(groups));
+    const int64_t n = groups.shape[0];
+    bool rises = n > 0 && first[0] == 0 && first[n - 1] == T;
+    for (int64_t i = 1; i < n; ++i) rises = rises && first[i] >= first[i - 1];
+    if (!rises) value_error(groups, "must rise from 0 to T = " + std::to_string(T));
+}
+
+int64_t backward_workspace_bytes(int64_t rows, int64_t N, int64_t K, int64_t groups, bool pairs) {
+    return cpu::linear_backward_workspace_bytes(rows, N, K, groups,
+                                                pairs ? DType::kBF16 : DType::kF32);
+}
+
+void backward(py::object dy_, py::object x_, py::object groups_, py::object dweight_,
+              py::object dbias_, py::object workspace_) {
+    const TensorArg dy = borrow(kOp, "dy", dy_), x = borrow(kOp, "x", x_);
+    const TensorArg groups = borrow(kOp, "groups", groups_);
+    const TensorArg dweight = borrow_optional(kOp, "dweight", dweight_);
+    const TensorArg dbias = borrow_optional(kOp, "dbias", dbias_);
+    const TensorArg workspace = borrow(kOp, "workspace", workspace_);
+    check_dtype(dy, {DType::kF32, DType::kBF16});
+    check_dtype(x, {DType::kF32, DType::kBF16});
+    refuse_cuda(dy);
+    check_same_device(dy, {&x, &dweight, &dbias, &workspace});
+    check_dims(dy, "(T, N)", 2);
+    check_dims(x, "(T, K)", 2);
+    const int64_t T = dy.shape[0], N = dy.shape[1], K = x.shape[1];
+    check_shape(dy, "(T, N)", {T, N});
+    check_shape(x, "(T, K)", {T, K});
+    check_groups(groups, T);
+    check_dtype(dweight, {DType::kF32});
+    check_shape(dweight, "(N, K)", {N, K});
+    check_dtype(dbias, {DType::kF32});
+    check_shape(dbias, "(N,)", {N});
+    check_dims(workspace, "(bytes,)", 1);
+    vector(workspace);
+    const int64_t need =
+        cpu::linear_backward_workspace_bytes(T, N, K, groups.shape[0] - 1, x.dtype);
+    const int64_t have = workspace.numel() * dtype_bytes(workspace.dtype);
+    if (have < need) {
+        value_error(workspace,
+                    "must have " + std::to_string(need) + " bytes but has " + std::to_string(have));
+    }
+    const LinearBackwardArgs args{matrix(dy),      matrix(x),     vector(groups),
+                                  matrix(dweight), vector(dbias), workspace.data};
+    py::gil_scoped_release release;
+    cpu::linear_backward(args);
+}
+
+void activation_backward(py::object dy_, py::object first_, py::object second_, py::object dx_) {
+    const TensorArg dy = borrow(kOp, "dy", dy_), first = borrow(kOp, "kept", first_);
+    const TensorArg second = borrow_optional(kOp, "kept", second_), dx = borrow(kOp, "dx", dx_);
+    for (const TensorArg* t : {&dy, &first, &dx}) {
+        check_dtype(*t, {DType::kF32, DType::kBF16});
+        refuse_cuda(*t);
+    }
+    check_dims(dy, "(T, N)", 2);
+    const int64_t T = dy.shape[0], N = dy.shape[1];
+    check_shape(dy, "(T, N)", {T, N});
+    check_shape(first, "(T, N)", {T, N});
+    if (second.present()) check_dtype(second, {first.dtype});
+    check_shape(second, "(T, N)", {T, N});
+    check_shape(dx, second.present() ? "(T, 2 N)" : "(T, N)", {T, second.present() ? 2 * N : N});
+    const LinearActivationBackwardArgs args{
+        matrix(dy), {matrix(first), matrix(second)}, matrix(dx)};
+    py::gil_scoped_release release;
+    cpu::linear_activation_backward(args);
 }
 
 }  // namespace
@@ -107,7 +213,15 @@ void bind_linear(py::module_& m) {
           py::arg("kind"), py::arg("N"), py::arg("K"), py::arg("first"), py::arg("gated"));
     m.def("linear_forward", &forward, py::arg("x"), py::arg("data"), py::arg("scale").none(true),
           py::arg("kind"), py::arg("N"), py::arg("K"), py::arg("bias").none(true),
-          py::arg("epilogue"), py::arg("y"));
+          py::arg("epilogue"), py::arg("y"), py::arg("kept"));
+    m.def("linear_pack_columns", &pack_columns, py::arg("weight"), py::arg("data"), py::arg("kind"),
+          py::arg("N"), py::arg("K"), py::arg("first"));
+    m.def("linear_backward_workspace_bytes", &backward_workspace_bytes, py::arg("rows"),
+          py::arg("N"), py::arg("K"), py::arg("groups"), py::arg("pairs"));
+    m.def("linear_backward", &backward, py::arg("dy"), py::arg("x"), py::arg("groups"),
+          py::arg("dweight").none(true), py::arg("dbias").none(true), py::arg("workspace"));
+    m.def("linear_activation_backward", &activation_backward, py::arg("dy"), py::arg("first"),
+          py::arg("second").none(true), py::arg("dx"));
 }
 
 }  // namespace pe::bindings

@@ -65,6 +65,24 @@ def linear_forward(
     bias: Tensor | None,
     epilogue: str,
     y: list[Tensor],
+    kept: list[Tensor],
+) -> None: ...
+def linear_pack_columns(
+    weight: Tensor, data: Tensor, kind: str, N: int, K: int, first: int
+) -> None: ...
+def linear_backward_workspace_bytes(
+    rows: int, N: int, K: int, groups: int, pairs: bool
+) -> int: ...
+def linear_backward(
+    dy: Tensor,
+    x: Tensor,
+    groups: Tensor,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+    workspace: Tensor,
+) -> None: ...
+def linear_activation_backward(
+    dy: Tensor, first: Tensor, second: Tensor | None, dx: Tensor
 ) -> None: ...
 def linear_logprob_workspace_bytes(
     T: int, D: int, V: int, backward: bool, cuda: bool = False

@@ -9,7 +9,6 @@ namespace {
 constexpr int64_t kRowsPerTask = 192;      // rows of x that stay in the second-level cache
 constexpr int64_t kTasksPerThread = 8;     // enough to even out, few enough to stream panels
 constexpr int64_t kMaxPanelsPerTask = 16;  // about half a megabyte of bf16 weights
-constexpr float kMaxI8 = 127.0f;
 
 int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -78,6 +77,11 @@ bool whole_panel(const LinearForwardArgs& a, int64_t panel, Whole* whole) {
     return false;
 }
 
+// For the backward: 16 values that an activation takes, from column n on.
+PE_INLINE void keep(const MatrixView& kept, int64_t t, int64_t n, int64_t count, const vec16& v) {
+    dispatch_dtype(kept.dtype, [&]<typename T>(T*) { put(row_ptr<T>(kept, t) + n, v, count); });
+}
+
 // The 32 sums of a panel, or the 16 of a gated one, where a single output takes them all: as finish_each does, without looking
 // for a place of each.
 template <LinearEpilogue E, typename T>
@@ -94,11 +98,16 @@ template <LinearEpilogue E, typename T>
         T* y = row_ptr<T>(a.y[w.output], row + i) + w.column;
         if constexpr (E == LinearEpilogue::kSiluGate) {
             store16(y, silu(half[0]) * half[1]);
+            if (!a.kept[0]) continue;
+            for (int h = 0; h < 2; ++h) keep(a.kept[h], row + i, w.column, 16, half[h]);
         } else {
 #pragma GCC unroll 2
             for (int h = 0; h < 2; ++h) {
                 vec16 v = half[h];
-                if constexpr (E == LinearEpilogue::kGelu) v = gelu_tanh(v);
+                if constexpr (E == LinearEpilogue::kGelu) {
+                    if (a.kept[0]) keep(a.kept[0], row + i, w.column + 16 * h, 16, v);
+                    v = gelu_tanh(v);
+                }
                 if constexpr (E == LinearEpilogue::kAdd) v = load16(y + 16 * h) + v;
                 store16(y + 16 * h, v);
             }
@@ -124,13 +133,18 @@ void finish_each(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t
             const vec16 gate = with_bias(a, n, count, half[0]);
             const vec16 up = with_bias(a, w.N / 2 + n, count, half[1]);
             write(a, row + i, n, count, silu(gate) * up);
+            if (!a.kept[0]) continue;
+            keep(a.kept[0], row + i, n, count, gate);
+            keep(a.kept[1], row + i, n, count, up);
             continue;
         }
         for (int h = 0; h < 2; ++h) {
             const int64_t n = panel * kPanel + 16 * h, count = min_of(16, w.N - n);
             if (count <= 0) break;
             const vec16 v = with_bias(a, n, count, half[h]);
-            write(a, row + i, n, count, a.epilogue == LinearEpilogue::kGelu ? gelu_tanh(v) : v);
+            const bool gelu = a.epilogue == LinearEpilogue::kGelu;
+            if (gelu && a.kept[0]) keep(a.kept[0], row + i, n, count, v);
+            write(a, row + i, n, count, gelu ? gelu_tanh(v) : v);
         }
     }
 }
@@ -143,6 +157,7 @@ void finish(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t rows
     dispatch_dtype(a.y[whole.output].dtype, [&]<typename T>(T*) {
         switch (a.epilogue) {
             case LinearEpilogue::kStore:
+            case LinearEpilogue::kContinue:
                 return finish_whole<LinearEpilogue::kStore, T>(a, whole, row, rows, sums);
             case LinearEpilogue::kAdd:
                 return finish_whole<LinearEpilogue::kAdd, T>(a, whole, row, rows, sums);
@@ -152,6 +167,15 @@ void finish(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t rows
                 return finish_whole<LinearEpilogue::kGelu, T>(a, whole, row, rows, sums);
         }
     });
+}
+
+// The sums of a panel so far, where kContinue goes on from them.
+void take_up(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t rows, float* sums) {
+    const int64_t n = panel * kPanel, count = min_of(kPanel, a.weight.N - n);
+    for (int64_t i = 0; i < rows; ++i) {
+        memcpy(sums + i * kPanel, row_ptr<float>(a.y[0], row + i) + n,
+               static_cast<size_t>(count) * sizeof(float));
+    }
 }
 
 // Each tile of rows fetches its part of panel `next`, if there is one.
@@ -165,82 +189,19 @@ void multiply(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t b
     const bool more = next < a.weight.panels();
     Ahead ahead{a.weight.panel(more ? next : panel), 0, tiles <= 2};
     if (more) ahead.step = (part + steps - 1) / steps;
+    const bool continued = a.epilogue == LinearEpilogue::kContinue;
     for_each_tile(rows, [&](int64_t first, int64_t n) {
         alignas(64) float sums[kPackedRows * kPanel];
         const int64_t row = begin + first;
-        packed_panel(row_ptr<X>(a.x, row), a.x.row_stride, w, a.weight.K, n, sums, kPanel, ahead);
+        if (continued) take_up(a, panel, row, n, sums);
+        packed_panel(row_ptr<X>(a.x, row), a.x.row_stride, w, a.weight.K, n,
+                     {sums, kPanel, continued}, ahead);
         if (more) ahead.at += part;
         finish(a, panel, row, n, sums);
     });
 }
 
-// Where output n of the packed matrix stands: its panel and lane.
-int64_t place(const LinearPackArgs& a, int64_t row) {
-    return a.gated ? row / 16 * kPanel + a.first + row % 16 : a.first + row;
-}
-
-// Symmetric: the largest magnitude of a row becomes 127.
-template <typename T>
-float i8_scale(const T* w, int64_t K) {
-    float largest = 0.0f;
-    for (int64_t k = 0; k < K; ++k)
-        largest = __builtin_fmaxf(largest, __builtin_fabsf(to_float(w[k])));
-    return largest / kMaxI8;
-}
-
-template <typename T>
-void pack_row(const LinearPackArgs& a, int64_t row) {
-    const PackedMatrix& p = a.packed;
-    const int64_t n = place(a, row), lane = n % kPanel;
-    const T* w = row_ptr<T>(a.weight, row);
-    char* panel = static_cast<char*>(p.data) + n / kPanel * p.panel_bytes();
-    if (p.kind == PackedKind::kF32) {
-        float* out = reinterpret_cast<float*>(panel) + lane;
-        for (int64_t k = 0; k < p.K; ++k) out[k * kPanel] = to_float(w[k]);
-    } else if (p.kind == PackedKind::kBF16) {
-        bf16* out = reinterpret_cast<bf16*>(panel) + 2 * lane;
-        for (int64_t k = 0; k < p.K; ++k) out[k / 2 * 2 * kPanel + k % 2] = to_bf16(to_float(w[k]));
-    } else {
-        const float scale = i8_scale(w, p.K), inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-        int8_t* out = reinterpret_cast<int8_t*>(panel) + 2 * lane;
-        for (int64_t k = 0; k < p.K; ++k) {
-            const float q = __builtin_rintf(to_float(w[k]) * inverse);
-            out[k / 2 * 2 * kPanel + k % 2] =
-                static_cast<int8_t>(__builtin_fminf(__builtin_fmaxf(q, -kMaxI8), kMaxI8));
-        }
-        p.scale[n] = scale;
-    }
-}
-
-// Sixteen rows whose places follow each other within a panel: K outermost, so that whole lanes are written.
-template <typename T>
-void pack_sixteen(const LinearPackArgs& a, int64_t row) {
-    const PackedMatrix& p = a.packed;
-    const int64_t n = place(a, row), lane = n % kPanel;
-    char* panel = static_cast<char*>(p.data) + n / kPanel * p.panel_bytes();
-    const T* w[16];
-    for (int i = 0; i < 16; ++i) w[i] = row_ptr<T>(a.weight, row + i);
-    if (p.kind == PackedKind::kF32) {
-        float* out = reinterpret_cast<float*>(panel) + lane;
-        for (int64_t k = 0; k < p.K; ++k) {
-            for (int i = 0; i < 16; ++i) out[k * kPanel + i] = to_float(w[i][k]);
-        }
-        return;
-    }
-    pack_pairs(w, 16, p.K, reinterpret_cast<uint32_t*>(panel) + lane);
-}
-
 }  // namespace
-
-void linear_pack(const LinearPackArgs& a) {
-    dispatch_dtype(a.weight.dtype, [&]<typename T>(T*) {
-        parallel_rows(a.weight.rows, 16, [&](int64_t begin, int64_t end) {
-            const bool whole = end - begin == 16 && place(a, begin) % 16 == 0;
-            if (whole && a.packed.kind != PackedKind::kI8) return pack_sixteen<T>(a, begin);
-            for (int64_t row = begin; row < end; ++row) pack_row<T>(a, row);
-        });
-    });
-}
 
 void linear_forward(const LinearForwardArgs& a) {
     const int64_t T = a.x.rows, panels = a.weight.panels(), threads = num_threads();

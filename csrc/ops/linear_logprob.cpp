@@ -75,7 +75,7 @@ void block_logits_pairs(const MatrixView& hidden, int64_t row, int64_t rows, con
         const bf16* panel = reinterpret_cast<const bf16*>(pack + word / kPanel * panel_pairs);
         for_each_tile(rows, [&](int64_t first, int64_t n) {
             packed_panel(row_ptr<bf16>(hidden, row + first), hidden.row_stride, panel, D, n,
-                         logits + first * kVocabBlock + word, kVocabBlock);
+                         {logits + first * kVocabBlock + word, kVocabBlock});
         });
     }
 }

@@ -55,11 +55,7 @@ def linear_pack(
     Raises TypeError (dtype) or ValueError (shape, layout, kind), naming the argument.
     """
     parts = [weights] if isinstance(weights, Tensor) else list(weights)
-    if not parts or any(w.dim() != 2 or w.shape[1] != parts[0].shape[1] for w in parts):
-        raise ValueError(
-            "[linear] weights must be matrices of equal K "
-            f"but have shapes {[tuple(w.shape) for w in parts]}"
-        )
+    _check_parts(parts)
     if gated and (len(parts) != 2 or parts[0].shape != parts[1].shape):
         raise ValueError(
             "[linear] a gated pair must be two matrices of one shape "
@@ -72,16 +68,53 @@ def linear_pack(
         outputs = -(-N // _PANEL) * _PANEL
         scale = torch.zeros(outputs) if kind == "int8" else None
         out = PackedWeight(data, scale, kind, N, K, gated)
-    elif (out.N, out.K, out.kind, out.gated) != (N, K, kind, gated):
-        raise ValueError(
-            f"[linear] out must be a {kind} matrix of shape ({N}, {K}), gated={gated}, "
-            f"but is {out.kind} of shape ({out.N}, {out.K}), gated={out.gated}"
-        )
+    else:
+        _check_out(out, kind, N, K, gated)
     first = 0
     for weight in parts:
         _C.linear_pack(weight.detach(), out.data, out.scale, kind, N, K, first, gated)
         first += 16 if gated else weight.shape[0]
     return out
+
+
+def linear_pack_columns(
+    weights: Tensor | Sequence[Tensor], kind: Kind, out: PackedWeight | None = None
+) -> PackedWeight:
+    """Packs the transpose of matrices (N_i, K), one below the other: a packed (K, sum N_i).
+
+    What the gradient of `linear` with respect to x is multiplied by. `kind` is "float32" or
+    "bfloat16"; for a gated pair the gradient's columns are the gate's, then up's.
+    Raises TypeError (dtype) or ValueError (shape, layout, kind), naming the argument.
+    """
+    parts = [weights] if isinstance(weights, Tensor) else list(weights)
+    _check_parts(parts)
+    N, K = parts[0].shape[1], sum(w.shape[0] for w in parts)
+    if out is None:
+        data = torch.zeros(_C.linear_packed_words(kind, N, K), dtype=torch.int32)
+        out = PackedWeight(data, None, kind, N, K)
+    else:
+        _check_out(out, kind, N, K, gated=False)
+    first = 0
+    for weight in parts:
+        _C.linear_pack_columns(weight.detach(), out.data, kind, N, K, first)
+        first += weight.shape[0]
+    return out
+
+
+def _check_parts(parts: list[Tensor]) -> None:
+    if not parts or any(w.dim() != 2 or w.shape[1] != parts[0].shape[1] for w in parts):
+        raise ValueError(
+            "[linear] weights must be matrices of equal K "
+            f"but have shapes {[tuple(w.shape) for w in parts]}"
+        )
+
+
+def _check_out(out: PackedWeight, kind: Kind, N: int, K: int, gated: bool) -> None:
+    if (out.N, out.K, out.kind, out.gated) != (N, K, kind, gated):
+        raise ValueError(
+            f"[linear] out must be a {kind} matrix of shape ({N}, {K}), gated={gated}, "
+            f"but is {out.kind} of shape ({out.N}, {out.K}), gated={out.gated}"
+        )
 
 
 def linear(
@@ -92,8 +125,9 @@ def linear(
     residual: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     splits: Sequence[int] | None = None,
+    kept: Sequence[Tensor] = (),
 ) -> Tensor | list[Tensor]:
-    """f(x @ weight.T + bias), accumulated in float32; not differentiable.
+    """f(x @ weight.T + bias), accumulated in float32; not differentiable (see linear_backward).
 
     x           (T, K) float32 for a float32 weight, bfloat16 for the others
     bias        (N,) float32
@@ -101,6 +135,8 @@ def linear(
     residual    (T, N) float32: the product is added to it in place, and it is returned
     out_dtype   float32 or bfloat16; default: x's
     splits      up to three column counts that add up to N: a tensor for each, as of fused q, k, v
+    kept        filled with what the activation takes, for its backward: gate and up, or one tensor;
+                (T, columns) float32 or bfloat16
     A row's values depend on nothing but that row and the weight: not on T, nor on the threads.
     Raises TypeError (dtype) or ValueError (shape, layout, device), naming the argument.
     Source: the silu gate is arXiv:2002.05202.
@@ -123,8 +159,58 @@ def linear(
         ]
     epilogue = "add" if residual is not None else activation or "store"
     _C.linear_forward(
-        x, weight.data, weight.scale, weight.kind, weight.N, weight.K, bias, epilogue, ys
+        x, weight.data, weight.scale, weight.kind, weight.N, weight.K, bias, epilogue, ys, list(kept)
     )
     if residual is not None:
         torch.autograd.graph.increment_version(residual)
     return ys[0] if splits is None else ys
+
+
+def linear_backward(
+    dy: Tensor,
+    x: Tensor,
+    groups: Tensor,
+    dweight: Tensor | None,
+    dbias: Tensor | None = None,
+) -> None:
+    """Goes on with dweight += dy.T @ x and dbias += dy.sum(0): one chain over tokens an element.
+
+    dy       (T, N) float32 or bfloat16, rounded to x's dtype for dweight
+    x        (T, K) float32 or bfloat16
+    groups   (G + 1,) int64 rising from 0 to T: rows that are never computed in different calls.
+             In bfloat16 tokens are multiplied in pairs, and each group starts a pair
+    dweight  (N, K) float32, or None
+    dbias    (N,) float32, or None
+    Splitting groups over several calls, in order, gives the same bits; so does any thread count.
+    Raises TypeError (dtype) or ValueError (shape, layout, device, groups), naming the argument.
+    """
+    if dy.dim() != 2 or x.dim() != 2 or groups.dim() != 1:
+        raise ValueError(
+            "[linear] dy, x and groups must have 2, 2 and 1 dimensions but have shapes "
+            f"{tuple(dy.shape)}, {tuple(x.shape)} and {tuple(groups.shape)}"
+        )
+    size = _C.linear_backward_workspace_bytes(
+        x.shape[0], dy.shape[1], x.shape[1], len(groups) - 1, x.dtype == torch.bfloat16
+    )
+    workspace = torch.empty(-(-size // 4))
+    _C.linear_backward(dy, x, groups, dweight, dbias, workspace)
+    for buffer in (dweight, dbias):
+        if buffer is not None:
+            torch.autograd.graph.increment_version(buffer)
+
+
+def linear_activation_backward(
+    dy: Tensor, kept: Sequence[Tensor], out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """The gradient with respect to what the activation of `linear` took.
+
+    dy    (T, N) float32 or bfloat16: gradient of the activated values
+    kept  as filled by `linear`: gate and up for "silu_gate", one tensor for "gelu_tanh"
+    Returns (T, 2 N), gate's columns first, or (T, N), in `out_dtype` (default: dy's).
+    Raises TypeError (dtype) or ValueError (shape, layout), naming the argument.
+    """
+    second = kept[1] if len(kept) == 2 else None
+    columns = dy.shape[-1] * len(kept)
+    dx = torch.empty(*dy.shape[:-1], columns, dtype=dy.dtype if out_dtype is None else out_dtype)
+    _C.linear_activation_backward(dy, kept[0], second, dx)
+    return dx

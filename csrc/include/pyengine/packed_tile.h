@@ -59,19 +59,35 @@ PE_INLINE vec dot_pairs(Pairs a, Pairs b, vec acc) {
 #endif
 }
 
+// Where the sums of a tile go, rows `row` floats apart. `continued`: they start from what stands there, so that a chain along
+// K may stop, be stored and go on.
+struct Sums {
+    float* data;
+    int64_t row;
+    bool continued = false;
+};
+
 template <int ROWS>
 struct Accumulators {
     vec v[ROWS][2];
 
-    PE_INLINE Accumulators() {
+    PE_INLINE explicit Accumulators(const Sums& from) {
+        if (from.continued) {
 #pragma GCC unroll 12
-        for (int i = 0; i < ROWS; ++i) v[i][0] = v[i][1] = broadcast(0.0f);
+            for (int i = 0; i < ROWS; ++i) {
+                v[i][0] = load(from.data + i * from.row);
+                v[i][1] = load(from.data + i * from.row + kLanes);
+            }
+        } else {
+#pragma GCC unroll 12
+            for (int i = 0; i < ROWS; ++i) v[i][0] = v[i][1] = broadcast(0.0f);
+        }
     }
-    PE_INLINE void store_to(float* out, int64_t out_row) const {
+    PE_INLINE void store_to(const Sums& to) const {
 #pragma GCC unroll 12
         for (int i = 0; i < ROWS; ++i) {
-            store(out + i * out_row, v[i][0]);
-            store(out + i * out_row + kLanes, v[i][1]);
+            store(to.data + i * to.row, v[i][0]);
+            store(to.data + i * to.row + kLanes, v[i][1]);
         }
     }
 };
@@ -98,8 +114,8 @@ struct Ahead {
 // out[i][0 .. 2 kLanes) for rows of x; `w` stands at the first of these columns of the panel.
 template <int ROWS>
 [[gnu::noinline]] void packed_tile(const float* x, int64_t stride, const float* w, int64_t K,
-                                   Ahead ahead, float* out, int64_t out_row) {
-    Accumulators<ROWS> acc;
+                                   Ahead ahead, const Sums& sums) {
+    Accumulators<ROWS> acc(sums);
     for (int64_t k = 0; k < K; ++k) {
         ahead.fetch();
         const vec w0 = load(w), w1 = load(w + kLanes);
@@ -111,14 +127,14 @@ template <int ROWS>
         }
         w += kPanel;
     }
-    acc.store_to(out, out_row);
+    acc.store_to(sums);
 }
 
 template <int ROWS, typename W>
 [[gnu::noinline]] void packed_tile(const bf16* x, int64_t stride, const W* w, int64_t K,
-                                   Ahead ahead, float* out, int64_t out_row) {
+                                   Ahead ahead, const Sums& sums) {
     [[maybe_unused]] const FlushOutsideInstruction flush;
-    Accumulators<ROWS> acc;
+    Accumulators<ROWS> acc(sums);
     for (int64_t k = 0; k + 2 <= K; k += 2) {
         ahead.fetch();
         const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
@@ -139,38 +155,39 @@ template <int ROWS, typename W>
             acc.v[i][1] = dot_pairs(a, w1, acc.v[i][1]);
         }
     }
-    acc.store_to(out, out_row);
+    acc.store_to(sums);
 }
 
 template <typename X, typename W>
 inline void packed_rows(const X* x, int64_t stride, const W* w, int64_t K, int64_t rows,
-                        Ahead ahead, float* out, int64_t out_row) {
+                        Ahead ahead, const Sums& sums) {
     switch (rows) {
-        case 1: return packed_tile<1>(x, stride, w, K, ahead, out, out_row);
-        case 2: return packed_tile<2>(x, stride, w, K, ahead, out, out_row);
-        case 3: return packed_tile<3>(x, stride, w, K, ahead, out, out_row);
-        case 4: return packed_tile<4>(x, stride, w, K, ahead, out, out_row);
-        case 5: return packed_tile<5>(x, stride, w, K, ahead, out, out_row);
-        case 6: return packed_tile<6>(x, stride, w, K, ahead, out, out_row);
+        case 1: return packed_tile<1>(x, stride, w, K, ahead, sums);
+        case 2: return packed_tile<2>(x, stride, w, K, ahead, sums);
+        case 3: return packed_tile<3>(x, stride, w, K, ahead, sums);
+        case 4: return packed_tile<4>(x, stride, w, K, ahead, sums);
+        case 5: return packed_tile<5>(x, stride, w, K, ahead, sums);
+        case 6: return packed_tile<6>(x, stride, w, K, ahead, sums);
 #if defined(__AVX512F__)
-        case 7: return packed_tile<7>(x, stride, w, K, ahead, out, out_row);
-        case 8: return packed_tile<8>(x, stride, w, K, ahead, out, out_row);
-        case 9: return packed_tile<9>(x, stride, w, K, ahead, out, out_row);
-        case 10: return packed_tile<10>(x, stride, w, K, ahead, out, out_row);
-        case 11: return packed_tile<11>(x, stride, w, K, ahead, out, out_row);
-        case 12: return packed_tile<12>(x, stride, w, K, ahead, out, out_row);
+        case 7: return packed_tile<7>(x, stride, w, K, ahead, sums);
+        case 8: return packed_tile<8>(x, stride, w, K, ahead, sums);
+        case 9: return packed_tile<9>(x, stride, w, K, ahead, sums);
+        case 10: return packed_tile<10>(x, stride, w, K, ahead, sums);
+        case 11: return packed_tile<11>(x, stride, w, K, ahead, sums);
+        case 12: return packed_tile<12>(x, stride, w, K, ahead, sums);
 #endif
         default: return;
     }
 }
 
-// out (rows, 32), its rows out_row apart, = x (rows, K) times a panel; rows <= kPackedRows.
+// sums (rows, 32) = or += x (rows, K) times a panel; rows <= kPackedRows.
 template <typename X, typename W>
 inline void packed_panel(const X* x, int64_t stride, const W* panel, int64_t K, int64_t rows,
-                         float* out, int64_t out_row, Ahead ahead = {}) {
+                         Sums sums, Ahead ahead = {}) {
     constexpr int64_t kPerColumn = sizeof(W) == 4 ? 1 : 2;
     for (int64_t column = 0; column < kPanel; column += 2 * kLanes) {
-        packed_rows(x, stride, panel + column * kPerColumn, K, rows, ahead, out + column, out_row);
+        packed_rows(x, stride, panel + column * kPerColumn, K, rows, ahead, sums);
+        sums.data += 2 * kLanes;
     }
 }
 

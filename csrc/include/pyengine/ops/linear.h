@@ -1,10 +1,14 @@
 // linear: y[t,n] = f(sum_k x[t,k] * weight[n,k] + bias[n]), the weight packed once (packed.h)
 // shapes       x (T, K), row stride free, last dim contiguous; weight (N, K) packed; bias (N,) or null; y up to three
 //              matrices whose columns follow each other and are N in all (N / 2 for kSiluGate)
-// dtypes       x f32 with an f32 weight, bf16 with a bf16 or i8 weight; bias f32; y each f32 or bf16 (f32 for kAdd)
-// epilogue     kStore y = v; kAdd y += v; kSiluGate y = silu(gate) * up of a gated pair; kGelu y = gelu_tanh(v)
+// dtypes       x f32 with an f32 weight, bf16 with a bf16 or i8 weight; bias f32; y each f32 or bf16 (f32 for kAdd, kContinue)
+// epilogue     kStore y = v; kAdd y += v; kSiluGate y = silu(gate) * up of a gated pair; kGelu y = gelu_tanh(v);
+//              kContinue: the chain of y starts at what stands there, and there is no bias.
+//              kept: what an activation was made of, for its backward: gate and up, or v
 // aliasing     none
-// gradient     none here: weights are packed for inference
+// gradient     dx = linear_forward(dy, the same weight packed by columns); dweight = dy^T x and dbias are accumulated (+=),
+//              tokens in order, so that a later call continues the chain. In bf16, dy is rounded and tokens go in pairs:
+//              each group of rows starts a new pair, an odd one ends with a zero, so the split into calls changes nothing
 // determinism  cpu: an output has one f32 accumulator that walks K in order, whatever T, tile, threads; bf16 and i8 take pairs, the
 //              odd element first, as dpbf16ps does, and flush denormals: the same bits on every instruction set with FMA
 // source       the register tile of Goto and van de Geijn, ACM TOMS 34(3), 2008; silu gate: arXiv:2002.05202
@@ -17,7 +21,7 @@
 
 namespace pe {
 
-enum class LinearEpilogue : int { kStore, kAdd, kSiluGate, kGelu };
+enum class LinearEpilogue : int { kStore, kAdd, kSiluGate, kGelu, kContinue };
 
 constexpr int kMaxLinearOutputs = 3;
 
@@ -28,6 +32,7 @@ struct LinearForwardArgs {
     LinearEpilogue epilogue = LinearEpilogue::kStore;
     MatrixView y[kMaxLinearOutputs];
     int outputs = 1;
+    MatrixView kept[2] = {};  // null: not wanted
 };
 
 // Writes rows of `weight` (f32 or bf16) to outputs first, first + 1, ... of `packed`, whose memory starts as zeros. In a gated
@@ -39,9 +44,38 @@ struct LinearPackArgs {
     bool gated = false;
 };
 
+// The transpose, packed: row r of `weight` (f32 or bf16) becomes element first + r along K of every output, one output for a
+// column. Not for i8. The memory starts as zeros.
+struct LinearPackColumnsArgs {
+    MatrixView weight;
+    PackedMatrix packed;
+    int64_t first = 0;
+};
+
+struct LinearBackwardArgs {
+    MatrixView dy;       // (T, N) f32 or bf16
+    MatrixView x;        // (T, K)
+    VectorView groups;   // (G + 1,) i64, from 0 to T: rows groups[g] to groups[g + 1] are group g
+    MatrixView dweight;  // (N, K) f32; null: not wanted
+    VectorView dbias;    // (N,) f32; null: not wanted
+    void* workspace = nullptr;
+};
+
+// dx of kSiluGate (T, 2 N): gate's, then up's; of kGelu (T, N).
+struct LinearActivationBackwardArgs {
+    MatrixView dy;
+    MatrixView kept[2];  // of the forward; the second one null for kGelu
+    MatrixView dx;
+};
+
 namespace cpu {
+int64_t linear_backward_workspace_bytes(int64_t rows, int64_t N, int64_t K, int64_t groups,
+                                        DType x);
 PE_CPU_KERNEL(linear_pack, LinearPackArgs)
+PE_CPU_KERNEL(linear_pack_columns, LinearPackColumnsArgs)
 PE_CPU_KERNEL(linear_forward, LinearForwardArgs)
+PE_CPU_KERNEL(linear_backward, LinearBackwardArgs)
+PE_CPU_KERNEL(linear_activation_backward, LinearActivationBackwardArgs)
 }  // namespace cpu
 
 }  // namespace pe

@@ -1,0 +1,94 @@
+#include "pyengine/ops/linear.h"
+#include "pyengine/pack_columns.h"
+#include "pyengine/packed_tile.h"
+#include "pyengine/parallel.h"
+
+namespace pe::cpu::PE_ISA {
+namespace {
+
+constexpr float kMaxI8 = 127.0f;
+constexpr int64_t kPairsPerTask = 8;
+
+// Where output n of the packed matrix stands: its panel and lane.
+int64_t place(const LinearPackArgs& a, int64_t row) {
+    return a.gated ? row / 16 * kPanel + a.first + row % 16 : a.first + row;
+}
+
+// Symmetric: the largest magnitude of a row becomes 127.
+template <typename T>
+float i8_scale(const T* w, int64_t K) {
+    float largest = 0.0f;
+    for (int64_t k = 0; k < K; ++k)
+        largest = __builtin_fmaxf(largest, __builtin_fabsf(to_float(w[k])));
+    return largest / kMaxI8;
+}
+
+template <typename T>
+void pack_row(const LinearPackArgs& a, int64_t row) {
+    const PackedMatrix& p = a.packed;
+    const int64_t n = place(a, row), lane = n % kPanel;
+    const T* w = row_ptr<T>(a.weight, row);
+    char* panel = static_cast<char*>(p.data) + n / kPanel * p.panel_bytes();
+    if (p.kind == PackedKind::kF32) {
+        float* out = reinterpret_cast<float*>(panel) + lane;
+        for (int64_t k = 0; k < p.K; ++k) out[k * kPanel] = to_float(w[k]);
+    } else if (p.kind == PackedKind::kBF16) {
+        bf16* out = reinterpret_cast<bf16*>(panel) + 2 * lane;
+        for (int64_t k = 0; k < p.K; ++k) out[k / 2 * 2 * kPanel + k % 2] = to_bf16(to_float(w[k]));
+    } else {
+        const float scale = i8_scale(w, p.K), inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+        int8_t* out = reinterpret_cast<int8_t*>(panel) + 2 * lane;
+        for (int64_t k = 0; k < p.K; ++k) {
+            const float q = __builtin_rintf(to_float(w[k]) * inverse);
+            out[k / 2 * 2 * kPanel + k % 2] =
+                static_cast<int8_t>(__builtin_fminf(__builtin_fmaxf(q, -kMaxI8), kMaxI8));
+        }
+        p.scale[n] = scale;
+    }
+}
+
+// Sixteen rows whose places follow each other within a panel: K outermost, so that whole lanes are written.
+template <typename T>
+void pack_sixteen(const LinearPackArgs& a, int64_t row) {
+    const PackedMatrix& p = a.packed;
+    const int64_t n = place(a, row), lane = n % kPanel;
+    char* panel = static_cast<char*>(p.data) + n / kPanel * p.panel_bytes();
+    const T* w[16];
+    for (int i = 0; i < 16; ++i) w[i] = row_ptr<T>(a.weight, row + i);
+    if (p.kind == PackedKind::kF32) {
+        float* out = reinterpret_cast<float*>(panel) + lane;
+        for (int64_t k = 0; k < p.K; ++k) {
+            for (int i = 0; i < 16; ++i) out[k * kPanel + i] = to_float(w[i][k]);
+        }
+        return;
+    }
+    pack_pairs(w, 16, p.K, reinterpret_cast<uint32_t*>(panel) + lane);
+}
+
+}  // namespace
+
+void linear_pack(const LinearPackArgs& a) {
+    dispatch_dtype(a.weight.dtype, [&]<typename T>(T*) {
+        parallel_rows(a.weight.rows, 16, [&](int64_t begin, int64_t end) {
+            const bool whole = end - begin == 16 && place(a, begin) % 16 == 0;
+            if (whole && a.packed.kind != PackedKind::kI8) return pack_sixteen<T>(a, begin);
+            for (int64_t row = begin; row < end; ++row) pack_row<T>(a, row);
+        });
+    });
+}
+
+void linear_pack_columns(const LinearPackColumnsArgs& a) {
+    const int64_t end = a.first + a.weight.rows;
+    dispatch_dtype(a.weight.dtype, [&]<typename T>(T*) {
+        const auto row_at = [&](int64_t k) -> const T* {
+            return k >= a.first && k < end ? row_ptr<T>(a.weight, k - a.first) : nullptr;
+        };
+        // Pairs [first / 2, ceil(end / 2)); those at the ends may be half another matrix's.
+        parallel_rows((end + 1) / 2 - a.first / 2, kPairsPerTask, [&](int64_t begin, int64_t last) {
+            const int64_t pair = a.first / 2 + begin;
+            pack_pairs_of_rows<T>(a.packed, 2 * pair, 2 * (last - begin), row_at, false);
+        });
+    });
+}
+
+}  // namespace pe::cpu::PE_ISA
