@@ -4,6 +4,7 @@
 
 #include "bind.h"
 #include "check.h"
+#include "heads.h"
 #include "pyengine/ops/attention.h"
 #include "pyengine/ops/kv_cache.h"
 
@@ -23,12 +24,6 @@ void check_page_tokens(const char* op, int64_t page_tokens) {
                           std::to_string(page_tokens));
 }
 
-void check_head_dim(const TensorArg& t, int64_t head_dim) {
-    if (head_dim >= 1 && head_dim <= kMaxHeadDim) return;
-    value_error(t, "must have a head_dim from 1 to " + std::to_string(kMaxHeadDim) +
-                       " but got shape " + t.shape_text());
-}
-
 int64_t elements_per_page(int64_t num_kv_heads, int64_t head_dim, int64_t page_tokens) {
     check_page_tokens(kCache, page_tokens);
     if (num_kv_heads < 1 || head_dim < 1 || head_dim > kMaxHeadDim) {
@@ -37,17 +32,6 @@ int64_t elements_per_page(int64_t num_kv_heads, int64_t head_dim, int64_t page_t
                               std::to_string(num_kv_heads) + " and " + std::to_string(head_dim));
     }
     return kv_elements_per_page(num_kv_heads, head_dim, page_tokens);
-}
-
-// (rows, heads, head_dim) with the last two dimensions contiguous, as (rows, heads * head_dim).
-MatrixView heads_matrix(const TensorArg& t) {
-    const int64_t rows = t.shape[0], heads = t.shape[1], head_dim = t.shape[2];
-    if ((head_dim > 1 && t.strides[2] != 1) || (heads > 1 && t.strides[1] != head_dim)) {
-        value_error(t, "must have contiguous heads but its strides are (" +
-                           std::to_string(t.strides[0]) + ", " + std::to_string(t.strides[1]) +
-                           ", " + std::to_string(t.strides[2]) + ")");
-    }
-    return {t.data, t.dtype, rows, heads * head_dim, rows > 1 ? t.strides[0] : heads * head_dim};
 }
 
 // `keys` or `values`: (P, E), a row for each page of one layer.
@@ -174,16 +158,18 @@ void check_sequences(const TensorArg& cu_seqlens, const TensorArg& first_positio
 
 void forward(py::object q_, py::object keys_, py::object values_, py::object cu_seqlens_,
              py::object first_positions_, py::object block_tables_, int64_t num_kv_heads,
-             int64_t page_tokens, py::object scale_, py::object out_) {
+             int64_t page_tokens, py::object scale_, py::object out_, py::object lse_) {
     const TensorArg q = borrow(kAttention, "q", q_), out = borrow(kAttention, "out", out_);
     const TensorArg keys = borrow(kAttention, "keys", keys_),
                     values = borrow(kAttention, "values", values_);
     const TensorArg cu_seqlens = borrow(kAttention, "cu_seqlens", cu_seqlens_),
                     first_positions = borrow(kAttention, "first_positions", first_positions_),
                     block_tables = borrow(kAttention, "block_tables", block_tables_);
+    const TensorArg lse = borrow_optional(kAttention, "lse", lse_);
     for (const TensorArg* t : {&q, &out}) check_dtype(*t, {DType::kF32, DType::kBF16});
     for (const TensorArg* t : {&cu_seqlens, &first_positions, &block_tables})
         check_dtype(*t, {DType::kI32});
+    check_dtype(lse, {DType::kF32});
     check_dims(q, "(T, H, hd)", 3);
     check_page_tokens(kAttention, page_tokens);
     const int64_t T = q.shape[0], H = q.shape[1], head_dim = q.shape[2];
@@ -193,6 +179,7 @@ void forward(py::object q_, py::object keys_, py::object values_, py::object cu_
                            " heads but got shape " + q.shape_text());
     }
     check_shape(out, "(T, H, hd)", {T, H, head_dim});
+    check_shape(lse, "(T, H)", {T, H});
     check_dims(first_positions, "(S,)", 1);
     const int64_t S = first_positions.shape[0];
     check_shape(cu_seqlens, "(S + 1,)", {S + 1});
@@ -203,7 +190,8 @@ void forward(py::object q_, py::object keys_, py::object values_, py::object cu_
                             : scale_.cast<float>();
     if (!std::isfinite(scale))
         throw py::value_error("[attention] scale must be finite but is " + std::to_string(scale));
-    check_same_device(q, {&keys, &values, &cu_seqlens, &first_positions, &block_tables, &out});
+    check_same_device(q,
+                      {&keys, &values, &cu_seqlens, &first_positions, &block_tables, &out, &lse});
     check_cpu(q);
     const AttentionForwardArgs args{.q = heads_matrix(q),
                                     .keys = pages(keys, num_kv_heads, head_dim, page_tokens),
@@ -213,7 +201,8 @@ void forward(py::object q_, py::object keys_, py::object values_, py::object cu_
                                     .block_tables = matrix(block_tables),
                                     .num_heads = H,
                                     .scale = scale,
-                                    .out = heads_matrix(out)};
+                                    .out = heads_matrix(out),
+                                    .lse = matrix(lse)};
     check_dtype(values, {keys.dtype});
     check_shape(values, "(P, E)", {keys.shape[0], keys.shape[1]});
     check_sequences(cu_seqlens, first_positions, block_tables, args);
@@ -231,7 +220,7 @@ void bind_attention(py::module_& m) {
     m.def("attention_forward", &forward, py::arg("q"), py::arg("keys"), py::arg("values"),
           py::arg("cu_seqlens"), py::arg("first_positions"), py::arg("block_tables"),
           py::arg("num_kv_heads"), py::arg("page_tokens"), py::arg("scale").none(true),
-          py::arg("out"));
+          py::arg("out"), py::arg("lse") = py::none());
 }
 
 }  // namespace pe::bindings

@@ -134,6 +134,7 @@ def attention_forward(
     page_tokens: int,
     scale: float | None,
     out: Tensor,
+    lse: Tensor | None = None,
 ) -> None: ...
 def sample_workspace_bytes(V: int) -> int: ...
 def sample(

@@ -104,6 +104,7 @@ class PagedSequences:
         parts: Sequence[tuple[int, int, int]],
         scale: float | None = None,
         out_dtype: torch.dtype | None = None,
+        lse: Tensor | None = None,
     ) -> Tensor:
         """Rows [begin, end) of sequence s for each (s, begin, end), one after the other."""
         return pe.ops.attention(
@@ -112,4 +113,5 @@ class PagedSequences:
             page_tokens=self.page_tokens,
             scale=scale,
             out_dtype=out_dtype,
+            lse=lse,
         )

@@ -75,6 +75,7 @@ class Tile {
             block = next;
         }
         for (int64_t r = 0; r < rows_.count; ++r) write_row(head_of<O>(a_.out, r), r);
+        if (a_.lse) write_lse();
     }
 
   private:
@@ -154,6 +155,16 @@ class Tile {
             for (int i = 0; i < vec16::kParts; ++i) x.part[i] = x.part[i] / total.part[i];
             write(out + d, x + zero, n);
         });
+    }
+
+    [[gnu::noinline]] void write_lse() const {
+        alignas(64) float lse[16];
+        for (int64_t r = 0; r < 16; ++r) lse[r] = sum(load16(total_[r]));
+        store16(lse, load16(largest_) + log(load16(lse)));
+        for (int64_t r = 0; r < rows_.count; ++r) {
+            const int64_t row = rows_.begin + r;
+            row_ptr<float>(a_.lse, token_ + row / G_)[rows_.head * G_ + row % G_] = lse[r];
+        }
     }
 
     const AttentionForwardArgs& a_;

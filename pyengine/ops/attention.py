@@ -20,6 +20,7 @@ def attention(
     page_tokens: int,
     scale: float | None = None,
     out_dtype: torch.dtype | None = None,
+    lse: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale * q k^T) v for each row, over the keys up to the row's own position.
 
@@ -32,6 +33,7 @@ def attention(
     page_tokens      16, 32 or 64
     scale            default: hd ** -0.5
     out_dtype        float32 or bfloat16; default: that of q
+    lse              (T, H) float32 or None: takes log sum_j exp(scale * q k_j), for the gradient
     Returns (T, H, hd). A row's bits depend neither on the other rows of the call nor on how pages
     are cut and placed. Not differentiable.
     Raises TypeError (dtype) or ValueError (shape, layout, range, device), naming the argument.
@@ -52,5 +54,6 @@ def attention(
         page_tokens,
         scale,
         out,
+        lse,
     )
     return out

@@ -76,7 +76,7 @@ struct Inputs {
     }
 
     // Writes these rows of `out`, which has the layout of q; in the call they follow each other.
-    void run(const std::vector<Part>& parts, const Matrix& out) const {
+    void run(const std::vector<Part>& parts, const Matrix& out, const Matrix* lse = nullptr) const {
         std::vector<int32_t> cu = {0}, first;
         // Entries that must not be read are no pages.
         std::vector<int32_t> table(parts.size() * static_cast<size_t>(width), -1);
@@ -100,7 +100,8 @@ struct Inputs {
                               width},
              .num_heads = c.shape.heads * c.G,
              .scale = c.scale,
-             .out = got.view()});
+             .out = got.view(),
+             .lse = lse != nullptr ? lse->view() : pe::MatrixView{}});
         CHECK(got.padding_is_intact(), c.text() + " writes between rows");
         move(parts, cu, [&](int64_t whole, int64_t row) { copy_row(got, row, out, whole); });
     }
@@ -132,7 +133,7 @@ double rounded(double x, DType dtype) {
 }
 
 // Largest error as a share of its bound, over the rows of sequence s.
-double check_values(const Inputs& in, const Matrix& out, size_t s) {
+double check_values(const Inputs& in, const Matrix& out, const Matrix& lse, size_t s) {
     const Case& c = in.c;
     const int64_t hd = c.shape.head_dim, base = in.start[s];
     const bool bf16 = c.shape.dtype == DType::kBF16;
@@ -158,6 +159,12 @@ double check_values(const Inputs& in, const Matrix& out, size_t s) {
                     score_error, static_cast<double>(hd + 4) * kUnit * std::fabs(size * c.scale));
             }
             for (double& w : weight) total += w = std::exp(w - largest);
+            const double exact_lse = largest + std::log(total);
+            worst =
+                std::max(worst, share(lse.get(base + t, head), exact_lse,
+                                      2 * score_error + static_cast<double>(t + 40) * 2 * kUnit +
+                                          4 * kUnit * std::fabs(exact_lse),
+                                      c.text() + " lse of row " + std::to_string(t)));
             const double relative =
                 4 * score_error + (bf16 ? 0x1.0p-8 : 0.0) + static_cast<double>(t + 40) * 2 * kUnit;
             for (int64_t d = 0; d < hd; ++d) {
@@ -209,9 +216,11 @@ double check_case(const Case& c, const Options& options) {
     for (const auto isa : isas(options)) {
         pe::cpu::set_active_isa(isa);
         Matrix out(c.out, in.start.back(), c.columns());
-        in.run(in.whole(), out);
+        const Matrix lse(DType::kF32, in.start.back(), c.shape.heads * c.G, c.pad);
+        in.run(in.whole(), out, &lse);
+        CHECK(lse.padding_is_intact(), c.text() + " writes between rows of lse");
         for (size_t s = 0; s < c.lengths.size(); ++s)
-            worst = std::max(worst, check_values(in, out, s));
+            worst = std::max(worst, check_values(in, out, lse, s));
         check_bits(in, out, pe::cpu::isa_name(isa));
         if (!has_fma(isa)) continue;
         if (!fma.empty()) {

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from paged_sequences import PagedSequences, Tokens, random_tokens
-from reference.attention import attend
+from reference.attention import attend, log_sum_exp
 from reference.attention import attention as reference
 from reference.kv_cache import gather
 from tolerances import check_budget
@@ -289,6 +289,47 @@ def test_weight_that_vanishes(isa: str) -> None:
     torch.testing.assert_close(got[9], tokens.v[:10].mean(0))
 
 
+def lse_of(pool: PagedSequences, parts: Sequence[Part], **how: Any) -> Tensor:
+    rows = sum(end - begin for _, begin, end in parts)
+    lse = torch.full((rows, pool.sequences[0].q.shape[1]), float("nan"))
+    with_lse = pool.attend(parts, lse=lse, **how)
+    assert torch.equal(with_lse, pool.attend(parts, **how))
+    return lse
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.125, 4.0])
+@BOTH
+def test_lse(dtype: torch.dtype, scale: float, isa: str) -> None:
+    sequences = [random_tokens(n, dtype=dtype, head_dim=24, seed=n) for n in LENGTHS]
+    pool = PagedSequences(sequences, dtype=dtype).write_all()
+    exact, plain = (
+        torch.cat([log_sum_exp(t.q.to(d), t.k.to(d), 0, scale) for t in sequences])
+        for d in (torch.float64, torch.float32)
+    )
+    check_budget(lse_of(pool, whole(sequences), scale=scale), plain, exact)
+
+
+@BOTH
+def test_lse_has_the_same_bits_in_any_chunk(
+    dtype: torch.dtype, isa: str, restore_threads: None
+) -> None:
+    sequences = [random_tokens(n, K=2, G=3, head_dim=24, seed=n) for n in (*LENGTHS, 333)]
+    pool = PagedSequences(sequences, dtype=dtype, page_tokens=64).write_all()
+    pe.set_num_threads(2)
+    want = lse_of(pool, whole(sequences))
+    pe.set_num_threads(1)
+    pool = PagedSequences(sequences, dtype=dtype, seed=1, garbage=100.0).write_all()
+    rng, start = random.Random(0), 0
+    for s, tokens in enumerate(sequences):
+        begin = 0
+        while begin < len(tokens):
+            end = min(len(tokens), begin + rng.choice((1, 2, 13, 64, 100)))
+            got = lse_of(pool, [(s, begin, end)])
+            assert torch.equal(got, want[start + begin : start + end]), (s, begin)
+            begin = end
+        start += len(tokens)
+
+
 def test_strided_rows_and_out_of_the_same_memory() -> None:
     """q as a part of one fused projection, and out written over q."""
     tokens = random_tokens(70)
@@ -357,6 +398,12 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
      "[attention] out must have contiguous heads but its strides are (390, 65, 1)"),
     ({"out": torch.zeros(20, 5, 64)}, ValueError,
      "[attention] out must have shape (T, H, hd) = (20, 6, 64) but got (20, 5, 64)"),
+    ({"lse": torch.zeros(20, 6, dtype=BF16)}, TypeError,
+     "[attention] lse must be float32 but is bfloat16"),
+    ({"lse": torch.zeros(20, 5)}, ValueError,
+     "[attention] lse must have shape (T, H) = (20, 6) but got (20, 5)"),
+    ({"lse": torch.zeros(6, 20).T}, ValueError,
+     "[attention] lse must have a contiguous last dimension but its stride is 20"),
     ({"page_tokens": 8}, ValueError, "[attention] page_tokens must be 16, 32 or 64 but is 8"),
     ({"keys": torch.zeros(5, 2047)}, ValueError,
      "[attention] keys must have shape (P, E) with E = 2048 for 2 heads of 64 and pages of 16 "

@@ -7,14 +7,23 @@ from reference.kv_cache import gather
 from torch import Tensor
 
 
+def masked_scores(q: Tensor, k: Tensor, first: int, scale: float) -> Tensor:
+    """(H, n, first + n), -inf where a row does not see the key."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    scores = torch.einsum("ihd,jhd->hij", q, k) * scale
+    hidden = torch.arange(k.shape[0])[None, :] > first + torch.arange(q.shape[0])[:, None]
+    return scores.masked_fill(hidden, float("-inf"))
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, first: int, scale: float) -> Tensor:
     """q (n, H, hd) at positions first, first + 1, ...; k, v (first + n, K, hd) -> (n, H, hd)."""
-    n, H, _ = q.shape
-    k, v = (x.repeat_interleave(H // x.shape[1], 1) for x in (k, v))
-    scores = torch.einsum("ihd,jhd->hij", q, k) * scale
-    hidden = torch.arange(k.shape[0])[None, :] > first + torch.arange(n)[:, None]
-    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-    return torch.einsum("hij,jhd->ihd", weights, v)
+    v = v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+    return torch.einsum("hij,jhd->ihd", masked_scores(q, k, first, scale).softmax(-1), v)
+
+
+def log_sum_exp(q: Tensor, k: Tensor, first: int, scale: float) -> Tensor:
+    """log sum_j exp(scale * q . k_j) over the keys that a row sees: (n, H)."""
+    return masked_scores(q, k, first, scale).logsumexp(-1).T
 
 
 def attention(

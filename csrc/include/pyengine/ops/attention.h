@@ -2,8 +2,9 @@
 // shapes       q, out (T, H*hd), row stride free, last dim contiguous; keys, values: kv_pages.h, K heads of head_dim hd,
 //              H = K*G; rows cu_seqlens[s] to cu_seqlens[s+1] are sequence s, (S+1,); first_positions (S,) of its first
 //              row; block_tables (S, W) its pages in order; its keys and values up to the last row are in the pages
+//              lse (T, H) or null: log sum_j exp(scale * q . k), what the backward pass starts from
 // dtypes       q, out each f32 or bf16; pages f32 or bf16, q is rounded to that; cu_seqlens, first_positions, block_tables
-//              i32; accumulates in f32
+//              i32; lse f32; accumulates in f32
 // aliasing     out may be q; no other overlap
 // gradient     none
 // determinism  bitwise for any batch, chunks of rows, page size and place, thread count, and instruction set with FMA (finite
@@ -11,7 +12,7 @@
 //                s = (q . k) * scale, one chain over head_dim; -inf past the row's position
 //                m' = max(m, max s);  f = exp(m - m');  p = exp(s - m')
 //                l = l * f + (p[j] + p[j+16]) + (p[j+32] + p[j+48]) in 16 lanes j, folded once at the end
-//                acc = acc * f, then one chain over the block's keys; out = acc / l, and +0 for -0
+//                acc = acc * f, then one chain over the block's keys; out = acc / l, and +0 for -0; lse = m + log(l)
 //              In bf16 pages p is rounded for the last chain, and both chains walk pairs, odd element first. Denormal
 //              numbers count as zero, as in the bf16 instructions.
 // source       online softmax: arXiv:1805.02867, arXiv:2205.14135; pages: arXiv:2309.06180; grouped queries: arXiv:2305.13245
@@ -34,6 +35,7 @@ struct AttentionForwardArgs {
     int64_t num_heads = 0;
     float scale = 1.0f;
     MatrixView out;
+    MatrixView lse;
 };
 
 namespace cpu {
