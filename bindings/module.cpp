@@ -74,6 +74,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("set_num_threads", &set_threads);
     m.def("num_threads", &pe::num_threads);
     bind_attention(m);
+    bind_attention_backward(m);
     bind_norm(m);
     bind_linear(m);
     bind_logprob(m);

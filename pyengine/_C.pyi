@@ -136,6 +136,25 @@ def attention_forward(
     out: Tensor,
     lse: Tensor | None = None,
 ) -> None: ...
+def attention_backward_workspace_bytes(
+    T: int, S: int, num_heads: int, num_kv_heads: int, head_dim: int
+) -> int: ...
+def attention_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    prefix_begin: Tensor,
+    prefix_rows: Tensor,
+    scale: float | None,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    workspace: Tensor,
+) -> None: ...
 def sample_workspace_bytes(V: int) -> int: ...
 def sample(
     logits: list[Tensor],

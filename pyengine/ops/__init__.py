@@ -1,6 +1,7 @@
 """Kernels as differentiable Python functions: one op a file, named alike on every layer below."""
 
 from pyengine.ops.attention import attention
+from pyengine.ops.attention_backward import attention_backward
 from pyengine.ops.kv_cache import kv_cache
 from pyengine.ops.layer_norm import layer_norm
 from pyengine.ops.linear import PackedWeight, linear, linear_pack
@@ -15,6 +16,7 @@ __all__ = [
     "PackedWeight",
     "Sampled",
     "attention",
+    "attention_backward",
     "kv_cache",
     "layer_norm",
     "linear",

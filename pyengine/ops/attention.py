@@ -35,7 +35,7 @@ def attention(
     out_dtype        float32 or bfloat16; default: that of q
     lse              (T, H) float32 or None: takes log sum_j exp(scale * q k_j), for the gradient
     Returns (T, H, hd). A row's bits depend neither on the other rows of the call nor on how pages
-    are cut and placed. Not differentiable.
+    are cut and placed. Not differentiable by autograd: see attention_backward.
     Raises TypeError (dtype) or ValueError (shape, layout, range, device), naming the argument.
     Source: arXiv:1805.02867 (online softmax), arXiv:2309.06180 (pages), arXiv:2305.13245 (grouped
     queries).

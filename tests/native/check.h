@@ -201,6 +201,7 @@ inline constexpr int64_t kSizes[] = {0, 1, 31, 32, 33, 111, 4099};
 
 void test_activations(const Options& options);
 void test_attention(const Options& options);
+void test_attention_backward(const Options& options);
 void test_block_manager();
 void test_exp(const Options& options);
 void test_log(const Options& options);

@@ -58,6 +58,7 @@ int main(int argc, char** argv) {
     timed("linear_logprob", [&] { native::test_linear_logprob(options); });
     timed("kv_cache", [&] { native::test_kv_cache(options); });
     timed("attention", [&] { native::test_attention(options); });
+    timed("attention_backward", [&] { native::test_attention_backward(options); });
     timed("sample", [&] { native::test_sample(options); });
     timed("block_manager", [] { native::test_block_manager(); });
     timed("scheduler", [&] { native::test_scheduler(options); });

@@ -6,7 +6,7 @@
 // dtypes       q, out each f32 or bf16; pages f32 or bf16, q is rounded to that; cu_seqlens, first_positions, block_tables
 //              i32; lse f32; accumulates in f32
 // aliasing     out may be q; no other overlap
-// gradient     none
+// gradient     attention_backward.h
 // determinism  bitwise for any batch, chunks of rows, page size and place, thread count, and instruction set with FMA (finite
 //              inputs). Keys are walked in blocks of 64 from position 0, with one online softmax state for a row and head:
 //                s = (q . k) * scale, one chain over head_dim; -inf past the row's position
@@ -35,7 +35,7 @@ struct AttentionForwardArgs {
     int64_t num_heads = 0;
     float scale = 1.0f;
     MatrixView out;
-    MatrixView lse;
+    MatrixView lse = {};  // null: not wanted
 };
 
 namespace cpu {
