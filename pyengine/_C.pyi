@@ -70,9 +70,7 @@ def linear_forward(
 def linear_pack_columns(
     weight: Tensor, data: Tensor, kind: str, N: int, K: int, first: int
 ) -> None: ...
-def linear_backward_workspace_bytes(
-    rows: int, N: int, K: int, groups: int, pairs: bool
-) -> int: ...
+def linear_backward_workspace_bytes(rows: int, N: int, K: int, groups: int, pairs: bool) -> int: ...
 def linear_backward(
     dy: Tensor,
     x: Tensor,

@@ -24,7 +24,7 @@ struct Heads {
 };
 
 // Where dk and dv of a task go: (rows of a tree in blocks, hd), or (T, hd) for one query head.
-struct Sums {
+struct Gathered {
     float *dk, *dv;
     bool by_row;  // of the call
 };
@@ -84,7 +84,7 @@ class Tree {
             s_.blocks[b].end = static_cast<int32_t>(blocks_);
     }
 
-    void run(const Sums& sums) {
+    void run(const Gathered& sums) {
         for (int64_t b = 0; b < blocks_; ++b) pack_keys(b);
         for (int64_t head = heads_.begin; head < heads_.end; ++head) {
             for (int64_t b = 0; b < blocks_; ++b) pack_queries(b, head);
@@ -120,7 +120,7 @@ class Tree {
         });
     }
 
-    void write_keys(const Sums& sums) const {
+    void write_keys(const Gathered& sums) const {
         dispatch_dtype(a_.dk.dtype, [&]<typename O>(O*) {
             for_each_row([&](int64_t at, int64_t row) {
                 write_row(row_ptr<O>(a_.dk, row) + heads_.kv * a_.head_dim, sums.dk + at * hd_,
@@ -248,7 +248,7 @@ class Tree {
     }
 
     // A head's dk and dv of block b are added to those of the heads before it.
-    void keep(const Sums& sums, int64_t b, bool first) const {
+    void keep(const Gathered& sums, int64_t b, bool first) const {
         const int64_t at = sums.by_row ? s_.blocks[b].row : b * kRowBlock;
         for (int64_t x = 0; x < s_.blocks[b].count * hd_; x += 16) {
             float *dk = sums.dk + at * hd_ + x, *dv = sums.dv + at * hd_ + x;

@@ -142,7 +142,8 @@ void Decoder::attention(StepBatch& batch, int64_t layer) {
                                              batch.table_width, batch.table_width},
                             .num_heads = w.num_heads,
                             .scale = w.attention_scale,
-                            .out = attended_.view(T)});
+                            .out = attended_.view(T),
+                            .lse = {}});
 }
 
 void Decoder::write_keys_values(StepBatch& batch, int64_t layer, int64_t begin, int64_t rows) {

@@ -31,7 +31,9 @@ from pyengine.engine.inference import (
     check_model,
     mixture_of,
 )
+from pyengine.engine.learning import KernelLearner, Learner, TorchLearner
 from pyengine.engine.optimizer import Optimizer, OptimizerConfig, Schedule
+from pyengine.engine.packed import PackedDecoder
 from pyengine.engine.packing import Tree, check_tree
 from pyengine.engine.persistence import engine_state, load_tokenizer, rebuilt
 from pyengine.engine.prompts import (
@@ -112,21 +114,28 @@ class Engine:
             config, kv_tokens=self._kv_tokens, micro_batch_tokens=self._micro_batch_tokens
         )
         self._stop_ids = stop_ids(tokenizer, model_config, generation_config)
-        self._inference = self._make_inference()
+        self._inference, self._learner = self._make_parts()
         self._skipped_in_a_row = 0
         self._written_reference: tuple[Path, str] | None = None  # file and SHA-256
 
-    def _make_inference(self) -> Inference:
-        decoders = {"policy": self._policy}
-        if self._reference is not None:
-            decoders["reference"] = self._reference
+    def _make_parts(self) -> tuple[Inference, Learner]:
+        """What samples and scores, and what learns; on the CPU they share packed weights."""
         common = (self.tokenizer, self._stop_ids)
         if self.device.type == "cpu":
             kind = packed_kind(self.config.dtype)
-            return SessionInference(decoders, kind, self._kv_tokens, *common)
-        return TorchInference(
-            decoders, self.device, self._kv_tokens, self._micro_batch_tokens, *common
+            policy = PackedDecoder(self._policy, kind)
+            reference = None if self._reference is None else PackedDecoder(self._reference, kind)
+            inference = SessionInference(policy, reference, self._kv_tokens, *common)
+            return inference, KernelLearner(policy, reference)
+        torch_inference = TorchInference(
+            self._policy,
+            self._reference,
+            self.device,
+            self._kv_tokens,
+            self._micro_batch_tokens,
+            *common,
         )
+        return torch_inference, TorchLearner(self._policy, self._reference)
 
     # Loading
 
@@ -349,8 +358,7 @@ class Engine:
         parts = compared_parts(batch, self.spec.vocab_size, self.max_positions)
         try:
             return forward_backward(
-                self._policy,
-                self._reference,
+                self._learner,
                 parts,
                 objective,
                 self._micro_batch_tokens,
@@ -369,6 +377,7 @@ class Engine:
         """
         if all(p.grad is None for p in self._policy.parameters()):
             raise RequestError("[step] there are no gradients: call forward_backward first")
+        self._learner.settle()
         result = self._optimizer.step()
         self._optimizer.zero_grad()
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if result["skipped"] else 0
@@ -388,8 +397,7 @@ class Engine:
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """(name, gradient) under Hugging Face names and shapes, for every weight that has one."""
-        gradients = {n: p.grad for n, p in self._policy.named_parameters() if p.grad is not None}
-        yield from hf_tensors(self.spec, gradients)
+        yield from hf_tensors(self.spec, self._learner.gradients())
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, fp32 master) under Hugging Face names and shapes."""

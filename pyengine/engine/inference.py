@@ -18,10 +18,9 @@ from pyengine.engine.packing import Tree, micro_batches, pack
 from pyengine.engine.sampler import Sampler
 from pyengine.engine.scoring import score_trees
 from pyengine.engine.streaming import Stream
-from pyengine.engine.training import token_logps
+from pyengine.engine.tree_model_torch import token_logps
 from pyengine.errors import RequestError
 from pyengine.models.decoder import Decoder
-from pyengine.ops.linear import Kind
 from pyengine.preferences.groups import Response
 
 ScoreProgress = Callable[[int, int], None]
@@ -50,22 +49,24 @@ class Inference(Protocol):
 
 
 class SessionInference:
-    """On the CPU. Weights are packed when they are first needed: training alone packs nothing.
+    """On the CPU. Weights are packed when they are first needed.
 
     Calls share one session, so a call that comes while another runs is refused.
     """
 
     def __init__(
         self,
-        decoders: Mapping[str, Decoder],
-        kind: Kind,
+        policy: PackedDecoder,
+        reference: PackedDecoder | None,
         kv_tokens: int,
         tokenizer: Decodes | None,
         stop_ids: frozenset[int],
     ) -> None:
-        packed = {name: PackedDecoder(decoder, kind) for name, decoder in decoders.items()}
+        packed = {"policy": policy}
+        if reference is not None:
+            packed["reference"] = reference
         self._generator = Generator(
-            Sampler(packed, kv_tokens), decoders["policy"].spec, tokenizer, stop_ids
+            Sampler(packed, kv_tokens), policy.decoder.spec, tokenizer, stop_ids
         )
         self._running = threading.Lock()
 
@@ -120,17 +121,20 @@ class TorchInference:
 
     def __init__(
         self,
-        decoders: Mapping[str, Decoder],
+        policy: Decoder,
+        reference: Decoder | None,
         device: torch.device,
         kv_tokens: int,
         micro_batch_tokens: int,
         tokenizer: Decodes | None,
         stop_ids: frozenset[int],
     ) -> None:
-        self._decoders = decoders
+        self._decoders = {"policy": policy}
+        if reference is not None:
+            self._decoders["reference"] = reference
         self._device = device
         self._micro_batch_tokens = micro_batch_tokens
-        self._generator = TorchGenerator(decoders["policy"], tokenizer, stop_ids, kv_tokens, device)
+        self._generator = TorchGenerator(policy, tokenizer, stop_ids, kv_tokens, device)
 
     def generate(
         self,

@@ -5,16 +5,43 @@ Packed copies follow the masters: `refresh` packs again what has changed since t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyengine.models.decoder import Decoder
-from pyengine.models.layers import Block, GatedMlp, Linear, Norm
-from pyengine.ops.linear import Kind, PackedWeight, linear_pack
+from pyengine.models.layers import Block, Norm
+from pyengine.models.spec import DecoderSpec
+from pyengine.ops.linear import Kind, PackedWeight, linear_pack, linear_pack_columns
 
 _State = tuple[Tensor, int, int]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Matrices of a layer that are multiplied at once: their names in the decoder, in order.
+
+    gated  they are gate and up of a gated MLP
+    """
+
+    names: tuple[str, ...]
+    gated: bool = False
+
+
+def fused_matrices(spec: DecoderSpec) -> dict[str, Fused]:
+    """By the names that packed matrices and gradients have: layers.N.{qkv, o, up, down}, head."""
+    gated = spec.activation == "silu_glu"
+    table = {}
+    for i in range(spec.num_layers):
+        attn, mlp = f"layers.{i}.attn", f"layers.{i}.mlp"
+        table[f"layers.{i}.qkv"] = Fused((f"{attn}.q", f"{attn}.k", f"{attn}.v"))
+        table[f"layers.{i}.o"] = Fused((f"{attn}.o",))
+        up = (f"{mlp}.gate", f"{mlp}.up") if gated else (f"{mlp}.up",)
+        table[f"layers.{i}.up"] = Fused(up, gated)
+        table[f"layers.{i}.down"] = Fused((f"{mlp}.down",))
+    return table | {"head": Fused(("embed" if spec.tied_head else "head",))}
 
 
 class PackedDecoder:
@@ -27,7 +54,10 @@ class PackedDecoder:
         self.decoder = decoder
         self.kind: Kind = kind
         self.version = 0
+        self.table = fused_matrices(decoder.spec)
         self._packed: dict[str, PackedWeight] = {}
+        self._columns: dict[str, PackedWeight] = {}
+        self._stale_columns: set[str] = set(self.table)
         self._biases: dict[str, Tensor | None] = {}
         self._seen: dict[str, _State] = {}
 
@@ -39,7 +69,8 @@ class PackedDecoder:
     @property
     def num_bytes(self) -> int:
         """Memory of what is packed now."""
-        return sum(p.num_bytes for p in self._packed.values())
+        packed = [*self._packed.values(), *self._columns.values()]
+        return sum(p.num_bytes for p in packed)
 
     @torch.no_grad()
     def refresh(self) -> bool:
@@ -47,22 +78,43 @@ class PackedDecoder:
         changed = {n for n, p in self.decoder.named_parameters() if self._differs(n, p)}
         if not changed:
             return False
-        for i, block in enumerate(self.decoder.layers):
-            assert isinstance(block, Block)
-            attn, mlp = block.attn, block.mlp
-            name = f"layers.{i}"
-            self._pack(f"{name}.attn", "qkv", [attn.q, attn.k, attn.v], "qkv", changed)
-            self._pack(f"{name}.attn", "o", [attn.o], "o", changed)
-            if isinstance(mlp, GatedMlp):
-                self._pack(f"{name}.mlp", "up", [mlp.gate, mlp.up], ["gate", "up"], changed, True)
-            else:
-                self._pack(f"{name}.mlp", "up", [mlp.up], ["up"], changed)
-            self._pack(f"{name}.mlp", "down", [mlp.down], ["down"], changed)
-        head = self.decoder.embed if self.decoder.head is None else self.decoder.head
-        if {"embed.weight", "head.weight"} & changed or "head" not in self._packed:
-            self._packed["head"] = linear_pack(head.weight, self.kind, out=self._packed.get("head"))
+        parameters = dict(self.decoder.named_parameters())
+        for key, fused in self.table.items():
+            if any(f"{name}.weight" in changed for name in fused.names):
+                weights = [parameters[f"{name}.weight"] for name in fused.names]
+                self._packed[key] = linear_pack(
+                    weights, self.kind, fused.gated, self._packed.get(key)
+                )
+                self._stale_columns.add(key)
+            names = [f"{name}.bias" for name in fused.names if f"{name}.bias" in parameters]
+            if changed.intersection(names) or key not in self._biases:
+                self._biases[key] = self._bias([parameters[name] for name in names])
         self.version += 1
         return True
+
+    def matrix(self, key: str) -> PackedWeight:
+        """As of the last refresh; `key` is one of `table`."""
+        return self._packed[key]
+
+    def bias(self, key: str) -> Tensor | None:
+        """(N,) float32 with the values that the compute dtype holds, as of the last refresh."""
+        return self._biases[key]
+
+    @torch.no_grad()
+    def columns(self, key: str) -> PackedWeight:
+        """The matrix packed by columns, for gradients; made when it is first asked for."""
+        if key in self._stale_columns:
+            parameters = dict(self.decoder.named_parameters())
+            weights = [parameters[f"{name}.weight"] for name in self.table[key].names]
+            self._columns[key] = linear_pack_columns(weights, self.kind, self._columns.get(key))
+            self._stale_columns.discard(key)
+        return self._columns[key]
+
+    def _bias(self, biases: list[Tensor]) -> Tensor | None:
+        if not biases:
+            return None
+        bias = torch.cat([b.detach().float() for b in biases])
+        return bias.to(self.compute_dtype).float()
 
     def _differs(self, name: str, parameter: Tensor) -> bool:
         """Whether the parameter was replaced, moved or written since the last refresh."""
@@ -70,25 +122,6 @@ class PackedDecoder:
         before = self._seen.get(name)
         self._seen[name] = now
         return before is None or before[0] is not parameter or before[1:] != now[1:]
-
-    def _pack(
-        self,
-        prefix: str,
-        name: str,
-        parts: list[Linear],
-        leaves: list[str] | str,
-        changed: set[str],
-        gated: bool = False,
-    ) -> None:
-        key = f"{prefix}.{name}"
-        if any(f"{prefix}.{leaf}.weight" in changed for leaf in leaves):
-            self._packed[key] = linear_pack(
-                [p.weight for p in parts], self.kind, gated, self._packed.get(key)
-            )
-        biases = [p.bias.detach().float() for p in parts if p.bias is not None]
-        if self.compute_dtype == torch.bfloat16:  # the trainer's layers round them too
-            biases = [b.bfloat16().float() for b in biases]
-        self._biases[key] = torch.cat(biases) if biases else None
 
     def weights(self, longest: int) -> dict[str, Any]:
         """What `_C.Session` takes; rotation tables reach `longest` tokens at least."""
@@ -127,8 +160,8 @@ class PackedDecoder:
             **_norm("k_norm", block.attn.k_norm),
             **_norm("mlp_norm", block.mlp_norm),
         }
-        for part, name in (("attn", "qkv"), ("attn", "o"), ("mlp", "up"), ("mlp", "down")):
-            key = f"layers.{index}.{part}.{name}"
+        for name in ("qkv", "o", "up", "down"):
+            key = f"layers.{index}.{name}"
             fields[name] = _words(self._packed[key])
             fields[f"{name}.bias"] = self._biases[key]
         return fields

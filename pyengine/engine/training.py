@@ -8,28 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pyengine.engine.packing import (
-    PackedBatch,
-    Tree,
-    TreeAttention,
-    check_tree,
-    micro_batches,
-    pack,
-)
+from pyengine.engine.learning import Learner
+from pyengine.engine.packing import PackedBatch, Tree, check_tree, micro_batches, pack
 from pyengine.errors import RequestError
-from pyengine.models.decoder import Decoder
 from pyengine.objectives.base import LossInputs, Objective
-from pyengine.ops import linear_logprob
 from pyengine.preferences.groups import Comparison, Preferences
-
-
-def token_logps(decoder: Decoder, batch: PackedBatch) -> Tensor:
-    """(N,) float32 log-prob of every response token, differentiable in the decoder's weights."""
-    attend = TreeAttention(batch, decoder.spec.attention_scale)
-    hidden = decoder(batch.token_ids, batch.positions, attend)
-    return linear_logprob(
-        hidden.index_select(0, batch.source_rows), decoder.head_weight(), batch.targets
-    )
 
 
 @dataclass
@@ -89,14 +72,13 @@ class Totals:
 
 
 def forward_backward(
-    policy: Decoder,
-    reference: Decoder | None,
+    learner: Learner,
     parts: Sequence[_Part],
     objective: Objective,
     micro_batch_tokens: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """Adds the gradient of the batch loss to the policy's.
+    """Adds the gradient of the batch loss to the learner's.
 
     The loss is a mean over the whole batch however it is cut. Returns loss and metrics, plus
     "tokens": rows computed, each prompt once.
@@ -106,16 +88,11 @@ def forward_backward(
     for part in _cut(parts, micro_batch_tokens):
         batch = pack([p.tree for p in part], device)
         rows += len(batch.token_ids)
-        reference_logps: Tensor | None = None
-        if objective.needs_reference and reference is not None:
-            with torch.no_grad():
-                reference_logps = token_logps(reference, batch)
-        policy_logps = token_logps(policy, batch)
-        inputs = _loss_inputs(
-            part, batch, policy_logps.detach(), reference_logps, totals.total_weight
-        )
+        reference_logps = learner.reference_logps(batch) if objective.needs_reference else None
+        policy_logps, backward = learner.policy_logps(batch)
+        inputs = _loss_inputs(part, batch, policy_logps, reference_logps, totals.total_weight)
         output = objective(inputs)
-        policy_logps.backward(output.dlogps)  # type: ignore[no-untyped-call]
+        backward(output.dlogps)
         totals.add(output.loss, output.metrics, inputs.weight)
     return totals.means() | {"tokens": float(rows)}
 

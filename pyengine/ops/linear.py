@@ -159,7 +159,16 @@ def linear(
         ]
     epilogue = "add" if residual is not None else activation or "store"
     _C.linear_forward(
-        x, weight.data, weight.scale, weight.kind, weight.N, weight.K, bias, epilogue, ys, list(kept)
+        x,
+        weight.data,
+        weight.scale,
+        weight.kind,
+        weight.N,
+        weight.K,
+        bias,
+        epilogue,
+        ys,
+        list(kept),
     )
     if residual is not None:
         torch.autograd.graph.increment_version(residual)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_batches import group
 
-from pyengine.engine.packing import Tree, check_tree, micro_batches, pack, tree_mask
-from pyengine.engine.training import token_logps
+from pyengine.engine.packing import Tree, check_tree, micro_batches, pack
+from pyengine.engine.tree_model_torch import token_logps, tree_mask
 from pyengine.errors import RequestError
 
 CPU = torch.device("cpu")

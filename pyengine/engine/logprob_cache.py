@@ -1,0 +1,111 @@
+"""Log-probs of responses under weights that never change: computed once, kept in memory and, where
+asked for, in a file.
+
+A response's log-probs depend on nothing but the weights, the tokens and the arithmetic, so what is
+found again is what would be computed, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyengine import _C
+from pyengine.errors import ConfigError
+from pyengine.models.decoder import Decoder
+
+MEMORY_BYTES = 1 << 28
+_FILE = "logprobs.sqlite3"
+
+
+def weights_digest(decoder: Decoder) -> bytes:
+    """SHA-256 of the weights as they are multiplied, and of what they are multiplied with."""
+    # Instruction sets with FMA give equal bits; the one without its own.
+    arithmetic = "baseline" if _C.isa() == "baseline" else "fma"
+    digest = hashlib.sha256(f"{decoder.spec} {decoder.compute_dtype} {arithmetic}".encode())
+    for name, parameter in decoder.named_parameters():
+        value = parameter.detach()
+        if value.ndim == 2:
+            value = value.to(decoder.compute_dtype)
+        digest.update(name.encode())
+        digest.update(value.contiguous().view(torch.uint8).numpy())
+    return digest.digest()
+
+
+class LogprobCache:
+    """Log-probs of one model's responses by their tokens; the least recently used go first.
+
+    folder  where they also stay on disk, for other runs too; None: only in memory
+    Raises ConfigError for a folder that cannot be written to or holds no such cache.
+    """
+
+    def __init__(
+        self, decoder: Decoder, folder: str | Path | None = None, memory_bytes: int = MEMORY_BYTES
+    ) -> None:
+        self._decoder = decoder
+        self._memory: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._bytes, self._most_bytes = 0, memory_bytes
+        self._digest: bytes | None = None
+        self._file = None if folder is None else _open(Path(folder))
+        self.hits = 0
+        self.misses = 0
+
+    def key(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> bytes:
+        """Of a response after a prompt, under this model's weights."""
+        if self._digest is None:
+            # Only what is on disk can meet other weights.
+            self._digest = b"" if self._file is None else weights_digest(self._decoder)
+        digest = hashlib.sha256(self._digest)
+        digest.update(array("q", [len(prompt_ids), *prompt_ids, *token_ids]).tobytes())
+        return digest.digest()
+
+    def find(self, key: bytes) -> Tensor | None:
+        """(R,) float32, or None."""
+        found = self._memory.get(key)
+        if found is not None:
+            self._memory.move_to_end(key)
+        elif self._file is not None:
+            row = self._file.execute("SELECT logprobs FROM logprobs WHERE key = ?", (key,))
+            if (data := row.fetchone()) is not None:
+                found = torch.frombuffer(bytearray(data[0]), dtype=torch.float32)
+                self._keep(key, found)
+        self.hits += found is not None
+        self.misses += found is None
+        return found
+
+    def store(self, key: bytes, logprobs: Tensor) -> None:
+        """Takes (R,) float32, which nobody may change later."""
+        self._keep(key, logprobs)
+        if self._file is not None:
+            with self._file:
+                self._file.execute(
+                    "INSERT OR REPLACE INTO logprobs VALUES (?, ?)",
+                    (key, logprobs.numpy().tobytes()),
+                )
+
+    def _keep(self, key: bytes, logprobs: Tensor) -> None:
+        self._memory[key] = logprobs
+        self._bytes += logprobs.nbytes + len(key)
+        while self._bytes > self._most_bytes and len(self._memory) > 1:
+            old, dropped = self._memory.popitem(last=False)
+            self._bytes -= dropped.nbytes + len(old)
+
+
+def _open(folder: Path) -> sqlite3.Connection:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = sqlite3.connect(folder / _FILE)
+        file.execute("CREATE TABLE IF NOT EXISTS logprobs (key BLOB PRIMARY KEY, logprobs BLOB)")
+        file.commit()
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(
+            f"[reference_cache] {folder} must be a folder that can be written to: {error}"
+        ) from error
+    return file
