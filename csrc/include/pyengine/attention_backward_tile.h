@@ -102,9 +102,16 @@ void pack_rows(const T* rows, int64_t stride, int64_t count, int64_t head_dim, u
     alignas(64) E copy[16][kStride];
     const int64_t hd = padded_head_dim(head_dim);
     for (int64_t i = 0; i < 16; ++i) {
-        for_each_16(head_dim, [&](int64_t d, int64_t n) {
-            store16(copy[i] + d, i < count ? read(rows + i * stride + d, n) : broadcast16(0.0f));
-        });
+        if (sizeof(T) == sizeof(E) || i >= count) {
+            const int64_t n = i < count ? head_dim : 0;
+            memcpy(copy[i], rows + (i < count ? i : 0) * stride,
+                   static_cast<size_t>(n) * sizeof(E));
+            memset(copy[i] + n, 0, static_cast<size_t>(hd - n) * sizeof(E));
+        } else {
+            for_each_16(head_dim, [&](int64_t d, int64_t n) {
+                store16(copy[i] + d, read(rows + i * stride + d, n));
+            });
+        }
     }
     if (across != nullptr) {
         for (int64_t w = 0; w < hd / W::kPack; ++w) {
