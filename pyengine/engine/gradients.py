@@ -41,7 +41,7 @@ class Gradients:
         parameters = [self._parameters[f"{name}.{leaf}"] for name in fused.names]
         rows = [p.shape[0] for p in parameters]
         buffer = torch.zeros(sum(rows), *parameters[0].shape[1:])
-        for name, view in zip(fused.names, buffer.split(rows), strict=True):
+        for name, view in zip(fused.names, torch.split(buffer, rows), strict=True):
             self._views[f"{name}.{leaf}"] = view
         return buffer
 

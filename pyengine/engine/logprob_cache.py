@@ -35,7 +35,7 @@ def weights_digest(decoder: Decoder) -> bytes:
         if value.ndim == 2:
             value = value.to(decoder.compute_dtype)
         digest.update(name.encode())
-        digest.update(value.contiguous().view(torch.uint8).numpy())
+        digest.update(value.contiguous().view(torch.uint8).numpy().data)
     return digest.digest()
 
 

@@ -101,6 +101,7 @@ class TreeModel:
                 layers.append(start if saved is None else saved)
         rows = x.index_select(0, batch.source_rows)
         hidden, final_norm = _norm(self._decoder.final_norm, rows, self._dtype)
+        assert final_norm is not None
         logps, lse = self._head(hidden, batch.targets)
         return Tape(batch, pages, logps, lse, hidden, final_norm, layers)
 
@@ -144,7 +145,9 @@ class TreeModel:
         self._linear(inner, f"{name}.down", residual=out)
         if not saves:
             return out, None
-        assert lse is not None and attn_norm is not None and mlp_norm is not None
+        assert lse is not None
+        assert attn_norm is not None
+        assert mlp_norm is not None
         return out, SavedLayer(
             attn_norm, normed, q_norm, k_norm, q, k, v, attended, lse,
             mlp_norm, mlp_normed, kept, inner,

@@ -96,7 +96,7 @@ class TreePages:
         kv_cache(k, v, self.keys, self.values, self.slots, page_tokens=PAGE_TOKENS)
 
     def attend(self, q: Tensor, spec: DecoderSpec, lse: Tensor | None) -> Tensor:
-        """What each row of q (T, H, hd) reads, (T, H, hd); `lse` (T, H) takes the log of the sum."""
+        """What each row of q (T, H, hd) reads; `lse` (T, H) takes the log of its softmax's sum."""
         return attention(
             q,
             self.keys,

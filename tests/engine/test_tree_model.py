@@ -1,5 +1,5 @@
-"""Log-probs and gradients of packed trees on the kernels: the sampler's bits, autograd's slopes, and
-no bit that depends on how a batch was cut.
+"""Log-probs and gradients of packed trees on the kernels: the sampler's bits, autograd's slopes,
+and no bit that depends on how a batch was cut.
 """
 
 from __future__ import annotations
