@@ -1,6 +1,7 @@
 #include "pyengine/ops/linear.h"
 #include "pyengine/ops/linear_backward_workspace.h"
 #include "pyengine/pack_columns.h"
+#include "pyengine/packed_tile.h"
 #include "pyengine/parallel.h"
 #include "pyengine/row16.h"
 
@@ -9,7 +10,11 @@ namespace {
 
 constexpr int64_t kColumnsPerTask = 64;
 constexpr int64_t kRowsPerTask = 8;
-constexpr int64_t kStrip = 64;  // places of rows that a task transposes
+constexpr int64_t kPanelsPerTask = 6;  // of dy: with kPlaces, what stays in the second-level cache
+constexpr int64_t kPlaces = 512;
+constexpr int64_t kTasks = 16;  // at least, to even out
+
+int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Which row stands at each place along the chain; -1: none, a pair's other half.
 int64_t lay_out(const VectorView& groups, int32_t* row_at) {
@@ -24,54 +29,72 @@ int64_t lay_out(const VectorView& groups, int32_t* row_at) {
     return place;
 }
 
-// to (N, places) = from^T
-template <typename S, typename D>
-void transpose(const MatrixView& from, const int32_t* row_at, int64_t places, D* to,
-               int64_t stride) {
-    parallel_rows(places, kStrip, [&](int64_t begin, int64_t end) {
-        for (int64_t n = 0; n < from.cols; n += 16) {
-            alignas(64) D block[16][kStrip];
-            const int64_t cols = from.cols - n < 16 ? from.cols - n : 16;
-            for (int64_t place = begin; place < end; ++place) {
-                alignas(64) D values[16] = {};
-                if (row_at[place] >= 0) {
-                    store16(values, read(row_ptr<S>(from, row_at[place]) + n, cols));
-                }
-                for (int64_t i = 0; i < 16; ++i) block[i][place - begin] = values[i];
-            }
-            for (int64_t i = 0; i < cols; ++i) {
-                memcpy(to + (n + i) * stride + begin, block[i],
-                       static_cast<size_t>(end - begin) * sizeof(D));
-            }
+// Rows of `m` at their places, packed so that lanes are its columns.
+template <typename T>
+void pack_places(const MatrixView& m, const PackedMatrix& packed, const int32_t* row_at) {
+    parallel_rows(packed.K / 2, kRowsPerTask, [&](int64_t begin, int64_t end) {
+        const auto row = [&](int64_t place) -> const T* {
+            return row_at[place] < 0 ? nullptr : row_ptr<T>(m, row_at[place]);
+        };
+        pack_pairs_of_rows<T>(packed, 2 * begin, 2 * (end - begin), row, true);
+    });
+}
+
+// One panel of dy against one of x over some places: 32 x 32 elements of dweight go on.
+template <typename X>
+void panel_by_panel(const LinearBackwardArgs& a, const X* dy, const X* x, int64_t places, int64_t n,
+                    int64_t k) {
+    constexpr int64_t kWord = sizeof(X) == 4 ? 1 : 2;  // elements
+    const int64_t rows = min_of(kPanel, a.dy.cols - n), cols = min_of(kPanel, a.x.cols - k);
+    for_each_tile(rows, [&](int64_t first, int64_t count) {
+        float* out = row_ptr<float>(a.dweight, n + first) + k;
+        const X* left = dy + first * kWord;
+        if (cols == kPanel) {
+            return packed_panel<kPanel>(left, kWord, x, places, count,
+                                        {out, a.dweight.row_stride, true});
+        }
+        alignas(64) float sums[kPackedRows * kPanel];
+        const auto bytes = static_cast<size_t>(cols) * sizeof(float);
+        for (int64_t i = 0; i < count; ++i) {
+            memcpy(sums + i * kPanel, out + i * a.dweight.row_stride, bytes);
+        }
+        packed_panel<kPanel>(left, kWord, x, places, count, {sums, kPanel, true});
+        for (int64_t i = 0; i < count; ++i) {
+            memcpy(out + i * a.dweight.row_stride, sums + i * kPanel, bytes);
         }
     });
 }
 
-// dweight goes on as `linear` of dy^T by x^T: outputs are columns of x, and the chain walks tokens.
+// dweight goes on with dy^T x, both packed along tokens. A task owns rows of it, whose part of dy stays in cache for a stretch of
+// places while panels of x pass by.
 template <typename X>
 void backward_weight(const LinearBackwardArgs& a) {
     const LinearBackwardWorkspace size(a.x.rows, a.dy.cols, a.x.cols, a.groups.size - 1, a.x.dtype);
     auto* base = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(a.workspace) + 63) / 64 * 64);
-    auto* dy_t = reinterpret_cast<X*>(base + size.packed_bytes());
-    auto* row_at = reinterpret_cast<int32_t*>(base + size.packed_bytes() + size.dy_bytes());
-    const int64_t places = lay_out(a.groups, row_at), stride = size.stride();
-    const PackedMatrix x_t{base, size.kind(), a.x.cols, places, nullptr};
-    parallel_rows(places / 2, kRowsPerTask, [&](int64_t begin, int64_t end) {
-        pack_pairs_of_rows<X>(
-            x_t, 2 * begin, 2 * (end - begin),
-            [&](int64_t place) -> const X* {
-                return row_at[place] < 0 ? nullptr : row_ptr<X>(a.x, row_at[place]);
-            },
-            true);
+    auto* row_at = reinterpret_cast<int32_t*>(base + size.dy_bytes() + size.x_bytes());
+    const int64_t places = lay_out(a.groups, row_at);
+    const PackedMatrix dy{base, size.kind(), a.dy.cols, places, nullptr};
+    const PackedMatrix x{base + size.dy_bytes(), size.kind(), a.x.cols, places, nullptr};
+    pack_places<X>(a.x, x, row_at);
+    dispatch_dtype(a.dy.dtype, [&]<typename S>(S*) { pack_places<S>(a.dy, dy, row_at); });
+    const int64_t blocks = (dy.panels() + kPanelsPerTask - 1) / kPanelsPerTask;
+    const int64_t parts = min_of(x.panels(), (kTasks + blocks - 1) / blocks);
+    parallel_tasks(blocks * parts, num_threads(), [&](int64_t task) {
+        const int64_t n0 = task / parts * kPanelsPerTask, part = task % parts;
+        const int64_t n1 = min_of(n0 + kPanelsPerTask, dy.panels());
+        const int64_t k0 = x.panels() * part / parts, k1 = x.panels() * (part + 1) / parts;
+        for (int64_t begin = 0; begin < places; begin += kPlaces) {
+            const int64_t count = min_of(kPlaces, places - begin);
+            const auto at = [&](const PackedMatrix& m, int64_t panel) {
+                return reinterpret_cast<const X*>(m.panel(panel)) + begin * kPanel;
+            };
+            for (int64_t k = k0; k < k1; ++k) {
+                for (int64_t n = n0; n < n1; ++n) {
+                    panel_by_panel<X>(a, at(dy, n), at(x, k), count, n * kPanel, k * kPanel);
+                }
+            }
+        }
     });
-    dispatch_dtype(a.dy.dtype,
-                   [&]<typename S>(S*) { transpose<S>(a.dy, row_at, places, dy_t, stride); });
-    LinearForwardArgs product;
-    product.x = {dy_t, a.x.dtype, a.dy.cols, places, stride};
-    product.weight = x_t;
-    product.epilogue = LinearEpilogue::kContinue;
-    product.y[0] = a.dweight;
-    linear_forward(product);
 }
 
 void backward_bias(const LinearBackwardArgs& a) {

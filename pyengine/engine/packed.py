@@ -104,8 +104,7 @@ class PackedDecoder:
     def columns(self, key: str) -> PackedWeight:
         """The matrix packed by columns, for gradients; made when it is first asked for."""
         if key in self._stale_columns:
-            parameters = dict(self.decoder.named_parameters())
-            weights = [parameters[f"{name}.weight"] for name in self.table[key].names]
+            weights = [self.decoder.get_parameter(f"{n}.weight") for n in self.table[key].names]
             self._columns[key] = linear_pack_columns(weights, self.kind, self._columns.get(key))
             self._stale_columns.discard(key)
         return self._columns[key]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyengine import _C
+from pyengine.engine.arena import untouched
 from pyengine.engine.packed import PackedDecoder
 from pyengine.models.spec import DecoderSpec
 
@@ -84,7 +83,7 @@ class Sampler:
     ) -> Any:
         if self._pool is None:
             # Not touched here: the system gives memory to pages when they are first written.
-            self._pool = _untouched(self.pool_bytes)
+            self._pool = untouched(self.pool_bytes)
         sizes = [page_bytes(m.decoder.spec, m.compute_dtype, self._page_tokens) for m in models]
         num_pages = max(self.pool_bytes // sum(sizes), 1)
         pools, start = [], 0
@@ -102,13 +101,3 @@ class Sampler:
             max_rows=self._max_rows,
             max_sequences=self._max_sequences,
         )
-
-
-def _untouched(count: int) -> Tensor:
-    """Zeroed bytes that take memory where they are first written: in large pages if the system has
-    them, since a fault and a table entry for each 4 KiB cost more than what is written there."""
-    memory = mmap.mmap(-1, count)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)

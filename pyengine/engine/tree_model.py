@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyengine import _C
+from pyengine.engine.arena import Arena
 from pyengine.engine.gradients import Gradients
 from pyengine.engine.packed import PackedDecoder
 from pyengine.engine.packing import PackedBatch
 from pyengine.engine.tree_pages import TreePages
 from pyengine.models.layers import Block, Norm
 from pyengine.models.rope import Rotation
+from pyengine.models.spec import DecoderSpec
 from pyengine.ops.linear import linear, linear_activation_backward, linear_backward
 
 
@@ -65,6 +67,16 @@ class Tape:
     layers: list[SavedLayer | Tensor]  # a tensor (T, D): the layer's input, to compute it again
 
 
+def saved_bytes_per_row(spec: DecoderSpec, dtype: torch.dtype) -> int:
+    """Bytes of a SavedLayer for each row, and of the layer's output."""
+    heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+    inner = (3 if spec.activation == "silu_glu" else 2) * spec.intermediate_size
+    rounded = 2 * spec.hidden_size + heads + inner
+    exact = 2 * spec.hidden_size + spec.num_heads + 4
+    normed = (spec.num_heads + spec.num_kv_heads) * (spec.head_dim + 2) if spec.qk_norm else 0
+    return rounded * dtype.itemsize + 4 * (exact + normed)
+
+
 class TreeModel:
     """One decoder over packed trees.
 
@@ -77,6 +89,7 @@ class TreeModel:
         self._decoder = packed.decoder
         self._spec = packed.decoder.spec
         self._dtype = packed.compute_dtype
+        self._arena = Arena()
 
     @torch.no_grad()
     def token_logps(self, batch: PackedBatch) -> Tensor:
@@ -92,6 +105,8 @@ class TreeModel:
         self.packed.refresh()
         pages = TreePages.of(batch, self._spec, self._dtype)
         rotation = self._rotation(batch)
+        if saves:
+            self._reset_arena(len(batch.token_ids))
         x = self._embed(batch)
         layers: list[SavedLayer | Tensor] = []
         for i in range(self._spec.num_layers):
@@ -100,10 +115,18 @@ class TreeModel:
             if saves:
                 layers.append(start if saved is None else saved)
         rows = x.index_select(0, batch.source_rows)
-        hidden, final_norm = _norm(self._decoder.final_norm, rows, self._dtype)
+        hidden, final_norm = _norm(self._decoder.final_norm, rows, _take(rows.shape, self._dtype))
         assert final_norm is not None
         logps, lse = self._head(hidden, batch.targets)
         return Tape(batch, pages, logps, lse, hidden, final_norm, layers)
+
+    def _reset_arena(self, rows: int) -> None:
+        # What is computed again takes the place of one layer, beside the inputs of all.
+        layers = 1 if self.recompute else self._spec.num_layers
+        size = layers * saved_bytes_per_row(self._spec, self._dtype)
+        if self.recompute:
+            size += 4 * self._spec.num_layers * self._spec.hidden_size
+        self._arena.reset(rows * size + 64 * 16 * self._spec.num_layers)
 
     def _rotation(self, batch: PackedBatch) -> Rotation | None:
         rotary = self._decoder.rotary
@@ -123,26 +146,43 @@ class TreeModel:
     ) -> tuple[Tensor, SavedLayer | None]:
         """The residual stream (T, D) after layer `index`; x is left as it is."""
         spec, dtype, name = self._spec, self._dtype, f"layers.{index}"
-        block = self._block(index)
-        normed, attn_norm = _norm(block.attn_norm, x, dtype)
-        parts = self._linear(normed, f"{name}.qkv", dtype=torch.float32, splits=self._qkv_columns())
-        q, k, v = (part.view(len(x), -1, spec.head_dim) for part in parts)
-        q, q_norm = _norm(block.attn.q_norm, q, torch.float32)
-        k, k_norm = _norm(block.attn.k_norm, k, torch.float32)
-        q, k = (_turn(part, rotation, dtype) for part in (q, k))
-        v = v.to(dtype)
+        take = self._arena.take if saves else _take
+        block, rows = self._block(index), len(x)
+        normed, attn_norm = _norm(block.attn_norm, x, take(x.shape, dtype))
+        parts = linear(
+            normed,
+            self.packed.matrix(f"{name}.qkv"),
+            self.packed.bias(f"{name}.qkv"),
+            out_dtype=torch.float32,
+            splits=[heads * spec.head_dim for heads in self._heads()],
+        )
+        q, k, v = (part.view(rows, -1, spec.head_dim) for part in parts)
+        if spec.qk_norm and saves:  # its backward reads what it normalised
+            q, k = (take(part.shape, part.dtype).copy_(part) for part in (q, k))
+        q, q_norm = _norm(block.attn.q_norm, q)
+        k, k_norm = _norm(block.attn.k_norm, k)
+        q, k = (_turn(part, rotation, take(part.shape, dtype)) for part in (q, k))
+        v = take(v.shape, dtype).copy_(v)
         pages.write(k, v)
-        lse = torch.empty(len(x), spec.num_heads) if saves else None
-        attended = pages.attend(q, spec, lse)
-        after = x.clone()
-        self._linear(attended.view(len(x), -1), f"{name}.o", residual=after)
-        mlp_normed, mlp_norm = _norm(block.mlp_norm, after, dtype)
-        shape = len(x), spec.intermediate_size
-        pieces = 2 if spec.activation == "silu_glu" else 1
-        kept = [torch.empty(shape, dtype=dtype) for _ in range(pieces if saves else 0)]
-        [inner] = self._linear(mlp_normed, f"{name}.up", dtype=dtype, kept=kept)
-        out = after.clone() if saves else after
-        self._linear(inner, f"{name}.down", residual=out)
+        lse = take((rows, spec.num_heads), torch.float32) if saves else None
+        attended = pages.attend(q, spec, take(q.shape, dtype), lse)
+        after = take(x.shape, x.dtype).copy_(x)
+        self._add(attended.view(rows, -1), f"{name}.o", after)
+        mlp_normed, mlp_norm = _norm(block.mlp_norm, after, take(x.shape, dtype))
+        shape = rows, spec.intermediate_size
+        pieces = len(self.packed.table[f"{name}.up"].names) if saves else 0
+        kept = [take(shape, dtype) for _ in range(pieces)]
+        inner = linear(
+            mlp_normed,
+            self.packed.matrix(f"{name}.up"),
+            self.packed.bias(f"{name}.up"),
+            activation="silu_gate" if spec.activation == "silu_glu" else "gelu_tanh",
+            kept=kept,
+            out=take(shape, dtype),
+        )
+        assert isinstance(inner, Tensor)
+        out = take(x.shape, x.dtype).copy_(after) if saves else after
+        self._add(inner, f"{name}.down", out)
         if not saves:
             return out, None
         assert lse is not None
@@ -156,32 +196,11 @@ class TreeModel:
     def _block(self, index: int) -> Block:
         return cast(Block, self._decoder.layers[index])
 
-    def _qkv_columns(self) -> list[int]:
-        spec = self._spec
-        return [n * spec.head_dim for n in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)]
+    def _heads(self) -> tuple[int, int, int]:
+        return self._spec.num_heads, self._spec.num_kv_heads, self._spec.num_kv_heads
 
-    def _linear(
-        self,
-        x: Tensor,
-        key: str,
-        dtype: torch.dtype | None = None,
-        splits: list[int] | None = None,
-        residual: Tensor | None = None,
-        kept: list[Tensor] | None = None,
-    ) -> list[Tensor]:
-        activates = key.endswith(".up")
-        activation = "silu_gate" if self._spec.activation == "silu_glu" else "gelu_tanh"
-        y = linear(
-            x,
-            self.packed.matrix(key),
-            self.packed.bias(key),
-            activation=activation if activates else None,  # type: ignore[arg-type]
-            residual=residual,
-            out_dtype=dtype,
-            splits=splits,
-            kept=kept or (),
-        )
-        return [y] if isinstance(y, Tensor) else y
+    def _add(self, x: Tensor, key: str, residual: Tensor) -> None:
+        linear(x, self.packed.matrix(key), self.packed.bias(key), residual=residual)
 
     def _head(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logps, lse = (torch.empty(len(targets)) for _ in range(2))
@@ -264,10 +283,8 @@ class TreeModel:
             self._spec.attention_scale,
         )  # fmt: skip
         # Where a norm follows on the way back, float32 until then.
-        dq, dk = (
-            _turn(d, rotation, self._dtype if norm is None else torch.float32, inverse=True)
-            for d, norm in ((dq, saved.q_norm), (dk, saved.k_norm))
-        )
+        dtype = self._dtype if saved.q_norm is None else torch.float32
+        dq, dk = (_turn(d, rotation, _take(d.shape, dtype), inverse=True) for d in (dq, dk))
         dq = self._norm_backward(f"{name}.attn.q_norm", saved.q_norm, dq, gradients)
         dk = self._norm_backward(f"{name}.attn.k_norm", saved.k_norm, dk, gradients)
         dqkv = torch.cat([d.reshape(rows, -1).to(self._dtype) for d in (dq, dk, dv)], dim=1)
@@ -309,13 +326,19 @@ class TreeModel:
         return dx
 
 
-def _norm(norm: Norm | None, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, SavedNorm | None]:
-    """The norm of the last dimension; x itself where there is no norm."""
+def _take(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def _norm(
+    norm: Norm | None, x: Tensor, out: Tensor | None = None
+) -> tuple[Tensor, SavedNorm | None]:
+    """The norm of the last dimension, in `out` or like x; x itself where there is no norm."""
     if norm is None:
         return x, None
     rows = x.reshape(-1, x.shape[-1])
-    y, rstd = torch.empty(rows.shape, dtype=dtype), torch.empty(len(rows))
-    weight = norm.weight.detach()
+    y = torch.empty_like(rows) if out is None else out.view(rows.shape)
+    rstd, weight = torch.empty(len(rows)), norm.weight.detach()
     if norm.bias is None:
         _C.rms_norm_forward(rows, weight, norm.eps, y, rstd)
         return y.view(x.shape), SavedNorm(rows, rstd, None)
@@ -324,12 +347,9 @@ def _norm(norm: Norm | None, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Sav
     return y.view(x.shape), SavedNorm(rows, rstd, mean)
 
 
-def _turn(
-    x: Tensor, rotation: Rotation | None, dtype: torch.dtype, inverse: bool = False
-) -> Tensor:
-    """x (T, heads, hd) rotated, or only rounded where positions are learned."""
+def _turn(x: Tensor, rotation: Rotation | None, out: Tensor, inverse: bool = False) -> Tensor:
+    """x (T, heads, hd) rotated into `out`, or only rounded where positions are learned."""
     if rotation is None:
-        return x.to(dtype)
-    y = torch.empty(x.shape, dtype=dtype)
-    _C.rope(x, *rotation, y, inverse)
-    return y
+        return out.copy_(x)
+    _C.rope(x, *rotation, out, inverse)
+    return out

@@ -95,8 +95,8 @@ class TreePages:
                      page_tokens=PAGE_TOKENS)  # fmt: skip
         kv_cache(k, v, self.keys, self.values, self.slots, page_tokens=PAGE_TOKENS)
 
-    def attend(self, q: Tensor, spec: DecoderSpec, lse: Tensor | None) -> Tensor:
-        """What each row of q (T, H, hd) reads; `lse` (T, H) takes the log of its softmax's sum."""
+    def attend(self, q: Tensor, spec: DecoderSpec, out: Tensor, lse: Tensor | None) -> Tensor:
+        """What each row of q (T, H, hd) reads, in `out`; `lse` (T, H) takes its softmax's sum."""
         return attention(
             q,
             self.keys,
@@ -108,6 +108,7 @@ class TreePages:
             page_tokens=PAGE_TOKENS,
             scale=spec.attention_scale,
             lse=lse,
+            out=out,
         )
 
     def attend_backward(

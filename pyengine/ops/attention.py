@@ -21,6 +21,7 @@ def attention(
     scale: float | None = None,
     out_dtype: torch.dtype | None = None,
     lse: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale * q k^T) v for each row, over the keys up to the row's own position.
 
@@ -33,6 +34,7 @@ def attention(
     page_tokens      16, 32 or 64
     scale            default: hd ** -0.5
     out_dtype        float32 or bfloat16; default: that of q
+    out              (T, H, hd) float32 or bfloat16, or None: takes the result
     lse              (T, H) float32 or None: takes log sum_j exp(scale * q k_j), for the gradient
     Returns (T, H, hd). A row's bits depend neither on the other rows of the call nor on how pages
     are cut and placed. Not differentiable by autograd: see attention_backward.
@@ -42,7 +44,9 @@ def attention(
     """
     if torch.is_grad_enabled() and q.requires_grad:
         raise ValueError("[attention] q must not require a gradient: the op has none")
-    out = torch.empty(q.shape, dtype=q.dtype if out_dtype is None else out_dtype, device=q.device)
+    if out is None:
+        dtype = q.dtype if out_dtype is None else out_dtype
+        out = torch.empty(q.shape, dtype=dtype, device=q.device)
     _C.attention_forward(
         q.detach(),
         keys.detach(),

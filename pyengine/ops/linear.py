@@ -126,6 +126,7 @@ def linear(
     out_dtype: torch.dtype | None = None,
     splits: Sequence[int] | None = None,
     kept: Sequence[Tensor] = (),
+    out: Tensor | None = None,
 ) -> Tensor | list[Tensor]:
     """f(x @ weight.T + bias), accumulated in float32; not differentiable (see linear_backward).
 
@@ -137,6 +138,7 @@ def linear(
     splits      up to three column counts that add up to N: a tensor for each, as of fused q, k, v
     kept        filled with what the activation takes, for its backward: gate and up, or one tensor;
                 (T, columns) float32 or bfloat16
+    out         takes the result, (T, columns) float32 or bfloat16, where there is one tensor of it
     A row's values depend on nothing but that row and the weight: not on T, nor on the threads.
     Raises TypeError (dtype) or ValueError (shape, layout, device), naming the argument.
     Source: the silu gate is arXiv:2002.05202.
@@ -149,8 +151,10 @@ def linear(
     if residual is not None and (activation is not None or splits is not None):
         raise ValueError("[linear] residual must come without activation and splits")
     columns = weight.N // 2 if weight.gated else weight.N
-    if residual is not None:
-        ys = [residual]
+    if out is not None and (residual is not None or splits is not None or out_dtype is not None):
+        raise ValueError("[linear] out must come without residual, splits and out_dtype")
+    if residual is not None or out is not None:
+        ys = [t for t in (residual, out) if t is not None]
     else:
         dtype = x.dtype if out_dtype is None else out_dtype
         ys = [
@@ -170,8 +174,8 @@ def linear(
         ys,
         list(kept),
     )
-    if residual is not None:
-        torch.autograd.graph.increment_version(residual)
+    if residual is not None or out is not None:
+        torch.autograd.graph.increment_version(ys)
     return ys[0] if splits is None else ys
 
 

@@ -21,6 +21,10 @@ PE_INLINE void columns_of(const T* row, int64_t column, int64_t n, float* out) {
 
 // n <= 32 columns of a row as bf16.
 PE_INLINE void columns_of(const bf16* row, int64_t column, int64_t n, bf16* out) {
+    if (row != nullptr && n == kPanel) {
+        memcpy(out, row + column, kPanel * sizeof(bf16));
+        return;
+    }
     for (int64_t j = 0; j < kPanel; ++j) out[j] = {0};
     if (row != nullptr) memcpy(out, row + column, static_cast<size_t>(n) * sizeof(bf16));
 }

@@ -111,8 +111,9 @@ struct Ahead {
     }
 };
 
-// out[i][0 .. 2 kLanes) for rows of x; `w` stands at the first of these columns of the panel.
-template <int ROWS>
+// Sums of columns [0, 2 kLanes) for rows of x; `w` stands at the first of these columns of the panel. Elements of x, in bf16 pairs of
+// them, follow each other along K STEP words apart: 1 in a matrix, kPanel in a matrix that is packed itself.
+template <int ROWS, int STEP>
 [[gnu::noinline]] void packed_tile(const float* x, int64_t stride, const float* w, int64_t K,
                                    Ahead ahead, const Sums& sums) {
     Accumulators<ROWS> acc(sums);
@@ -121,7 +122,7 @@ template <int ROWS>
         const vec w0 = load(w), w1 = load(w + kLanes);
 #pragma GCC unroll 12
         for (int i = 0; i < ROWS; ++i) {
-            const vec a = broadcast(x[i * stride + k]);
+            const vec a = broadcast(x[i * stride + k * STEP]);
             acc.v[i][0] = fma(a, w0, acc.v[i][0]);
             acc.v[i][1] = fma(a, w1, acc.v[i][1]);
         }
@@ -130,7 +131,7 @@ template <int ROWS>
     acc.store_to(sums);
 }
 
-template <int ROWS, typename W>
+template <int ROWS, int STEP, typename W>
 [[gnu::noinline]] void packed_tile(const bf16* x, int64_t stride, const W* w, int64_t K,
                                    Ahead ahead, const Sums& sums) {
     [[maybe_unused]] const FlushOutsideInstruction flush;
@@ -140,7 +141,7 @@ template <int ROWS, typename W>
         const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
 #pragma GCC unroll 12
         for (int i = 0; i < ROWS; ++i) {
-            const Pairs a = broadcast_pair(pair_at(x + i * stride + k));
+            const Pairs a = broadcast_pair(pair_at(x + i * stride + k * STEP));
             acc.v[i][0] = dot_pairs(a, w0, acc.v[i][0]);
             acc.v[i][1] = dot_pairs(a, w1, acc.v[i][1]);
         }
@@ -150,7 +151,7 @@ template <int ROWS, typename W>
         const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
 #pragma GCC unroll 12
         for (int i = 0; i < ROWS; ++i) {
-            const Pairs a = broadcast_pair(x[i * stride + K - 1].bits);
+            const Pairs a = broadcast_pair(x[i * stride + (K - 1) * STEP].bits);
             acc.v[i][0] = dot_pairs(a, w0, acc.v[i][0]);
             acc.v[i][1] = dot_pairs(a, w1, acc.v[i][1]);
         }
@@ -158,35 +159,35 @@ template <int ROWS, typename W>
     acc.store_to(sums);
 }
 
-template <typename X, typename W>
+template <int STEP, typename X, typename W>
 inline void packed_rows(const X* x, int64_t stride, const W* w, int64_t K, int64_t rows,
                         Ahead ahead, const Sums& sums) {
     switch (rows) {
-        case 1: return packed_tile<1>(x, stride, w, K, ahead, sums);
-        case 2: return packed_tile<2>(x, stride, w, K, ahead, sums);
-        case 3: return packed_tile<3>(x, stride, w, K, ahead, sums);
-        case 4: return packed_tile<4>(x, stride, w, K, ahead, sums);
-        case 5: return packed_tile<5>(x, stride, w, K, ahead, sums);
-        case 6: return packed_tile<6>(x, stride, w, K, ahead, sums);
+        case 1: return packed_tile<1, STEP>(x, stride, w, K, ahead, sums);
+        case 2: return packed_tile<2, STEP>(x, stride, w, K, ahead, sums);
+        case 3: return packed_tile<3, STEP>(x, stride, w, K, ahead, sums);
+        case 4: return packed_tile<4, STEP>(x, stride, w, K, ahead, sums);
+        case 5: return packed_tile<5, STEP>(x, stride, w, K, ahead, sums);
+        case 6: return packed_tile<6, STEP>(x, stride, w, K, ahead, sums);
 #if defined(__AVX512F__)
-        case 7: return packed_tile<7>(x, stride, w, K, ahead, sums);
-        case 8: return packed_tile<8>(x, stride, w, K, ahead, sums);
-        case 9: return packed_tile<9>(x, stride, w, K, ahead, sums);
-        case 10: return packed_tile<10>(x, stride, w, K, ahead, sums);
-        case 11: return packed_tile<11>(x, stride, w, K, ahead, sums);
-        case 12: return packed_tile<12>(x, stride, w, K, ahead, sums);
+        case 7: return packed_tile<7, STEP>(x, stride, w, K, ahead, sums);
+        case 8: return packed_tile<8, STEP>(x, stride, w, K, ahead, sums);
+        case 9: return packed_tile<9, STEP>(x, stride, w, K, ahead, sums);
+        case 10: return packed_tile<10, STEP>(x, stride, w, K, ahead, sums);
+        case 11: return packed_tile<11, STEP>(x, stride, w, K, ahead, sums);
+        case 12: return packed_tile<12, STEP>(x, stride, w, K, ahead, sums);
 #endif
         default: return;
     }
 }
 
 // sums (rows, 32) = or += x (rows, K) times a panel; rows <= kPackedRows.
-template <typename X, typename W>
+template <int STEP = 1, typename X, typename W>
 inline void packed_panel(const X* x, int64_t stride, const W* panel, int64_t K, int64_t rows,
                          Sums sums, Ahead ahead = {}) {
     constexpr int64_t kPerColumn = sizeof(W) == 4 ? 1 : 2;
     for (int64_t column = 0; column < kPanel; column += 2 * kLanes) {
-        packed_rows(x, stride, panel + column * kPerColumn, K, rows, ahead, sums);
+        packed_rows<STEP>(x, stride, panel + column * kPerColumn, K, rows, ahead, sums);
         sums.data += 2 * kLanes;
     }
 }

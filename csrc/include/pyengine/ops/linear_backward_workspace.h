@@ -1,4 +1,4 @@
-// The workspace of linear_backward: x packed along tokens, dy transposed, and the row at each place.
+// The workspace of linear_backward: dy and x packed along tokens, and the row at each place.
 #pragma once
 
 #include <cstdint>
@@ -18,14 +18,15 @@ struct LinearBackwardWorkspace {
         : N(N_), K(K_), places(rows + groups), x(x_) {}
 
     PackedKind kind() const { return x == DType::kF32 ? PackedKind::kF32 : PackedKind::kBF16; }
-    int64_t packed_bytes() const {
-        const PackedMatrix p{nullptr, kind(), K, places, nullptr};
-        return p.panels() * p.panel_bytes();
+    int64_t x_bytes() const { return bytes_of(K); }
+    int64_t dy_bytes() const { return bytes_of(N); }
+    int64_t total_bytes() const { return x_bytes() + dy_bytes() + places * 4 + 64; }
+
+  private:
+    int64_t bytes_of(int64_t columns) const {
+        const PackedMatrix p{nullptr, kind(), columns, places, nullptr};
+        return (p.panels() * p.panel_bytes() + 63) / 64 * 64;
     }
-    // Elements from one row of dy^T to the next: not a power of two, whole vectors.
-    int64_t stride() const { return (places + 31) / 32 * 32 + 32; }
-    int64_t dy_bytes() const { return (N * stride() * dtype_bytes(x) + 63) / 64 * 64; }
-    int64_t total_bytes() const { return packed_bytes() + dy_bytes() + places * 4 + 64; }
 };
 
 }  // namespace

@@ -1,0 +1,50 @@
+"""Memory that is taken piece by piece, given back all at once, and kept for the next time."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 64  # bytes
+
+
+def untouched(count: int) -> Tensor:
+    """Zeroed bytes that take memory where they are first written: in large pages if the system has
+    them, since a fault and a table entry for each 4 KiB cost more than what is written there."""
+    memory = mmap.mmap(-1, count)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+class Arena:
+    """Tensors on the CPU, one after the other in one piece of memory that pages stay in.
+
+    A tensor's values are undefined, and it is no longer its owner's after the next `reset`.
+    """
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+        self._used = 0
+
+    def reset(self, num_bytes: int) -> None:
+        """Room for `num_bytes` and no tensor in it."""
+        if self._memory is None or self._memory.nbytes < num_bytes:
+            self._memory = None  # before the new one is there
+            self._memory = untouched(max(num_bytes, 1))
+        self._used = 0
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor in the arena, or in memory of its own when the arena is full."""
+        count = dtype.itemsize
+        for size in shape:
+            count *= size
+        start, end = self._used, self._used + count
+        if count == 0 or self._memory is None or end > self._memory.nbytes:
+            return torch.empty(shape, dtype=dtype)
+        self._used = -(-end // _ALIGNMENT) * _ALIGNMENT
+        return self._memory[start:end].view(dtype).view(shape)
