@@ -10,6 +10,7 @@ void bind_attention_backward(pybind11::module_& m);
 void bind_norm(pybind11::module_& m);
 void bind_linear(pybind11::module_& m);
 void bind_logprob(pybind11::module_& m);
+void bind_optimizer(pybind11::module_& m);
 void bind_random(pybind11::module_& m);
 void bind_rope(pybind11::module_& m);
 void bind_sample(pybind11::module_& m);

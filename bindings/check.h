@@ -20,6 +20,7 @@ inline const char* dtype_text(DType dtype) {
         case DType::kF64: return "float64";
         case DType::kI32: return "int32";
         case DType::kI64: return "int64";
+        case DType::kU8: return "uint8";
     }
     return "?";
 }

@@ -78,6 +78,7 @@ PYBIND11_MODULE(_C, m) {
     bind_norm(m);
     bind_linear(m);
     bind_logprob(m);
+    bind_optimizer(m);
     bind_random(m);
     bind_rope(m);
     bind_sample(m);

@@ -22,6 +22,7 @@ bool dtype_from_dlpack(dlpack::DataType t, DType* out) {
     if (t.code == dlpack::kBfloat && t.bits == 16) return *out = DType::kBF16, true;
     if (t.code == dlpack::kInt && t.bits == 32) return *out = DType::kI32, true;
     if (t.code == dlpack::kInt && t.bits == 64) return *out = DType::kI64, true;
+    if (t.code == dlpack::kUInt && t.bits == 8) return *out = DType::kU8, true;
     return false;
 }
 
@@ -31,6 +32,7 @@ bool dtype_from_name(const std::string& name, DType* out) {
     if (name == "torch.bfloat16") return *out = DType::kBF16, true;
     if (name == "torch.int32") return *out = DType::kI32, true;
     if (name == "torch.int64") return *out = DType::kI64, true;
+    if (name == "torch.uint8") return *out = DType::kU8, true;
     return false;
 }
 

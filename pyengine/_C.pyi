@@ -105,6 +105,35 @@ def linear_logprob_backward(
     workspace: Tensor,
     stream: int = 0,
 ) -> None: ...
+def adamw_step(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    grad_scale: float,
+) -> None: ...
+def adamw_step_8bit(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_absmax: Tensor,
+    exp_avg_sq: Tensor,
+    exp_avg_sq_absmax: Tensor,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    grad_scale: float,
+) -> None: ...
+def adamw_sum_squares(grads: list[Tensor]) -> float: ...
 def philox_uniform(
     seed: Tensor, request: Tensor, sample: Tensor, position: Tensor, u: Tensor, stream: int = 0
 ) -> None: ...

@@ -158,6 +158,7 @@ class Engine:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         max_grad_norm: float | None = 1.0,
+        optimizer_bits: int = 32,
     ) -> Self:
         """Loads a model.
 
@@ -192,6 +193,7 @@ class Engine:
                 eps,
                 weight_decay,
                 max_grad_norm,
+                optimizer_bits,
             ),
         )
         source = resolve(path)
@@ -238,6 +240,7 @@ class Engine:
             has_reference=self.has_reference,
             kv_tokens=self._kv_tokens,
             micro_batch_tokens=self._micro_batch_tokens,
+            optimizer_bits=self.config.optimizer.optimizer_bits,
         )
 
     # Sampling

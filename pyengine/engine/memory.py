@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pyengine.engine.moments import state_bytes
 from pyengine.engine.sampler import page_bytes
 from pyengine.errors import ConfigError
 from pyengine.models.decoder import Decoder
@@ -91,9 +92,13 @@ def memory_plan(
     has_reference: bool,
     kv_tokens: int,
     micro_batch_tokens: int,
+    optimizer_bits: int = 32,
 ) -> MemoryPlan:
     """Of an engine of `dtype` ("float32", "bfloat16" or "int8", which does not train)."""
-    matrices, others = _parameter_counts(spec)
+    sizes = _parameter_sizes(spec)
+    matrices = sum(n for ndim, n in sizes if ndim == 2)
+    others = sum(n for ndim, n in sizes if ndim != 2)  # norms and biases
+    moments = sum(state_bytes(n, optimizer_bits) for _, n in sizes)
     trains = dtype != "int8"
     stored = 4 if dtype == "float32" else 2
     packed = {"float32": 4, "bfloat16": 2, "int8": 1}[dtype] if device.type == "cpu" else 0
@@ -110,18 +115,17 @@ def memory_plan(
         ("packed", models * packed * (matrices - tables * spec.hidden_size)),
         ("KV cache", kv_tokens * kv_bytes_per_token(spec, compute)),
         ("gradients", 4 * (matrices + others) if trains else 0),
-        ("optimizer", 8 * (matrices + others) if trains else 0),
+        ("optimizer", moments if trains else 0),
         ("activations", micro_batch_tokens * activation_bytes_per_token(spec) if trains else 0),
     ]
     return MemoryPlan(parts, available_bytes(device))
 
 
-def _parameter_counts(spec: DecoderSpec) -> tuple[int, int]:
-    """Numbers in matrices, and in norms and biases."""
+def _parameter_sizes(spec: DecoderSpec) -> list[tuple[int, int]]:
+    """(dimensions, elements) of every parameter."""
     with torch.device("meta"):
         decoder = Decoder(spec)
-    sizes = [(p.ndim, p.numel()) for p in decoder.parameters()]
-    return sum(n for ndim, n in sizes if ndim == 2), sum(n for ndim, n in sizes if ndim != 2)
+    return [(p.ndim, p.numel()) for p in decoder.parameters()]
 
 
 def _mib(size: int) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
-from pyengine.errors import CheckpointError, ConfigError
+from pyengine.engine.moments import CpuMoments, Moments, TorchMoments
+from pyengine.errors import ConfigError
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -24,7 +24,9 @@ class OptimizerConfig:
     warmup_steps   steps over which the rate rises linearly; the first step already moves
     total_steps    steps of the whole run; needed by "linear" and "cosine"
     max_grad_norm  gradients are scaled down to this global norm; None does not clip
-    Source: AdamW, arXiv:1711.05101.
+    optimizer_bits 32, or 8: both moments in two bytes a weight instead of eight, blockwise dynamic
+                   quantisation; tensors of fewer than 4096 elements keep 32. On the CPU only
+    Source: AdamW, arXiv:1711.05101; 8 bits, arXiv:2110.02861.
     """
 
     learning_rate: float = 1e-6
@@ -35,6 +37,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float | None = 1.0
+    optimizer_bits: int = 32
 
     def __post_init__(self) -> None:
         checks = {
@@ -60,6 +63,7 @@ class OptimizerConfig:
                 or (isinstance(self.max_grad_norm, (int, float)) and self.max_grad_norm > 0),
                 "> 0 or None",
             ),
+            "optimizer_bits": (self.optimizer_bits in (8, 32), "32 or 8"),
         }
         for name, (valid, rule) in checks.items():
             if not valid:
@@ -98,85 +102,55 @@ class Optimizer:
     """AdamW over named parameters.
 
     `step` skips a step whose gradients are not finite: weights and moments stay as they are.
+    Raises ConfigError for 8-bit moments of parameters that are not on the CPU.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
         self.config = config
         self._parameters = dict(parameters)
-        self._adamw = torch.optim.AdamW(
-            list(self._parameters.values()),
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        elsewhere = {str(p.device) for p in self._parameters.values() if p.device.type != "cpu"}
+        if elsewhere and config.optimizer_bits != 32:
+            raise ConfigError(
+                f"[optimizer] optimizer_bits must be 32 on '{min(elsewhere)}' but is "
+                f"{config.optimizer_bits}: moments of 8 bits are on the CPU only"
+            )
+        moments = TorchMoments if elsewhere else CpuMoments
+        self._moments: Moments = moments(self._parameters, config)
         self.step_count = 0
 
     def step(self) -> dict[str, float]:
-        """One update from the parameters' gradients, which it may scale down.
+        """One update from the parameters' gradients, which are of no use afterwards.
 
         Returns "lr", "grad_norm" before clipping, and "skipped", 1.0 or 0.0.
         """
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        norm = _global_norm(gradients)
+        norm = self._moments.grad_norm(gradients)
         rate = self.config.rate(self.step_count)
         if not math.isfinite(norm):
             return {"lr": rate, "grad_norm": norm, "skipped": 1.0}
         limit = self.config.max_grad_norm
-        if limit is not None and norm > limit:
-            torch._foreach_mul_(gradients, limit / norm)
-        for group in self._adamw.param_groups:
-            group["lr"] = rate
-        self._adamw.step()
-        # The fused kernel does not tell autograd, by which the bf16 copies know the masters moved.
-        torch.autograd.graph.increment_version(list(self._parameters.values()))
+        scale = limit / norm if limit is not None and norm > limit else 1.0
+        self._moments.step(rate, scale, self.step_count + 1)
         self.step_count += 1
         return {"lr": rate, "grad_norm": norm, "skipped": 0.0}
 
     def zero_grad(self) -> None:
-        self._adamw.zero_grad(set_to_none=True)
+        for parameter in self._parameters.values():
+            parameter.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Adam's moments by parameter name; empty before the first step."""
-        state = {}
-        for name, parameter in self._parameters.items():
-            for key in ("exp_avg", "exp_avg_sq"):
-                if parameter in self._adamw.state:
-                    state[f"{key}.{name}"] = self._adamw.state[parameter][key]
-        return state
+        """Adam's moments by parameter name; empty before the first step.
+
+        "exp_avg.NAME" and "exp_avg_sq.NAME", float32; or uint8 with "exp_avg_absmax.NAME" and
+        "exp_avg_sq_absmax.NAME".
+        """
+        return self._moments.tensors()
 
     def load_state_tensors(self, state: Mapping[str, Tensor], step_count: int) -> None:
-        """Puts back what `state_tensors` gave after `step_count` steps.
+        """Puts back copies of what `state_tensors` gave after `step_count` steps.
 
-        Raises CheckpointError for the state of another model.
+        Raises CheckpointError for the state of another model or of other optimizer_bits.
         """
+        if state or step_count > 0:
+            self._moments.load(state, step_count)
         self.step_count = step_count
-        if not state and step_count == 0:
-            return
-        expected = {
-            f"{k}.{n}": p for n, p in self._parameters.items() for k in ("exp_avg", "exp_avg_sq")
-        }
-        if wrong := set(expected) ^ set(state):
-            raise CheckpointError(f"[optimizer] state does not fit the model: {sorted(wrong)[0]}")
-        for name, parameter in self._parameters.items():
-            entry: dict[str, Tensor] = {
-                "step": torch.tensor(float(step_count), device=parameter.device)
-            }
-            for key in ("exp_avg", "exp_avg_sq"):
-                tensor = state[f"{key}.{name}"]
-                if tensor.shape != parameter.shape:
-                    raise CheckpointError(
-                        f"[optimizer] {key}.{name} must have shape {tuple(parameter.shape)} "
-                        f"but has {tuple(tensor.shape)}"
-                    )
-                entry[key] = tensor.to(parameter.device, torch.float32).clone()
-            self._adamw.state[parameter] = entry
-
-
-def _global_norm(gradients: list[Tensor]) -> float:
-    """Euclidean norm of all gradients together; squares of their norms add in float64, in order."""
-    total = 0.0
-    for norm in torch._foreach_norm(gradients):
-        total += float(norm) ** 2
-    return math.sqrt(total)

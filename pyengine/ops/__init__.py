@@ -1,5 +1,6 @@
 """Kernels as differentiable Python functions: one op a file, named alike on every layer below."""
 
+from pyengine.ops.adamw import Moment8bit, adamw, adamw_grad_norm
 from pyengine.ops.attention import attention
 from pyengine.ops.attention_backward import attention_backward
 from pyengine.ops.kv_cache import kv_cache
@@ -13,8 +14,11 @@ from pyengine.ops.sample import LogitAdjustments, Sampled, sample
 
 __all__ = [
     "LogitAdjustments",
+    "Moment8bit",
     "PackedWeight",
     "Sampled",
+    "adamw",
+    "adamw_grad_norm",
     "attention",
     "attention_backward",
     "kv_cache",

@@ -69,10 +69,11 @@ def test_planned_sizes_go_on_when_memory_has_changed(make_engine, tmp_path, monk
     assert loaded.micro_batch_tokens == engine.micro_batch_tokens
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_loaded_engine_goes_on_bit_for_bit(make_engine, tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "bits"), [("float32", 32), ("bfloat16", 32), ("float32", 8)])
+def test_a_loaded_engine_goes_on_bit_for_bit(make_engine, tmp_path, dtype, bits):
     options = {
         "dtype": dtype,
+        "optimizer_bits": bits,
         "learning_rate": 0.003,
         "schedule": "cosine",
         "warmup_steps": 1,

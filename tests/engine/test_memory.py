@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from models.tiny_models import hf_model
+from tiny_batches import preferences
 
 import pyengine as pe
 from pyengine.engine import memory
@@ -82,6 +83,16 @@ def test_the_plan_counts_what_there_is(make_engine, dtype):
     # Panels of 32 outputs and pairs along K are filled up; int8 has a scale for each output.
     assert parts["packed"] <= packed < 1.6 * parts["packed"]
     assert (parts["optimizer"] > 0) == (dtype != "int8")
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_the_plan_counts_the_moments(make_engine, bits):
+    """Those that a step has made, in 8 bits only where a tensor is large enough."""
+    engine = make_engine(optimizer_bits=bits)
+    engine.update(preferences(), pe.objectives.DPO())
+    state = engine._optimizer.state_tensors()
+    assert any(t.dtype == torch.uint8 for t in state.values()) == (bits == 8)
+    assert dict(engine.memory_plan().parts)["optimizer"] == sum(t.nbytes for t in state.values())
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama", "llama-tied"])

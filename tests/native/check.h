@@ -200,6 +200,7 @@ inline bool has_fma(pe::cpu::Isa isa) { return isa != pe::cpu::Isa::kBaseline; }
 inline constexpr int64_t kSizes[] = {0, 1, 31, 32, 33, 111, 4099};
 
 void test_activations(const Options& options);
+void test_adamw(const Options& options);
 void test_attention(const Options& options);
 void test_attention_backward(const Options& options);
 void test_block_manager();

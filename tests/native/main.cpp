@@ -51,6 +51,7 @@ int main(int argc, char** argv) {
     timed("layer_norm", [&] { native::test_layer_norm(options); });
     timed("log", [&] { native::test_log(options); });
     timed("activations", [&] { native::test_activations(options); });
+    timed("adamw", [&] { native::test_adamw(options); });
     timed("philox_uniform", [&] { native::test_philox_uniform(options); });
     timed("rms_norm", [&] { native::test_rms_norm(options); });
     timed("linear", [&] { native::test_linear(options); });

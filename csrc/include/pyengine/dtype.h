@@ -12,13 +12,14 @@
 
 namespace pe {
 
-enum class DType : int { kF32, kBF16, kF64, kI32, kI64 };
+enum class DType : int { kF32, kBF16, kF64, kI32, kI64, kU8 };
 
 constexpr int64_t dtype_bytes(DType dtype) {
     switch (dtype) {
         case DType::kF32: return 4;
         case DType::kBF16: return 2;
         case DType::kI32: return 4;
+        case DType::kU8: return 1;
         case DType::kF64:
         case DType::kI64: return 8;
     }

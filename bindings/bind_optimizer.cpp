@@ -1,0 +1,147 @@
+#include <cmath>
+#include <sstream>
+#include <vector>
+
+#include "bind.h"
+#include "check.h"
+#include "pyengine/ops/adamw.h"
+
+namespace pe::bindings {
+namespace {
+
+constexpr const char* kOp = "adamw";
+
+struct Hyperparameters {
+    int64_t step;
+    double lr, beta1, beta2, eps, weight_decay, grad_scale;
+};
+
+void check_number(const char* name, double x, bool valid, const char* rule) {
+    if (valid) return;
+    std::ostringstream text;
+    text << "[" << kOp << "] " << name << " must be " << rule << " but is " << x;
+    throw py::value_error(text.str());
+}
+
+AdamWScalars scalars(const Hyperparameters& h) {
+    const auto at_least_0 = [](double x) { return std::isfinite(x) && x >= 0.0; };
+    const char* finite = "finite and >= 0";
+    check_number("step", static_cast<double>(h.step), h.step >= 1, ">= 1");
+    check_number("lr", h.lr, at_least_0(h.lr), finite);
+    check_number("beta1", h.beta1, h.beta1 >= 0.0 && h.beta1 < 1.0, "in [0, 1)");
+    check_number("beta2", h.beta2, h.beta2 >= 0.0 && h.beta2 < 1.0, "in [0, 1)");
+    check_number("eps", h.eps, std::isfinite(h.eps) && h.eps > 0.0, "finite and > 0");
+    check_number("weight_decay", h.weight_decay, at_least_0(h.weight_decay), finite);
+    check_number("grad_scale", h.grad_scale, at_least_0(h.grad_scale), finite);
+    const auto t = static_cast<double>(h.step);
+    const auto f32 = [](double x) { return static_cast<float>(x); };
+    return {.grad_scale = f32(h.grad_scale),
+            .decay = f32(1.0 - h.lr * h.weight_decay),
+            .beta1 = f32(h.beta1),
+            .one_minus_beta1 = f32(1.0 - h.beta1),
+            .beta2 = f32(h.beta2),
+            .one_minus_beta2 = f32(1.0 - h.beta2),
+            .step_size = f32(h.lr / (1.0 - std::pow(h.beta1, t))),
+            .inverse_root = f32(1.0 / std::sqrt(1.0 - std::pow(h.beta2, t))),
+            .eps = f32(h.eps)};
+}
+
+// A contiguous tensor of any shape as (n,).
+VectorView flat(const TensorArg& t) {
+    int64_t stride = 1;
+    const int64_t n = t.numel();
+    for (int i = t.ndim - 1; i >= 0 && n > 0; --i) {
+        if (t.shape[i] > 1 && t.strides[i] != stride) {
+            value_error(t, "must be contiguous but its stride in dimension " + std::to_string(i) +
+                               " is " + std::to_string(t.strides[i]));
+        }
+        stride *= t.shape[i];
+    }
+    return {t.data, t.dtype, n};
+}
+
+TensorArg borrow_on_cpu(const char* name, py::handle object, DType dtype) {
+    const TensorArg t = borrow(kOp, name, object);
+    if (t.is_cuda) value_error(t, "must be on the CPU but is on " + t.device_text());
+    check_dtype(t, {dtype});
+    return t;
+}
+
+void check_like(const TensorArg& t, const TensorArg& param) {
+    if (t.shape_text() != param.shape_text()) {
+        value_error(
+            t, "must have the shape of param " + param.shape_text() + " but got " + t.shape_text());
+    }
+}
+
+void step(py::object param_, py::object grad_, py::object exp_avg_, py::object exp_avg_sq_,
+          int64_t step_count, double lr, double beta1, double beta2, double eps,
+          double weight_decay, double grad_scale) {
+    const TensorArg param = borrow_on_cpu("param", param_, DType::kF32);
+    const TensorArg grad = borrow_on_cpu("grad", grad_, DType::kF32);
+    const TensorArg m = borrow_on_cpu("exp_avg", exp_avg_, DType::kF32);
+    const TensorArg v = borrow_on_cpu("exp_avg_sq", exp_avg_sq_, DType::kF32);
+    for (const TensorArg* t : {&grad, &m, &v}) check_like(*t, param);
+    const AdamWArgs args{
+        .param = flat(param),
+        .grad = flat(grad),
+        .exp_avg = flat(m),
+        .exp_avg_sq = flat(v),
+        .scalars = scalars({step_count, lr, beta1, beta2, eps, weight_decay, grad_scale})};
+    py::gil_scoped_release release;
+    cpu::adamw_step(args);
+}
+
+void step_8bit(py::object param_, py::object grad_, py::object exp_avg_, py::object exp_avg_absmax_,
+               py::object exp_avg_sq_, py::object exp_avg_sq_absmax_, int64_t step_count, double lr,
+               double beta1, double beta2, double eps, double weight_decay, double grad_scale) {
+    const TensorArg param = borrow_on_cpu("param", param_, DType::kF32);
+    const TensorArg grad = borrow_on_cpu("grad", grad_, DType::kF32);
+    const TensorArg m = borrow_on_cpu("exp_avg", exp_avg_, DType::kU8);
+    const TensorArg v = borrow_on_cpu("exp_avg_sq", exp_avg_sq_, DType::kU8);
+    const TensorArg m_absmax = borrow_on_cpu("exp_avg_absmax", exp_avg_absmax_, DType::kF32);
+    const TensorArg v_absmax = borrow_on_cpu("exp_avg_sq_absmax", exp_avg_sq_absmax_, DType::kF32);
+    for (const TensorArg* t : {&grad, &m, &v}) check_like(*t, param);
+    const int64_t blocks = (param.numel() + kAdamWBlock - 1) / kAdamWBlock;
+    for (const TensorArg* t : {&m_absmax, &v_absmax}) check_shape(*t, "(ceil(n/256),)", {blocks});
+    const AdamW8bitArgs args{
+        .param = flat(param),
+        .grad = flat(grad),
+        .exp_avg = flat(m),
+        .exp_avg_absmax = flat(m_absmax),
+        .exp_avg_sq = flat(v),
+        .exp_avg_sq_absmax = flat(v_absmax),
+        .scalars = scalars({step_count, lr, beta1, beta2, eps, weight_decay, grad_scale})};
+    py::gil_scoped_release release;
+    cpu::adamw_step_8bit(args);
+}
+
+double sum_squares(const py::list& grads) {
+    std::vector<VectorView> views;
+    for (const py::handle& grad : grads) {
+        views.push_back(flat(borrow_on_cpu("grad", grad, DType::kF32)));
+    }
+    py::gil_scoped_release release;
+    double total = 0.0;
+    for (const VectorView& grad : views) {
+        double partial[kAdamWSquaresParts];
+        cpu::adamw_sum_squares({.grad = grad, .partial = partial});
+        for (const double part : partial) total += part;
+    }
+    return total;
+}
+
+}  // namespace
+
+void bind_optimizer(py::module_& m) {
+    m.def("adamw_step", &step, py::arg("param"), py::arg("grad"), py::arg("exp_avg"),
+          py::arg("exp_avg_sq"), py::arg("step"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"),
+          py::arg("eps"), py::arg("weight_decay"), py::arg("grad_scale"));
+    m.def("adamw_step_8bit", &step_8bit, py::arg("param"), py::arg("grad"), py::arg("exp_avg"),
+          py::arg("exp_avg_absmax"), py::arg("exp_avg_sq"), py::arg("exp_avg_sq_absmax"),
+          py::arg("step"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"),
+          py::arg("weight_decay"), py::arg("grad_scale"));
+    m.def("adamw_sum_squares", &sum_squares, py::arg("grads"));
+}
+
+}  // namespace pe::bindings

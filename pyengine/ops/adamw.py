@@ -1,0 +1,86 @@
+"""adamw: one step of Adam with decoupled weight decay on one tensor, in one pass over memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyengine import _C
+
+BLOCK = 256  # values of 8 bits that share an absmax
+
+
+class Moment8bit(NamedTuple):
+    """A moment in 8 bits: codes, and the largest magnitude of every 256 of them.
+
+    codes   uint8, the shape of the parameter: places in the 256 values of dynamic tree quantisation
+    absmax  (ceil(n/256),) float32
+    """
+
+    codes: Tensor
+    absmax: Tensor
+
+    @classmethod
+    def zeros_like(cls, param: Tensor) -> Moment8bit:
+        """All zero: codes mean nothing while their absmax is 0."""
+        blocks = -(-param.numel() // BLOCK)
+        return cls(
+            torch.zeros(param.shape, dtype=torch.uint8, device=param.device),
+            torch.zeros(blocks, dtype=torch.float32, device=param.device),
+        )
+
+
+def adamw(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor | Moment8bit,
+    exp_avg_sq: Tensor | Moment8bit,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    grad_scale: float = 1.0,
+) -> None:
+    """Updates param and both moments in place from grad * grad_scale; grad itself is only read.
+
+    m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2,
+    p = (1 - lr weight_decay) p - lr m / (1-b1^step) / (sqrt(v / (1-b2^step)) + eps)
+
+    param, grad  float32 on the CPU, contiguous, of one shape
+    exp_avg      m, like param; or both moments as Moment8bit, computed in float32 and kept as the
+                 nearest of 256 values (a v that is not 0 never becomes 0)
+    step         counts this step, from 1
+    Bitwise the same for any thread count. Not differentiable.
+    Raises TypeError (kind, dtype) or ValueError (shape, layout, range, device) with the argument.
+    Source: arXiv:1711.05101, algorithm 2; 8 bits: arXiv:2110.02861.
+    """
+    p, g, (b1, b2) = param.detach(), grad.detach(), betas
+    hyper = (step, lr, b1, b2, eps, weight_decay, grad_scale)
+    written = [param]
+    if isinstance(exp_avg, Moment8bit) and isinstance(exp_avg_sq, Moment8bit):
+        m, m_absmax = exp_avg
+        v, v_absmax = exp_avg_sq
+        _C.adamw_step_8bit(p, g, m, m_absmax, v, v_absmax, *hyper)
+        written += [*exp_avg, *exp_avg_sq]
+    elif isinstance(exp_avg, Moment8bit) or isinstance(exp_avg_sq, Moment8bit):
+        raise TypeError("[adamw] exp_avg and exp_avg_sq must both be tensors or both be Moment8bit")
+    else:
+        _C.adamw_step(p, g, exp_avg, exp_avg_sq, *hyper)
+        written += [exp_avg, exp_avg_sq]
+    torch.autograd.graph.increment_version(written)
+
+
+def adamw_grad_norm(grads: Sequence[Tensor]) -> float:
+    """Euclidean norm of all gradients together, summed in float64 in one order.
+
+    grads  float32 on the CPU, contiguous, of any shapes
+    The same bits for any thread count and instruction set; no finite gradient overflows.
+    Raises TypeError (kind, dtype) or ValueError (layout, device).
+    """
+    return math.sqrt(_C.adamw_sum_squares([grad.detach() for grad in grads]))
