@@ -75,62 +75,85 @@ void step_range(const AdamWArgs& a, const Scalars& s, int64_t begin, int64_t end
 
 // 8 bits
 
-typedef uint8_t bvec __attribute__((vector_size(kLanes)));
-
-PE_INLINE vec lookup(const float* table, ivec index) {
+// table[index & 7]
+PE_INLINE vec pick(const float* table, ivec index) {
 #if defined(__AVX512F__)
-    return (vec)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), kAllLanes, (__m512i)index, table, 4);
+    return (vec)_mm512_maskz_permutexvar_ps(kAllLanes, (__m512i)index, (__m512)load(table));
 #elif defined(__AVX2__)
-    return (vec)_mm256_i32gather_ps(table, (__m256i)index, 4);
+    return (vec)_mm256_permutevar8x32_ps((__m256)load(table), (__m256i)index);
 #else
     vec v;
-    for (int i = 0; i < kLanes; ++i) v[i] = table[index[i]];
+    for (int i = 0; i < kLanes; ++i) v[i] = table[index[i] & 7];
     return v;
 #endif
 }
 
-// Reads up to three bytes past the indexed one.
-PE_INLINE ivec lookup(const uint8_t* table, ivec index) {
+PE_INLINE ivec pick(const int32_t* table, ivec index) {
+    return (ivec)pick(reinterpret_cast<const float*>(table), index);
+}
+
+// The magnitude in place t - lowest: see adamw_codes.h.
+PE_INLINE vec magnitude(const AdamWCodes& codes, ivec t) {
+    const ivec bits = (ivec) __builtin_convertvector(t, vec);
+    const ivec row = (bits >> 23) - (127 + codes.lowest);
+    const vec fraction = (vec)((bits & 0x7fffff) | 0x3f800000) - 1.0f;
+    const vec value = pick(codes.first, row) + pick(codes.width, row) * fraction;
+    return t > codes.lowest ? value : vec{};
+}
+
+// Place of the magnitude nearest to x >= 0; the smaller one of two as near. NaN goes to 0.
+PE_INLINE ivec nearest(const AdamWCodes& codes, vec x) {
+    ivec row = ivec{} - 1;
+    for (const float edge : codes.edge) row -= (ivec)(x > edge);  // a true lane is -1
+    const vec first = pick(codes.first, row), part = pick(codes.part, row);
+    const vec last = pick(codes.last, row), zero = {};
+    // Rounding may take the wrong one of two neighbours.
+    const vec guess = (x - pick(codes.low, row)) * pick(codes.parts_a_unit, row);
+    const vec k =
+        __builtin_convertvector(__builtin_convertvector(min(last, max(guess, zero)), ivec), vec);
+    const vec off = x - (first + part * k);
+    const ivec above = off > zero;
+    const vec other = max(zero, min(last, k + (above ? zero + 1.0f : zero - 1.0f)));
+    const vec other_off = abs(x - (first + part * other));
+    const ivec better = (other_off < abs(off)) | (~above & (other_off == abs(off)));
+    const ivec place = pick(codes.start, row) + __builtin_convertvector(better ? other : k, ivec);
+    return row < 0 ? ivec{} : place;
+}
+
+// Bytes to lanes and back: what compilers make of __builtin_convertvector goes byte by byte.
+PE_INLINE ivec load_codes(const uint8_t* p) {
 #if defined(__AVX512F__)
-    return (ivec)_mm512_mask_i32gather_epi32(_mm512_setzero_si512(), kAllLanes, (__m512i)index,
-                                             table, 1) &
-           0xff;
+    __m128i b;
+    memcpy(&b, p, 16);
+    return (ivec)_mm512_maskz_cvtepu8_epi32(kAllLanes, b);
 #elif defined(__AVX2__)
-    return (ivec)_mm256_i32gather_epi32(reinterpret_cast<const int*>(table), (__m256i)index, 1) &
-           0xff;
+    return (ivec)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 #else
     ivec v;
-    for (int i = 0; i < kLanes; ++i) v[i] = table[index[i]];
+    for (int i = 0; i < kLanes; ++i) v[i] = p[i];
     return v;
 #endif
-}
-
-// Place of the magnitude nearest to x >= 0 (what is over 1, or NaN, goes to the top).
-template <typename Codes>
-PE_INLINE ivec nearest(const Codes& codes, vec x) {
-    ivec bucket = (ivec)((uvec)x >> Codes::kShift) - static_cast<int32_t>(Codes::kFirst);
-    const ivec last = ivec{} + static_cast<int32_t>(Codes::kBuckets - 1);
-    bucket = bucket < last ? bucket : last;
-    bucket = bucket > 0 ? bucket : ivec{};
-    const ivec code = lookup(codes.start, bucket);
-    return code - (ivec)(x > lookup(codes.threshold, code));  // a true lane is -1
-}
-
-PE_INLINE ivec load_codes(const uint8_t* p) {
-    bvec b;
-    memcpy(&b, p, sizeof b);
-    return (ivec) __builtin_convertvector(b, uvec);
 }
 
 PE_INLINE void store_codes(uint8_t* p, ivec codes) {
-    const bvec b = __builtin_convertvector((uvec)codes, bvec);
-    memcpy(p, &b, sizeof b);
+#if defined(__AVX512F__)
+    const __m128i b = _mm512_maskz_cvtepi32_epi8(kAllLanes, (__m512i)codes);
+    memcpy(p, &b, 16);
+#elif defined(__AVX2__)
+    const __m256i words = _mm256_packus_epi32((__m256i)codes, (__m256i)codes);
+    const __m256i bytes = _mm256_packus_epi16(words, words);
+    const int32_t low = _mm256_extract_epi32(bytes, 0), high = _mm256_extract_epi32(bytes, 4);
+    memcpy(p, &low, 4);
+    memcpy(p + 4, &high, 4);
+#else
+    for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint8_t>(codes[i]);
+#endif
 }
 
 PE_INLINE vec decode_signed(ivec code) {
     const ivec place = code - kSignedZero;
-    const vec magnitude = lookup(kSignedCodes.value, place < 0 ? -place : place);
-    return place < 0 ? -magnitude : magnitude;
+    const vec size = magnitude(kSignedCodes, place < 0 ? -place : place);
+    return place < 0 ? -size : size;
 }
 
 PE_INLINE ivec encode_signed(vec x) {
@@ -169,7 +192,7 @@ void step_block(const Block& b, const Scalars& s) {
         for (int j = 0; j < vec16::kParts; ++j) {
             const int64_t at = i + j * kLanes;
             m.part[j] = decode_signed(load_codes(b.m_codes + at)) * m_scale;
-            v.part[j] = lookup(kUnsignedCodes.value, load_codes(b.v_codes + at)) * v_scale;
+            v.part[j] = magnitude(kUnsignedCodes, load_codes(b.v_codes + at) + 1) * v_scale;
         }
         update16(s, load16(b.grad + i), p, m, v);
         store16(b.param + i, p);

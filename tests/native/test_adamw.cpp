@@ -33,6 +33,14 @@ struct Codes {
     }
 };
 
+// The magnitude in that place, by walking the decades.
+float value(const pe::AdamWCodes& codes, int place) {
+    if (place == 0) return 0.0f;
+    int row = 0;
+    while (row + 1 < pe::kRows && place >= codes.start[row + 1]) ++row;
+    return codes.first[row] + codes.part[row] * static_cast<float>(place - codes.start[row]);
+}
+
 struct State {
     Matrix param, grad, m, v;
     Codes m_codes, v_codes;
@@ -62,11 +70,11 @@ struct State {
 
     float m_value(int64_t i) const {
         const int place = m_codes.data()[i] - 127;
-        const float size = pe::kSignedCodes.value[place < 0 ? -place : place];
+        const float size = value(pe::kSignedCodes, place < 0 ? -place : place);
         return (place < 0 ? -size : size) * m_absmax.get(i / pe::kAdamWBlock);
     }
     float v_value(int64_t i) const {
-        return pe::kUnsignedCodes.value[v_codes.data()[i]] * v_absmax.get(i / pe::kAdamWBlock);
+        return value(pe::kUnsignedCodes, v_codes.data()[i]) * v_absmax.get(i / pe::kAdamWBlock);
     }
     bool same(const State& other) const {
         return param.same_bits(other.param) && m.same_bits(other.m) && v.same_bits(other.v) &&
@@ -164,16 +172,19 @@ double check_norm(int64_t n) {
     return total;
 }
 
-// Every magnitude is its own nearest; floats around a middle go to its sides.
-template <typename Codes>
-void check_table(const Codes& codes, int count) {
-    for (int i = 0; i + 1 < count; ++i) {
-        CHECK(codes.value[i] < codes.value[i + 1], "values ascend");
-        const double middle =
-            (static_cast<double>(codes.value[i]) + static_cast<double>(codes.value[i + 1])) / 2;
-        CHECK(codes.threshold[i] <= middle && std::nextafter(codes.threshold[i], 2.0f) > middle,
-              "a threshold is the last float before the middle");
+// As many values as there are codes, ascending, and a decade begins after the middle of its neighbours.
+void check_table(const pe::AdamWCodes& codes, int count) {
+    for (int i = 1; i < count; ++i) {
+        const double below = value(codes, i - 1), here = value(codes, i);
+        CHECK(below < here, "values ascend");
+        for (int row = 0; row < pe::kRows; ++row) {
+            if (codes.start[row] != i) continue;
+            CHECK(codes.edge[row] <= (below + here) / 2 &&
+                      std::nextafter(codes.edge[row], 2.0f) > (below + here) / 2,
+                  "an edge is the last float before the middle");
+        }
     }
+    CHECK(value(codes, count - 1) == 1.0f, "the last value is 1");
 }
 
 void check_bits(int64_t n) {

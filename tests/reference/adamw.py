@@ -34,16 +34,18 @@ def values(signed: bool) -> Tensor:
     """(256,) float32, ascending: dynamic tree quantisation, arXiv:2110.02861, section 2.2.
 
     After e leading zeros and a one come f fraction bits: 10^-e times the middle of one of 2^f equal
-    parts of [0.1, 1]. Signed: e + f = 6; unsigned: e + f = 7 and e <= 6. And 0, and 1.
+    parts of [0.1, 1]. Signed: e + f = 6; unsigned: e + f = 7 and e <= 6. And 0, and 1. A decade's
+    first value and its width are rounded to float32, then the others from them.
     """
-    magnitudes = [
-        (0.1 + 0.9 * (k + 0.5) / parts) / 10.0**e
-        for e in range(7)
-        for parts in [2 ** ((6 if signed else 7) - e)]
-        for k in range(parts)
-    ]
-    both = [-x for x in magnitudes] if signed else []
-    return torch.tensor(sorted([*magnitudes, *both, 0.0, 1.0]), dtype=torch.float64).float()
+    decades = []
+    for e in range(7):
+        parts = 2 ** ((6 if signed else 7) - e)
+        first = torch.tensor((0.1 + 0.45 / parts) / 10.0**e)
+        width = torch.tensor(0.9 / 10.0**e)
+        decades.append(first + width * (torch.arange(parts) / parts))
+    magnitudes = torch.cat(decades)
+    both = [-magnitudes] if signed else []
+    return torch.cat([magnitudes, *both, torch.tensor([0.0, 1.0])]).sort().values
 
 
 def blocks(x: Tensor) -> Tensor:
