@@ -43,16 +43,22 @@ def plan_facts(model: str, dtype: str) -> list[tuple[str, str]]:
     compute = torch.float32 if name == "float32" else torch.bfloat16
     kv_tokens = plan_kv_tokens(spec, compute, device, None)
     micro_batch_tokens = plan_micro_batch_tokens(spec, device, None)
-    plan = memory_plan(
-        spec,
-        name,
-        device,
-        has_reference=True,
-        kv_tokens=kv_tokens,
-        micro_batch_tokens=micro_batch_tokens,
+    plan, plan_8bit = (
+        memory_plan(
+            spec,
+            name,
+            device,
+            has_reference=True,
+            kv_tokens=kv_tokens,
+            micro_batch_tokens=micro_batch_tokens,
+            optimizer_bits=bits,
+        )
+        for bits in (32, 8)
     )
+    saved = (plan.total - plan_8bit.total) / 2**20
     return [
         ("model", f"{model}: {spec.family}, {spec.num_layers} layers, {name}"),
+        ("optimizer", f"optimizer_bits=8 takes {saved:.0f} MiB less than the plan"),
         ("kv_tokens", f"{kv_tokens}; micro_batch_tokens {micro_batch_tokens}"),
         ("memory plan", str(plan)),
     ]

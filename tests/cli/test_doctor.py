@@ -51,3 +51,11 @@ def test_doctor_plans_the_memory_of_a_model(capsys, tiny_model):
     assert plan.startswith("weights ")
     assert " + KV cache " in plan
     assert "available" in plan
+
+
+def test_doctor_says_what_8bit_moments_save(capsys, smollm2_gguf):
+    """All but 61 norms of 576: 6 bytes a weight less the absmax of a block, 8 / 256."""
+    assert main(["doctor", "--model", str(smollm2_gguf), "--dtype", "float32"]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("optimizer "))
+    saved = (134_515_008 - 61 * 576) * (6 - 8 / 256) / 2**20
+    assert line.endswith(f"optimizer_bits=8 takes {saved:.0f} MiB less than the plan")
