@@ -10,10 +10,16 @@
 namespace pe::cpu::PE_ISA {
 namespace {
 
-constexpr int64_t kPerTask = 64 * kAdamWBlock;
+constexpr int64_t kLeastPerTask = 64 * kAdamWBlock;
 constexpr int64_t kBlock = kAdamWBlock;
 constexpr int32_t kSignedZero =
     127;  // code of 0; below it the negative magnitudes, above it the positive
+
+// Long tasks, which the hardware fetches ahead; an element's result does not depend on its task.
+int64_t per_task(int64_t n) {
+    const int64_t share = n / (4 * static_cast<int64_t>(num_threads())) / kBlock * kBlock + kBlock;
+    return share > kLeastPerTask ? share : kLeastPerTask;
+}
 
 PE_INLINE vec sqrt(vec x) {
 #if defined(__AVX512F__)
@@ -259,13 +265,13 @@ double sum_squares(const float* x, int64_t n) {
 
 void adamw_step(const AdamWArgs& a) {
     const Scalars s(a.scalars);
-    parallel_rows(a.param.size, kPerTask,
+    parallel_rows(a.param.size, per_task(a.param.size),
                   [&](int64_t begin, int64_t end) { step_range(a, s, begin, end); });
 }
 
 void adamw_step_8bit(const AdamW8bitArgs& a) {
     const Scalars s(a.scalars);
-    parallel_rows(a.param.size, kPerTask, [&](int64_t begin, int64_t end) {
+    parallel_rows(a.param.size, per_task(a.param.size), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i += kBlock) {
             const int64_t n = end - i < kBlock ? end - i : kBlock;
             const Block block{ptr<float>(a.param) + i,
@@ -286,7 +292,7 @@ void adamw_step_8bit(const AdamW8bitArgs& a) {
 void adamw_sum_squares(const AdamWSumSquaresArgs& a) {
     const int64_t n = a.grad.size;
     const int64_t part = (n + 16 * kAdamWSquaresParts - 1) / (16 * kAdamWSquaresParts) * 16;
-    const int threads = n < kPerTask ? 1 : num_threads();
+    const int threads = n < kLeastPerTask ? 1 : num_threads();
     parallel_tasks(kAdamWSquaresParts, threads, [&](int64_t i) {
         const int64_t begin = i * part < n ? i * part : n;
         const int64_t end = begin + part < n ? begin + part : n;
