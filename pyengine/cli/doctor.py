@@ -42,7 +42,7 @@ def plan_facts(model: str, dtype: str) -> list[tuple[str, str]]:
     name = dtype_name(dtype, device)
     compute = torch.float32 if name == "float32" else torch.bfloat16
     kv_tokens = plan_kv_tokens(spec, compute, device, None)
-    micro_batch_tokens = plan_micro_batch_tokens(spec, device, None)
+    micro_batch_tokens = plan_micro_batch_tokens(spec, compute, device, None)
     plan, plan_8bit = (
         memory_plan(
             spec,

@@ -1,7 +1,8 @@
 """One set of weights that generates, scores and updates."""
 
-from pyengine.engine.engine import Engine, Score
+from pyengine.engine.engine import Engine
 from pyengine.engine.sampling import SamplingParams
+from pyengine.engine.scoring import Score
 from pyengine.engine.streaming import TokenEvent
 
 __all__ = ["Engine", "SamplingParams", "Score", "TokenEvent"]

@@ -34,6 +34,7 @@ class EngineConfig:
     kv_tokens: int | None
     micro_batch_tokens: int | None
     optimizer: OptimizerConfig
+    gradient_checkpointing: bool | None = None
 
     @property
     def trains(self) -> bool:
@@ -50,6 +51,10 @@ class EngineConfig:
             ),
             "kv_tokens": (_is_count(self.kv_tokens), "an integer >= 1 or None"),
             "micro_batch_tokens": (_is_count(self.micro_batch_tokens), "an integer >= 1 or None"),
+            "gradient_checkpointing": (
+                self.gradient_checkpointing in (True, False, None),
+                "True, False or None",
+            ),
         }
         for name, (valid, rule) in checks.items():
             if not valid:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -21,21 +20,19 @@ from pyengine.engine.config import (
     Reference,
     device_of,
     dtype_name,
-    packed_kind,
 )
 from pyengine.engine.generation import Progress, Request
-from pyengine.engine.inference import (
-    Inference,
-    SessionInference,
-    TorchInference,
-    check_model,
-    mixture_of,
-)
-from pyengine.engine.learning import KernelLearner, Learner, TorchLearner
+from pyengine.engine.inference import check_model, mixture_of
 from pyengine.engine.optimizer import Optimizer, OptimizerConfig, Schedule
-from pyengine.engine.packed import PackedDecoder
 from pyengine.engine.packing import Tree, check_tree
-from pyengine.engine.persistence import engine_state, load_tokenizer, rebuilt
+from pyengine.engine.parts import make_parts
+from pyengine.engine.persistence import (
+    REFERENCE_FILE,
+    checkpoint_content,
+    engine_state,
+    load_tokenizer,
+    rebuilt_models,
+)
 from pyengine.engine.prompts import (
     Prompt,
     as_written,
@@ -46,10 +43,10 @@ from pyengine.engine.prompts import (
     stop_ids,
 )
 from pyengine.engine.sampling import SamplingParams
+from pyengine.engine.scoring import Score
 from pyengine.engine.streaming import Stream
 from pyengine.engine.training import compared_parts, forward_backward
 from pyengine.errors import (
-    CheckpointError,
     NonFiniteError,
     RequestError,
 )
@@ -63,16 +60,7 @@ from pyengine.objectives.base import Objective
 from pyengine.preferences.groups import Group, Preferences
 
 MAX_SKIPPED_STEPS = 5  # non-finite steps in a row after which training has failed
-_REFERENCE_FILE = "reference.safetensors"
 _SEED_MIX = 0x9E3779B97F4A7C15
-
-
-@dataclass(frozen=True)
-class Score:
-    """A response's log-probs: token_logprobs (R,) float32 on the CPU, and their sum."""
-
-    token_logprobs: Tensor
-    logprob: float
 
 
 class Engine:
@@ -96,6 +84,7 @@ class Engine:
         generation_config: dict[str, Any],
         config: EngineConfig,
         device: torch.device,
+        reference_cache: str | Path | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.device = device
@@ -106,36 +95,30 @@ class Engine:
         self._generation_config = generation_config
         self._optimizer = Optimizer(dict(self._policy.named_parameters()), config.optimizer)
         self._kv_tokens = memory.plan_kv_tokens(self.spec, self.dtype, device, config.kv_tokens)
+        asked = config.micro_batch_tokens
+        self._recompute = memory.plan_recompute(
+            self.spec, self.dtype, device, config.gradient_checkpointing, asked
+        )
         self._micro_batch_tokens = memory.plan_micro_batch_tokens(
-            self.spec, device, config.micro_batch_tokens
+            self.spec, self.dtype, device, asked, self._recompute
         )
         # What was planned goes into checkpoints: a resumed run must cut its batches alike.
         self.config = dataclasses.replace(
             config, kv_tokens=self._kv_tokens, micro_batch_tokens=self._micro_batch_tokens
         )
         self._stop_ids = stop_ids(tokenizer, model_config, generation_config)
-        self._inference, self._learner = self._make_parts()
-        self._skipped_in_a_row = 0
-        self._written_reference: tuple[Path, str] | None = None  # file and SHA-256
-
-    def _make_parts(self) -> tuple[Inference, Learner]:
-        """What samples and scores, and what learns; on the CPU they share packed weights."""
-        common = (self.tokenizer, self._stop_ids)
-        if self.device.type == "cpu":
-            kind = packed_kind(self.config.dtype)
-            policy = PackedDecoder(self._policy, kind)
-            reference = None if self._reference is None else PackedDecoder(self._reference, kind)
-            inference = SessionInference(policy, reference, self._kv_tokens, *common)
-            return inference, KernelLearner(policy, reference)
-        torch_inference = TorchInference(
+        self._inference, self._learner = make_parts(
             self._policy,
             self._reference,
-            self.device,
-            self._kv_tokens,
-            self._micro_batch_tokens,
-            *common,
+            self.config,
+            device,
+            reference_cache,
+            self._recompute,
+            tokenizer,
+            self._stop_ids,
         )
-        return torch_inference, TorchLearner(self._policy, self._reference)
+        self._skipped_in_a_row = 0
+        self._written_reference: tuple[Path, str] | None = None  # file and SHA-256
 
     # Loading
 
@@ -159,6 +142,8 @@ class Engine:
         weight_decay: float = 0.0,
         max_grad_norm: float | None = 1.0,
         optimizer_bits: int = 32,
+        gradient_checkpointing: bool | None = None,
+        reference_cache: str | Path | None = None,
     ) -> Self:
         """Loads a model.
 
@@ -173,6 +158,10 @@ class Engine:
         seed                mixed into every draw
         kv_tokens           size of the KV cache; None: planned from memory
         micro_batch_tokens  tokens per forward/backward; None: planned from memory
+        gradient_checkpointing  keep only each layer's input and compute the layer again on the way
+                            back: less memory, the same bits; None: where memory asks for it
+        reference_cache     a folder that keeps the reference's log-probs of training responses, for
+                            other runs too; None: they are kept in memory only
         The rest are AdamW's, see OptimizerConfig.
         Raises ConfigError (setting or model option), ModelFileError (file).
         """
@@ -184,6 +173,7 @@ class Engine:
             seed=seed,
             kv_tokens=kv_tokens,
             micro_batch_tokens=micro_batch_tokens,
+            gradient_checkpointing=gradient_checkpointing,
             optimizer=OptimizerConfig(
                 learning_rate,
                 schedule,
@@ -201,7 +191,16 @@ class Engine:
         model = load_model(source, DTYPES[config.dtype])
         frozen = model.decoder.frozen_copy() if reference == "frozen" else None
         policy = model.decoder if config.trains else model.decoder.frozen_copy()
-        return cls(policy, frozen, tokenizer, model.config, model.generation_config, config, device)
+        return cls(
+            policy,
+            frozen,
+            tokenizer,
+            model.config,
+            model.generation_config,
+            config,
+            device,
+            reference_cache,
+        )
 
     @property
     def spec(self) -> DecoderSpec:
@@ -241,6 +240,7 @@ class Engine:
             kv_tokens=self._kv_tokens,
             micro_batch_tokens=self._micro_batch_tokens,
             optimizer_bits=self.config.optimizer.optimizer_bits,
+            recompute=self._recompute,
         )
 
     # Sampling
@@ -437,22 +437,19 @@ class Engine:
                 "[save_checkpoint] there are gradients that no step has applied: call step first"
             )
         target = Path(path)
-        tensors: dict[str, Any] = {"policy": _tensors(self._policy)}
-        if state := self._optimizer.state_tensors():
-            tensors["optimizer"] = state
         link = {}
-        if self._reference is not None:
-            tensors["reference"] = _tensors(self._reference)
-            if self._written_reference is not None:
-                link[_REFERENCE_FILE] = self._written_reference
-        content = checkpoints.Checkpoint(
+        if self._written_reference is not None:
+            link[REFERENCE_FILE] = self._written_reference
+        content = checkpoint_content(
+            self._policy,
+            self._reference,
+            self._optimizer.state_tensors(),
             state={
                 "step_count": self.step_count,
                 "skipped_in_a_row": self._skipped_in_a_row,
                 "config": dataclasses.asdict(self.config),
                 "extra": extra or {},
             },
-            tensors=tensors,
             model={
                 "config.json": self._model_config,
                 "generation_config.json": self._generation_config,
@@ -460,10 +457,15 @@ class Engine:
         )
         digests = checkpoints.write(target, content, link, self.tokenizer)
         if self._reference is not None:
-            self._written_reference = target / _REFERENCE_FILE, digests[_REFERENCE_FILE]
+            self._written_reference = target / REFERENCE_FILE, digests[REFERENCE_FILE]
 
     @classmethod
-    def load_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
+    def load_checkpoint(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        reference_cache: str | Path | None = None,
+    ) -> Self:
         """The engine that `save_checkpoint` wrote, after verifying every file.
 
         `extra` holds the caller's data. Raises CheckpointError naming file and rule.
@@ -471,35 +473,24 @@ class Engine:
         content = checkpoints.read(path)
         state = engine_state(content, path)
         config = state.config
-        model_config = content.model["config.json"]
-        decoder = rebuilt(model_config, content.tensors["policy"], path, config.dtype)
-        reference = None
-        if config.reference == "frozen":
-            if "reference" not in content.tensors:
-                raise CheckpointError(f"[{path}] {_REFERENCE_FILE} is missing")
-            reference = rebuilt(
-                model_config, content.tensors["reference"], path, config.dtype
-            ).frozen_copy()
+        decoder, reference = rebuilt_models(content, config, path)
         tokenizer = load_tokenizer(resolve(path))
         engine = cls(
             decoder,
             reference,
             tokenizer,
-            model_config,
+            content.model["config.json"],
             content.model.get("generation_config.json", {}),
             config,
             device_of(device),
+            reference_cache,
         )
         engine._optimizer.load_state_tensors(content.tensors.get("optimizer", {}), state.step_count)
         engine._skipped_in_a_row = state.skipped_in_a_row
         engine.extra = state.extra
         if reference is not None:
             engine._written_reference = (
-                Path(path) / _REFERENCE_FILE,
-                content.digests[_REFERENCE_FILE],
+                Path(path) / REFERENCE_FILE,
+                content.digests[REFERENCE_FILE],
             )
         return engine
-
-
-def _tensors(decoder: Decoder) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in decoder.named_parameters()}

@@ -56,18 +56,13 @@ class SessionInference:
 
     def __init__(
         self,
-        policy: PackedDecoder,
-        reference: PackedDecoder | None,
+        models: Mapping[str, PackedDecoder],
         kv_tokens: int,
         tokenizer: Decodes | None,
         stop_ids: frozenset[int],
     ) -> None:
-        packed = {"policy": policy}
-        if reference is not None:
-            packed["reference"] = reference
-        self._generator = Generator(
-            Sampler(packed, kv_tokens), policy.decoder.spec, tokenizer, stop_ids
-        )
+        spec = models["policy"].decoder.spec
+        self._generator = Generator(Sampler(models, kv_tokens), spec, tokenizer, stop_ids)
         self._running = threading.Lock()
 
     @property
@@ -121,20 +116,17 @@ class TorchInference:
 
     def __init__(
         self,
-        policy: Decoder,
-        reference: Decoder | None,
+        decoders: Mapping[str, Decoder],
         device: torch.device,
         kv_tokens: int,
         micro_batch_tokens: int,
         tokenizer: Decodes | None,
         stop_ids: frozenset[int],
     ) -> None:
-        self._decoders = {"policy": policy}
-        if reference is not None:
-            self._decoders["reference"] = reference
+        self._decoders = decoders
         self._device = device
         self._micro_batch_tokens = micro_batch_tokens
-        self._generator = TorchGenerator(policy, tokenizer, stop_ids, kv_tokens, device)
+        self._generator = TorchGenerator(decoders["policy"], tokenizer, stop_ids, kv_tokens, device)
 
     def generate(
         self,

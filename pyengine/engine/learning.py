@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from pyengine.engine.gradients import Gradients
+from pyengine.engine.logprob_cache import LogprobCache
 from pyengine.engine.packed import PackedDecoder
-from pyengine.engine.packing import PackedBatch
+from pyengine.engine.packing import PackedBatch, Tree, micro_batches, pack
 from pyengine.engine.tree_model import TreeModel
 from pyengine.engine.tree_model_torch import token_logps
 from pyengine.models.decoder import Decoder
+
+REFERENCE_BATCH_TOKENS = 4096
 
 # Takes d loss / d log-probs (N,) and adds the gradient that follows; to be called once.
 Backward = Callable[[Tensor], None]
@@ -22,8 +26,11 @@ Backward = Callable[[Tensor], None]
 class Learner(Protocol):
     """A policy with gradients, and its reference where there is one."""
 
-    def reference_logps(self, batch: PackedBatch) -> Tensor | None:
-        """(N,) float32 under the reference; None without one."""
+    def reference_logps(self, trees: Sequence[Tree]) -> list[Tensor] | None:
+        """(n,) float32 for each tree, its responses one after the other; None without a reference.
+
+        What was asked before is not computed again.
+        """
 
     def policy_logps(self, batch: PackedBatch) -> tuple[Tensor, Backward]:
         """(N,) float32 under the policy, and the way back to its weights."""
@@ -35,6 +42,43 @@ class Learner(Protocol):
         """By parameter name, of those that have one."""
 
 
+class CachedReference:
+    """A reference's log-probs: large batches of what has not been computed yet.
+
+    compute  (N,) float32 log-probs of a packed batch
+    """
+
+    def __init__(
+        self, compute: Callable[[PackedBatch], Tensor], cache: LogprobCache, device: torch.device
+    ) -> None:
+        self._compute = compute
+        self._cache = cache
+        self._device = device
+
+    def logps(self, trees: Sequence[Tree]) -> list[Tensor]:
+        """See Learner.reference_logps."""
+        keys = [[self._cache.key(t.prompt_ids, r) for r in t.responses] for t in trees]
+        found = {key: self._cache.find(key) for of_tree in keys for key in of_tree}
+        missing = [
+            Tree(t.prompt_ids, [r for r, k in zip(t.responses, of_tree, strict=True)
+                                if found[k] is None])
+            for t, of_tree in zip(trees, keys, strict=True)
+        ]  # fmt: skip
+        missing = [t for t in missing if t.responses]
+        for part in micro_batches([t.num_rows for t in missing], REFERENCE_BATCH_TOKENS):
+            batch = pack([missing[i] for i in part], self._device)
+            pieces = iter(torch.split(self._compute(batch).cpu(), batch.cu_seqlens.diff().tolist()))
+            for tree in (missing[i] for i in part):
+                for response in tree.responses:
+                    key = self._cache.key(tree.prompt_ids, response)
+                    found[key] = next(pieces).clone()
+                    self._cache.store(key, cast(Tensor, found[key]))
+        return [
+            torch.cat([torch.empty(0), *(cast(Tensor, found[k]) for k in of_tree)]).to(self._device)
+            for of_tree in keys
+        ]
+
+
 class KernelLearner:
     """On the CPU, with the kernels that sample: log-probs have the sampler's bits.
 
@@ -42,16 +86,23 @@ class KernelLearner:
     """
 
     def __init__(
-        self, policy: PackedDecoder, reference: PackedDecoder | None, recompute: bool = False
+        self,
+        policy: PackedDecoder,
+        reference: PackedDecoder | None,
+        cache: LogprobCache,
+        recompute: bool = False,
     ) -> None:
         self._decoder = policy.decoder
         self._policy = TreeModel(policy, recompute)
-        self._reference = None if reference is None else TreeModel(reference)
+        self._reference: CachedReference | None = None
+        if reference is not None:
+            compute = TreeModel(reference).token_logps
+            self._reference = CachedReference(compute, cache, torch.device("cpu"))
         self._gradients: Gradients | None = None
 
-    def reference_logps(self, batch: PackedBatch) -> Tensor | None:
+    def reference_logps(self, trees: Sequence[Tree]) -> list[Tensor] | None:
         """See Learner."""
-        return None if self._reference is None else self._reference.token_logps(batch)
+        return None if self._reference is None else self._reference.logps(trees)
 
     def policy_logps(self, batch: PackedBatch) -> tuple[Tensor, Backward]:
         """See Learner."""
@@ -80,14 +131,23 @@ class KernelLearner:
 class TorchLearner:
     """On any device, with the training modules and autograd."""
 
-    def __init__(self, policy: Decoder, reference: Decoder | None) -> None:
+    def __init__(
+        self,
+        policy: Decoder,
+        reference: Decoder | None,
+        cache: LogprobCache,
+        device: torch.device,
+    ) -> None:
         self._policy = policy
-        self._reference = reference
+        self._reference: CachedReference | None = None
+        if reference is not None:
+            compute = partial(token_logps, reference)
+            self._reference = CachedReference(compute, cache, device)
 
     @torch.no_grad()
-    def reference_logps(self, batch: PackedBatch) -> Tensor | None:
+    def reference_logps(self, trees: Sequence[Tree]) -> list[Tensor] | None:
         """See Learner."""
-        return None if self._reference is None else token_logps(self._reference, batch)
+        return None if self._reference is None else self._reference.logps(trees)
 
     def policy_logps(self, batch: PackedBatch) -> tuple[Tensor, Backward]:
         """See Learner."""

@@ -74,7 +74,9 @@ class LogprobCache:
         elif self._file is not None:
             row = self._file.execute("SELECT logprobs FROM logprobs WHERE key = ?", (key,))
             if (data := row.fetchone()) is not None:
-                found = torch.frombuffer(bytearray(data[0]), dtype=torch.float32)
+                values = array("f")
+                values.frombytes(data[0])
+                found = torch.tensor(values, dtype=torch.float32)
                 self._keep(key, found)
         self.hits += found is not None
         self.misses += found is None

@@ -10,6 +10,7 @@ import torch
 
 from pyengine.engine.moments import state_bytes
 from pyengine.engine.sampler import page_bytes
+from pyengine.engine.tree_model import saved_bytes_per_row
 from pyengine.errors import ConfigError
 from pyengine.models.decoder import Decoder
 from pyengine.models.spec import DecoderSpec
@@ -18,6 +19,7 @@ KV_SHARE = 0.25
 ACTIVATION_SHARE = 0.3
 MAX_KV_TOKENS = 1 << 20
 MAX_MICRO_BATCH_TOKENS = 1 << 16
+LEAST_MICRO_BATCH_TOKENS = 1 << 11  # below, layers are computed again rather than kept
 
 
 def available_bytes(device: torch.device) -> int:
@@ -32,8 +34,16 @@ def available_bytes(device: torch.device) -> int:
     )
 
 
-def activation_bytes_per_token(spec: DecoderSpec) -> int:
-    """Bytes that autograd keeps of one token between forward and backward, counted in fp32."""
+def activation_bytes_per_token(
+    spec: DecoderSpec, dtype: torch.dtype, device: torch.device, recompute: bool = False
+) -> int:
+    """Bytes that forward and backward take for one token; `recompute` is gradient_checkpointing."""
+    if device.type == "cpu":
+        one = saved_bytes_per_row(spec, dtype)
+        inputs = 4 * spec.num_layers * spec.hidden_size
+        # Beside what is saved, about two layers' worth of gradients.
+        return one + inputs + 2 * one if recompute else (spec.num_layers + 2) * one
+    # What autograd keeps, counted in fp32.
     heads = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     per_layer = 8 * spec.hidden_size + 4 * spec.intermediate_size + 4 * heads
     return 4 * (spec.num_layers * per_layer + 4 * spec.hidden_size)
@@ -54,11 +64,33 @@ def plan_kv_tokens(
     return _power_of_two(min(fit, MAX_KV_TOKENS))
 
 
-def plan_micro_batch_tokens(spec: DecoderSpec, device: torch.device, asked: int | None) -> int:
+def plan_recompute(
+    spec: DecoderSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    asked: bool | None,
+    micro_batch_tokens: int | None,
+) -> bool:
+    """Whether layers are computed again: what was asked for, else if memory is too small."""
+    if asked is not None or device.type != "cpu":
+        return bool(asked)
+    tokens = LEAST_MICRO_BATCH_TOKENS if micro_batch_tokens is None else micro_batch_tokens
+    needed = tokens * activation_bytes_per_token(spec, dtype, device)
+    return needed > available_bytes(device) * ACTIVATION_SHARE
+
+
+def plan_micro_batch_tokens(
+    spec: DecoderSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    asked: int | None,
+    recompute: bool = False,
+) -> int:
     """Tokens of a forward/backward: what was asked for, else what 30 % of the free memory holds."""
     if asked is not None:
         return asked
-    fit = int(available_bytes(device) * ACTIVATION_SHARE) // activation_bytes_per_token(spec)
+    per_token = activation_bytes_per_token(spec, dtype, device, recompute)
+    fit = int(available_bytes(device) * ACTIVATION_SHARE) // per_token
     return _power_of_two(min(fit, MAX_MICRO_BATCH_TOKENS))
 
 
@@ -93,6 +125,7 @@ def memory_plan(
     kv_tokens: int,
     micro_batch_tokens: int,
     optimizer_bits: int = 32,
+    recompute: bool = False,
 ) -> MemoryPlan:
     """Of an engine of `dtype` ("float32", "bfloat16" or "int8", which does not train)."""
     sizes = _parameter_sizes(spec)
@@ -106,17 +139,25 @@ def memory_plan(
     tables = (0 if spec.tied_head else spec.vocab_size) + (
         spec.max_positions if spec.rope is None else 0
     )
+    packed_matrices = matrices - tables * spec.hidden_size
+    head = spec.vocab_size * spec.hidden_size
+    on_cpu = device.type == "cpu"
     models = 2 if has_reference else 1
     compute = torch.float32 if dtype == "float32" else torch.bfloat16
+    per_token = activation_bytes_per_token(spec, compute, device, recompute)
     parts = [
         ("weights", 4 * (matrices + others) if trains else stored * matrices + 4 * others),
-        ("bf16 copies", 2 * matrices if dtype == "bfloat16" else 0),
+        ("bf16 copies", 2 * matrices if dtype == "bfloat16" and not on_cpu else 0),
         ("reference", stored * matrices + 4 * others if has_reference else 0),
-        ("packed", models * packed * (matrices - tables * spec.hidden_size)),
+        ("packed", models * packed * packed_matrices),
+        ("packed by columns", packed * packed_matrices if trains else 0),
         ("KV cache", kv_tokens * kv_bytes_per_token(spec, compute)),
-        ("gradients", 4 * (matrices + others) if trains else 0),
+        (
+            "gradients",
+            4 * (matrices + others + (head if spec.tied_head and on_cpu else 0)) if trains else 0,
+        ),
         ("optimizer", moments if trains else 0),
-        ("activations", micro_batch_tokens * activation_bytes_per_token(spec) if trains else 0),
+        ("activations", micro_batch_tokens * per_token if trains else 0),
     ]
     return MemoryPlan(parts, available_bytes(device))
 

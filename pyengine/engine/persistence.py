@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine.checkpoint import Checkpoint
@@ -16,6 +19,8 @@ from pyengine.models.loader import build_decoder
 from pyengine.models.registry import parse_config
 from pyengine.models.source import ModelSource
 from pyengine.models.writer import hf_tensors
+
+REFERENCE_FILE = "reference.safetensors"
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,40 @@ def rebuilt(config: dict[str, Any], tensors: Any, path: str | Path, dtype: str) 
         return build_decoder(config, hf_tensors(spec, tensors), str(path), DTYPES[dtype])
     except (ConfigError, ModelFileError) as error:
         raise CheckpointError(f"[{path}] is not of a model that can be loaded: {error}") from error
+
+
+def rebuilt_models(
+    content: Checkpoint, config: EngineConfig, path: str | Path
+) -> tuple[Decoder, Decoder | None]:
+    """A checkpoint's policy and, where it has one, its frozen reference. Raises CheckpointError."""
+    model = content.model["config.json"]
+    policy = rebuilt(model, content.tensors["policy"], path, config.dtype)
+    if config.reference != "frozen":
+        return policy, None
+    if "reference" not in content.tensors:
+        raise CheckpointError(f"[{path}] {REFERENCE_FILE} is missing")
+    reference = rebuilt(model, content.tensors["reference"], path, config.dtype)
+    return policy, reference.frozen_copy()
+
+
+def checkpoint_content(
+    policy: Decoder,
+    reference: Decoder | None,
+    moments: Mapping[str, Tensor],
+    state: dict[str, Any],
+    model: dict[str, Any],
+) -> Checkpoint:
+    """What a checkpoint of an engine holds."""
+    tensors: dict[str, Any] = {"policy": _tensors(policy)}
+    if moments:
+        tensors["optimizer"] = moments
+    if reference is not None:
+        tensors["reference"] = _tensors(reference)
+    return Checkpoint(state=state, tensors=tensors, model=model)
+
+
+def _tensors(decoder: Decoder) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in decoder.named_parameters()}
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,15 @@ from pyengine.engine.packing import Tree
 from pyengine.engine.sampler import Sampler
 from pyengine.engine.sampling import SamplingParams
 from pyengine.errors import NonFiniteError, RequestError
+
+
+@dataclass(frozen=True)
+class Score:
+    """A response's log-probs: token_logprobs (R,) float32 on the CPU, and their sum."""
+
+    token_logprobs: Tensor
+    logprob: float
+
 
 # A score is a draw whose outcome is given, from the raw distribution.
 _PLAIN = SamplingParams(max_tokens=1, ignore_eos=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -84,22 +84,21 @@ def forward_backward(
     "tokens": rows computed, each prompt once.
     """
     totals = Totals(sum(c.weight for p in parts for c in p.comparisons))
+    reference: list[Tensor] | None = None
+    if objective.needs_reference:
+        reference = learner.reference_logps([p.tree for p in parts])
     rows = 0
-    for part in _cut(parts, micro_batch_tokens):
+    for r in micro_batches([p.tree.num_rows for p in parts], micro_batch_tokens):
+        part = [parts[i] for i in r]
         batch = pack([p.tree for p in part], device)
         rows += len(batch.token_ids)
-        reference_logps = learner.reference_logps(batch) if objective.needs_reference else None
+        reference_logps = None if reference is None else torch.cat([reference[i] for i in r])
         policy_logps, backward = learner.policy_logps(batch)
         inputs = _loss_inputs(part, batch, policy_logps, reference_logps, totals.total_weight)
         output = objective(inputs)
         backward(output.dlogps)
         totals.add(output.loss, output.metrics, inputs.weight)
     return totals.means() | {"tokens": float(rows)}
-
-
-def _cut(parts: Sequence[_Part], budget: int) -> Iterator[Sequence[_Part]]:
-    for r in micro_batches([p.tree.num_rows for p in parts], budget):
-        yield parts[r.start : r.stop]
 
 
 def _loss_inputs(

@@ -141,11 +141,11 @@ def test_three_models_in_lock_step(make_engine: MakeEngine, dtype: str) -> None:
     engines = [make_engine(dtype=dtype) for _ in range(3)]
     for seed, engine in enumerate(engines):
         shift(engine, seed=seed)
-    decoders = {
-        name: engine._policy
+    packed = {
+        name: PackedDecoder(engine._policy, dtype)
         for name, engine in zip(("policy", "reference", "third"), engines, strict=True)
     }
-    inference = SessionInference(decoders, dtype, 1000, None, frozenset({2}))
+    inference = SessionInference(packed, 1000, None, frozenset({2}))
     requests = [Request(p, i, PARAMS, seed=7) for i, p in enumerate(PROMPTS)]
     models = {"third": 0.5, "policy": 0.8, "reference": -0.3}
     sampled = inference.generate(requests, models, None, None, None)

@@ -26,7 +26,7 @@ def test_bytes_per_token_are_those_of_the_pool(make_engine):
 
 def test_what_was_asked_for_is_what_there_is(engine):
     assert memory.plan_kv_tokens(engine.spec, torch.float32, CPU, 77) == 77
-    assert memory.plan_micro_batch_tokens(engine.spec, CPU, 78) == 78
+    assert memory.plan_micro_batch_tokens(engine.spec, torch.float32, CPU, 78) == 78
 
 
 def test_plans_take_their_share_of_free_memory(engine, monkeypatch):
@@ -36,8 +36,8 @@ def test_plans_take_their_share_of_free_memory(engine, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1_000_000)
     assert memory.plan_kv_tokens(engine.spec, torch.float32, CPU, None) == 256
     assert memory.plan_kv_tokens(engine.spec, torch.bfloat16, CPU, None) == 512
-    per_token = memory.activation_bytes_per_token(engine.spec)
-    planned = memory.plan_micro_batch_tokens(engine.spec, CPU, None)
+    per_token = memory.activation_bytes_per_token(engine.spec, torch.float32, CPU)
+    planned = memory.plan_micro_batch_tokens(engine.spec, torch.float32, CPU, None)
     assert planned <= 0.3 * 1_000_000 / per_token < 2 * planned
 
 
@@ -48,7 +48,9 @@ def test_plans_take_their_share_of_free_memory(engine, monkeypatch):
 def test_plans_have_bounds(engine, monkeypatch, free, kv_tokens, micro_batch_tokens):
     monkeypatch.setattr(memory, "available_bytes", lambda device: free)
     assert memory.plan_kv_tokens(engine.spec, torch.float32, CPU, None) == kv_tokens
-    assert memory.plan_micro_batch_tokens(engine.spec, CPU, None) == micro_batch_tokens
+    assert (
+        memory.plan_micro_batch_tokens(engine.spec, torch.float32, CPU, None) == micro_batch_tokens
+    )
 
 
 def test_free_memory_is_what_the_kernel_says(monkeypatch):

@@ -252,10 +252,11 @@ def test_ids_that_the_model_does_not_have_are_refused(engine, changes, message):
 
 
 def test_an_end_token_of_the_tokenizer_that_the_model_does_not_have_is_left_out(
-    engine, monkeypatch
+    make_engine, monkeypatch
 ):
-    engine._stop_ids = frozenset({END, 50_000, 2**40})
-    monkeypatch.setattr(engine, "_inference", engine._make_inference())
+    ends = frozenset({END, 50_000, 2**40})
+    monkeypatch.setattr("pyengine.engine.engine.stop_ids", lambda *files: ends)
+    engine = make_engine()
     [group] = engine.generate([[5]], pe.SamplingParams(max_tokens=3, logit_bias={END: 60.0}))
     assert group.responses[0].token_ids == [END]
 
