@@ -1,5 +1,6 @@
 #include "bind.h"
 #include "check.h"
+#include "packed_arg.h"
 #include "pyengine/ops/linear_logprob.h"
 #include "pyengine/parallel.h"
 
@@ -12,89 +13,241 @@ struct Shape {
     int64_t T, D, V;
 };
 
-Shape check_operands(const TensorArg& hidden, const TensorArg& weight, const TensorArg& targets) {
-    for (const TensorArg* t : {&hidden, &weight}) check_dtype(*t, {DType::kF32, DType::kBF16});
-    check_dtype(targets, {DType::kI64});
-    check_dims(hidden, "(T, D)", 2);
-    check_dims(weight, "(V, D)", 2);
-    const Shape s{hidden.shape[0], hidden.shape[1], weight.shape[0]};
+[[noreturn]] void bad(const std::string& what) {
+    throw py::value_error("[" + std::string(kOp) + "] " + what);
+}
+
+// A weight as Python passes it: a tensor, or (data, kind, N, K) of a PackedWeight.
+bool is_packed(const py::object& weight) { return py::isinstance<py::tuple>(weight); }
+
+PackedMatrix packed_weight(const char* name, const py::object& weight) {
+    if (weight.is_none()) return {};
+    const auto parts = weight.cast<py::tuple>();
+    const auto kind = parts[1].cast<std::string>();
+    if (kind == "int8")
+        bad(std::string(name) + " must be packed as 'float32' or 'bfloat16' but is 'int8'");
+    const TensorArg data = borrow(kOp, name, parts[0]),
+                    scale = borrow_optional(kOp, "scale", py::none());
+    if (data.is_cuda) value_error(data, "must be on the CPU but is on " + data.device_text());
+    return packed_matrix(kOp, data, scale, kind, parts[2].cast<int64_t>(),
+                         parts[3].cast<int64_t>());
+}
+
+void check_size(const TensorArg& hidden, const TensorArg& weight, const Shape& s) {
     if (s.D < 1) value_error(hidden, "must have D >= 1 but got shape " + hidden.shape_text());
     if (s.V < 1) value_error(weight, "must have V >= 1 but got shape " + weight.shape_text());
-    check_shape(weight, "(V, D)", {s.V, s.D});
+}
+
+// Fills hidden, weight or packed, and targets; what the head and hidden must be for each other.
+template <typename Args>
+Shape check_operands(const py::object& hidden_, const py::object& weight_,
+                     const py::object& targets_, Args* args) {
+    const TensorArg hidden = borrow(kOp, "hidden", hidden_);
+    const TensorArg targets = borrow(kOp, "targets", targets_);
+    check_dtype(hidden, {DType::kF32, DType::kBF16});
+    check_dims(hidden, "(T, D)", 2);
+    Shape s{hidden.shape[0], hidden.shape[1], 0};
+    if (is_packed(weight_)) {
+        args->packed = packed_weight("weight", weight_);
+        s.V = args->packed.N;
+        check_shape(hidden, "(T, D)", {s.T, args->packed.K});
+        if (args->packed.kind == PackedKind::kBF16) check_dtype(hidden, {DType::kBF16});
+        if (hidden.is_cuda)
+            value_error(hidden,
+                        "must be on the CPU for a packed weight but is on " + hidden.device_text());
+    } else {
+        const TensorArg weight = borrow(kOp, "weight", weight_);
+        check_dtype(weight, {DType::kF32, DType::kBF16});
+        check_dims(weight, "(V, D)", 2);
+        s.V = weight.shape[0];
+        check_size(hidden, weight, s);
+        check_shape(weight, "(V, D)", {s.V, s.D});
+        check_same_device(hidden, {&weight});
+        args->weight = matrix(weight);
+    }
+    check_dtype(targets, {DType::kI64});
     check_shape(targets, "(T,)", {s.T});
-    check_same_device(hidden, {&weight, &targets});
+    check_same_device(hidden, {&targets});
     check_cuda_built(hidden);
+    args->hidden = matrix(hidden);
+    args->targets = vector(targets);
     return s;
 }
 
-// On CUDA the ids cannot be read without a synchronisation: pyengine/ops/linear_logprob.py asks for it once per batch.
-void check_targets(const TensorArg& targets, const VectorView& ids, int64_t V) {
-    if (targets.is_cuda) return;
-    const int64_t* id = static_cast<const int64_t*>(ids.data);
-    for (int64_t i = 0; i < ids.size; ++i) {
-        if (id[i] < 0 || id[i] >= V) {
-            value_error(targets, "must be in [0, " + std::to_string(V) + ") but targets[" +
-                                     std::to_string(i) + "] = " + std::to_string(id[i]));
-        }
+// Ids on CUDA cannot be read without a synchronisation: pyengine/ops/linear_logprob.py asks for it once per batch.
+void check_ids(const char* name, const int64_t* id, int64_t n, int64_t columns, int64_t stride,
+               int64_t V) {
+    for (int64_t i = 0; i < n; ++i) {
+        const int64_t v = id[i / columns * stride + i % columns];
+        if (v >= 0 && v < V) continue;
+        const std::string place =
+            columns == 1 ? std::to_string(i)
+                         : std::to_string(i / columns) + ", " + std::to_string(i % columns);
+        bad(std::string(name) + " must be in [0, " + std::to_string(V) + ") but " + name + "[" +
+            place + "] = " + std::to_string(v));
     }
 }
 
-int64_t workspace_bytes(int64_t T, int64_t D, int64_t V, bool backward, bool cuda) {
-#ifdef PE_WITH_CUDA
-    if (cuda) return cuda::linear_logprob_workspace_bytes(T, D, V, backward);
-#endif
-    (void)cuda;
-    return cpu::linear_logprob_workspace_bytes(T, D, V, backward, num_threads());
+template <typename Args>
+void check_targets(const Args& args, bool is_cuda, int64_t V) {
+    if (!is_cuda) check_ids("targets", ptr<int64_t>(args.targets), args.targets.size, 1, 1, V);
 }
 
-// The threads that the workspace has room for: set_num_threads may have been called since it was sized.
-int threads_that_fit(const TensorArg& workspace, const Shape& s, bool backward) {
+float inverse_of(double temperature) {
+    const auto inverse = static_cast<float>(1.0 / temperature);
+    if (!(temperature > 0.0) || !(inverse > 0.0f) || __builtin_isinf(inverse)) {
+        bad("temperature must be positive and in float32's range but is " +
+            std::to_string(temperature));
+    }
+    return inverse;
+}
+
+VectorView rows_vector(const TensorArg& t, const Shape& s) {
+    check_dtype(t, {DType::kF32});
+    check_shape(t, "(T,)", {s.T});
+    return vector(t);
+}
+
+int64_t cpu_bytes(const LinearLogprobForwardArgs& a) {
+    return cpu::linear_logprob_forward_bytes(a);
+}
+int64_t cpu_bytes(const LinearLogprobBackwardArgs& a) {
+    return cpu::linear_logprob_backward_bytes(a);
+}
+
+// The workspace, and the threads that it has room for: set_num_threads may have been called since it was sized.
+template <typename Args>
+void take_workspace(const TensorArg& workspace, const Shape& s, [[maybe_unused]] bool backward,
+                    Args* args) {
     check_dims(workspace, "(bytes,)", 1);
+    vector(workspace);
     const int64_t have = workspace.shape[0] * dtype_bytes(workspace.dtype);
-    int threads = num_threads();
+    const auto refuse = [&](int64_t need) {
+        value_error(workspace,
+                    "must have " + std::to_string(need) + " bytes but has " + std::to_string(have));
+    };
+    args->workspace = workspace.data;
 #ifdef PE_WITH_CUDA
     if (workspace.is_cuda) {
         const int64_t size = cuda::linear_logprob_workspace_bytes(s.T, s.D, s.V, backward);
-        if (size > have) {
-            value_error(workspace, "must have " + std::to_string(size) + " bytes but has " +
-                                       std::to_string(have));
-        }
-        return 1;
+        if (size > have) refuse(size);
+        return;
     }
 #endif
-    while (threads > 1 &&
-           cpu::linear_logprob_workspace_bytes(s.T, s.D, s.V, backward, threads) > have)
-        --threads;
-    const int64_t need = cpu::linear_logprob_workspace_bytes(s.T, s.D, s.V, backward, threads);
-    if (need > have) {
-        value_error(workspace,
-                    "must have " + std::to_string(need) + " bytes but has " + std::to_string(have));
+    (void)s;
+    args->threads = num_threads();
+    while (args->threads > 1 && cpu_bytes(*args) > have) --args->threads;
+    if (cpu_bytes(*args) > have) refuse(cpu_bytes(*args));
+}
+
+// Of a workspace for these sizes: `wide` for a forward pass with a direction or extra outputs.
+int64_t workspace_bytes(int64_t T, int64_t D, int64_t V, const std::string& pass, bool pairs,
+                        bool packed, int64_t groups, bool cuda) {
+    if (pass != "forward" && pass != "wide" && pass != "backward") {
+        bad("pass must be 'forward', 'wide' or 'backward' but is '" + pass + "'");
     }
-    return threads;
+#ifdef PE_WITH_CUDA
+    if (cuda) return cuda::linear_logprob_workspace_bytes(T, D, V, pass == "backward");
+#endif
+    (void)cuda;
+    float present = 0.0f;
+    const DType dtype = pairs ? DType::kBF16 : DType::kF32;
+    LinearLogprobForwardArgs forward;
+    forward.hidden = {&present, dtype, T, D, D};
+    forward.weight = {&present, dtype, V, D, D};
+    forward.threads = num_threads();
+    if (packed)
+        forward.packed = {&present, pairs ? PackedKind::kBF16 : PackedKind::kF32, V, D, nullptr};
+    if (pass == "wide") forward.direction = forward.hidden;
+    if (pass != "backward") return cpu_bytes(forward);
+    LinearLogprobBackwardArgs backward;
+    backward.hidden = forward.hidden;
+    backward.weight = forward.weight;
+    backward.packed = forward.packed;
+    backward.threads = forward.threads;
+    backward.groups = {&present, DType::kI64, groups + 1};
+    return cpu_bytes(backward);
+}
+
+void take_extra(const TensorArg& hidden, const py::dict& extra, const Shape& s,
+                LinearLogprobExtra* out) {
+    const auto item = [&](const char* name) {
+        const py::object o = extra.contains(name) ? py::object(extra[name]) : py::none();
+        const TensorArg t = borrow_optional(kOp, name, o);
+        check_same_device(hidden, {&t});
+        return t;
+    };
+    const auto row_values = [&](const char* name) {
+        const TensorArg t = item(name);
+        check_dtype(t, {DType::kF32});
+        check_shape(t, "(T,)", {s.T});
+        return vector(t);
+    };
+    const auto columns = [&](const char* name, DType dtype, int64_t K) {
+        const TensorArg t = item(name);
+        check_dtype(t, {dtype});
+        if (t.present()) check_dims(t, "(T, K)", 2);
+        if (t.present()) check_shape(t, "(T, K)", {s.T, K < 0 ? t.shape[1] : K});
+        return matrix(t);
+    };
+    out->entropy = row_values("entropy");
+    out->sum_squares = row_values("sum_squares");
+    out->top_ids = columns("top_ids", DType::kI64, -1);
+    out->top_logprobs = columns("top_logprobs", DType::kF32, out->top_ids.cols);
+    out->ids = columns("ids", DType::kI64, -1);
+    out->id_logprobs = columns("id_logprobs", DType::kF32, out->ids.cols);
+    if (out->top_ids.cols > s.V) {
+        bad("top_ids must have at most V = " + std::to_string(s.V) + " columns but has " +
+            std::to_string(out->top_ids.cols));
+    }
+    if (bool(out->top_ids) != bool(out->top_logprobs) || bool(out->ids) != bool(out->id_logprobs)) {
+        bad("extra must hold ids and their log-probs together");
+    }
+    if (out->ids && out->ids.cols > 0) {
+        check_ids("ids", static_cast<const int64_t*>(out->ids.data), s.T * out->ids.cols,
+                  out->ids.cols, out->ids.row_stride, s.V);
+    }
+}
+
+void refuse_on_cuda(const TensorArg& hidden, bool given, const char* what) {
+    if (hidden.is_cuda && given)
+        bad(std::string(what) + " must not be given for tensors on CUDA: it is for the CPU only");
 }
 
 void forward(py::object hidden_, py::object weight_, py::object targets_, py::object logprob_,
-             py::object lse_, py::object workspace_, uintptr_t stream) {
+             py::object lse_, py::object workspace_, uintptr_t stream, py::object columns_,
+             double temperature, py::object direction_, const py::dict& extra) {
+    LinearLogprobForwardArgs args;
+    const Shape s = check_operands(hidden_, weight_, targets_, &args);
     const TensorArg hidden = borrow(kOp, "hidden", hidden_),
-                    weight = borrow(kOp, "weight", weight_);
-    const TensorArg targets = borrow(kOp, "targets", targets_),
                     logprob = borrow(kOp, "logprob", logprob_);
     const TensorArg lse = borrow(kOp, "lse", lse_),
                     workspace = borrow(kOp, "workspace", workspace_);
-    const Shape s = check_operands(hidden, weight, targets);
-    for (const TensorArg* t : {&logprob, &lse}) {
-        check_dtype(*t, {DType::kF32});
-        check_shape(*t, "(T,)", {s.T});
+    const TensorArg direction = borrow_optional(kOp, "direction", direction_);
+    args.logprob = rows_vector(logprob, s);
+    args.lse = rows_vector(lse, s);
+    check_dtype(direction, {DType::kF32});
+    check_shape(direction, "(T, D)", {s.T, s.D});
+    check_same_device(hidden, {&logprob, &lse, &workspace, &direction});
+    args.inverse_temperature = inverse_of(temperature);
+    args.direction = matrix(direction);
+    args.packed_columns = packed_weight("columns", columns_);
+    take_extra(hidden, extra, s, &args.extra);
+    refuse_on_cuda(hidden, args.inverse_temperature != 1.0f, "temperature");
+    refuse_on_cuda(hidden, direction.present(), "direction");
+    refuse_on_cuda(hidden, bool(args.extra), "extra");
+    if (args.packed.data != nullptr && direction.present()) {
+        const PackedMatrix& c = args.packed_columns;
+        if (c.data == nullptr || c.kind != args.packed.kind || c.N != s.D || c.K != s.V) {
+            bad("columns must be the packed weight's columns, of its kind and shape (" +
+                std::to_string(s.D) + ", " + std::to_string(s.V) + "), for a direction but are " +
+                (c.data == nullptr
+                     ? std::string("None")
+                     : "of shape (" + std::to_string(c.N) + ", " + std::to_string(c.K) + ")"));
+        }
     }
-    check_same_device(hidden, {&logprob, &lse, &workspace});
-    const LinearLogprobForwardArgs args{.hidden = matrix(hidden),
-                                        .weight = matrix(weight),
-                                        .targets = vector(targets),
-                                        .logprob = vector(logprob),
-                                        .lse = vector(lse),
-                                        .workspace = workspace.data,
-                                        .threads = threads_that_fit(workspace, s, false)};
-    check_targets(targets, args.targets, s.V);
+    check_targets(args, hidden.is_cuda, s.V);
+    take_workspace(workspace, s, false, &args);
     py::gil_scoped_release release;
 #ifdef PE_WITH_CUDA
     if (hidden.is_cuda) {
@@ -106,36 +259,51 @@ void forward(py::object hidden_, py::object weight_, py::object targets_, py::ob
     cpu::linear_logprob_forward(args);
 }
 
+// Boundaries of groups: from 0 to T, never falling.
+VectorView take_groups(const py::object& groups_, int64_t T) {
+    const TensorArg groups = borrow_optional(kOp, "groups", groups_);
+    if (!groups.present()) return {};
+    check_dtype(groups, {DType::kI64});
+    check_dims(groups, "(G + 1,)", 1);
+    if (groups.is_cuda) value_error(groups, "must be on the CPU but is on " + groups.device_text());
+    const VectorView view = vector(groups);
+    const auto* first = ptr<int64_t>(view);
+    bool rises = view.size > 0 && first[0] == 0 && first[view.size - 1] == T;
+    for (int64_t i = 1; i < view.size; ++i) rises = rises && first[i] >= first[i - 1];
+    if (!rises) value_error(groups, "must rise from 0 to T = " + std::to_string(T));
+    return view;
+}
+
 void backward(py::object dlogprob_, py::object hidden_, py::object weight_, py::object targets_,
               py::object lse_, py::object dhidden_, py::object dweight_, py::object workspace_,
-              uintptr_t stream) {
+              uintptr_t stream, double temperature, py::object direction_, py::object groups_) {
+    LinearLogprobBackwardArgs args;
+    const Shape s = check_operands(hidden_, weight_, targets_, &args);
     const TensorArg dlogprob = borrow(kOp, "dlogprob", dlogprob_),
                     hidden = borrow(kOp, "hidden", hidden_);
-    const TensorArg weight = borrow(kOp, "weight", weight_),
-                    targets = borrow(kOp, "targets", targets_);
     const TensorArg lse = borrow(kOp, "lse", lse_),
                     workspace = borrow(kOp, "workspace", workspace_);
     const TensorArg dhidden = borrow_optional(kOp, "dhidden", dhidden_);
     const TensorArg dweight = borrow_optional(kOp, "dweight", dweight_);
-    const Shape s = check_operands(hidden, weight, targets);
-    for (const TensorArg* t : {&dlogprob, &lse}) {
-        check_dtype(*t, {DType::kF32});
-        check_shape(*t, "(T,)", {s.T});
-    }
-    for (const TensorArg* t : {&dhidden, &dweight}) check_dtype(*t, {DType::kF32});
-    check_shape(dhidden, "(T, D)", {s.T, s.D});
+    const bool directed = dhidden.present() && !hidden.is_cuda;  // what dhidden is made of
+    const TensorArg direction = directed ? borrow(kOp, "direction", direction_)
+                                         : borrow_optional(kOp, "direction", direction_);
+    args.dlogprob = rows_vector(dlogprob, s);
+    args.lse = rows_vector(lse, s);
+    for (const TensorArg* t : {&dhidden, &dweight, &direction}) check_dtype(*t, {DType::kF32});
+    for (const TensorArg* t : {&dhidden, &direction}) check_shape(*t, "(T, D)", {s.T, s.D});
     check_shape(dweight, "(V, D)", {s.V, s.D});
-    check_same_device(hidden, {&dlogprob, &lse, &workspace, &dhidden, &dweight});
-    const LinearLogprobBackwardArgs args{.dlogprob = vector(dlogprob),
-                                         .hidden = matrix(hidden),
-                                         .weight = matrix(weight),
-                                         .targets = vector(targets),
-                                         .lse = vector(lse),
-                                         .dhidden = matrix(dhidden),
-                                         .dweight = matrix(dweight),
-                                         .workspace = workspace.data,
-                                         .threads = threads_that_fit(workspace, s, true)};
-    check_targets(targets, args.targets, s.V);
+    check_same_device(hidden, {&dlogprob, &lse, &workspace, &dhidden, &dweight, &direction});
+    args.dhidden = matrix(dhidden);
+    args.dweight = matrix(dweight);
+    args.direction = matrix(direction);
+    args.inverse_temperature = inverse_of(temperature);
+    args.groups = take_groups(groups_, s.T);
+    refuse_on_cuda(hidden, args.inverse_temperature != 1.0f, "temperature");
+    refuse_on_cuda(hidden, direction.present(), "direction");
+    refuse_on_cuda(hidden, bool(args.groups), "groups");
+    check_targets(args, hidden.is_cuda, s.V);
+    if (args.dweight || hidden.is_cuda) take_workspace(workspace, s, true, &args);
     py::gil_scoped_release release;
 #ifdef PE_WITH_CUDA
     if (hidden.is_cuda) {
@@ -151,13 +319,17 @@ void backward(py::object dlogprob_, py::object hidden_, py::object weight_, py::
 
 void bind_logprob(py::module_& m) {
     m.def("linear_logprob_workspace_bytes", &workspace_bytes, py::arg("T"), py::arg("D"),
-          py::arg("V"), py::arg("backward"), py::arg("cuda") = false);
+          py::arg("V"), py::arg("pass_"), py::arg("pairs") = false, py::arg("packed") = false,
+          py::arg("groups") = 1, py::arg("cuda") = false);
     m.def("linear_logprob_forward", &forward, py::arg("hidden"), py::arg("weight"),
           py::arg("targets"), py::arg("logprob"), py::arg("lse"), py::arg("workspace"),
-          py::arg("stream") = 0);
+          py::arg("stream") = 0, py::arg("columns") = py::none(), py::arg("temperature") = 1.0,
+          py::arg("direction") = py::none(), py::arg("extra") = py::dict());
     m.def("linear_logprob_backward", &backward, py::arg("dlogprob"), py::arg("hidden"),
           py::arg("weight"), py::arg("targets"), py::arg("lse"), py::arg("dhidden").none(true),
-          py::arg("dweight").none(true), py::arg("workspace"), py::arg("stream") = 0);
+          py::arg("dweight").none(true), py::arg("workspace"), py::arg("stream") = 0,
+          py::arg("temperature") = 1.0, py::arg("direction") = py::none(),
+          py::arg("groups") = py::none());
 }
 
 }  // namespace pe::bindings

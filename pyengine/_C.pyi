@@ -83,27 +83,41 @@ def linear_activation_backward(
     dy: Tensor, first: Tensor, second: Tensor | None, dx: Tensor
 ) -> None: ...
 def linear_logprob_workspace_bytes(
-    T: int, D: int, V: int, backward: bool, cuda: bool = False
+    T: int,
+    D: int,
+    V: int,
+    pass_: str,
+    pairs: bool = False,
+    packed: bool = False,
+    groups: int = 1,
+    cuda: bool = False,
 ) -> int: ...
 def linear_logprob_forward(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | tuple[Tensor, str, int, int],
     targets: Tensor,
     logprob: Tensor,
     lse: Tensor,
     workspace: Tensor,
     stream: int = 0,
+    columns: tuple[Tensor, str, int, int] | None = None,
+    temperature: float = 1.0,
+    direction: Tensor | None = None,
+    extra: dict[str, Tensor] = ...,
 ) -> None: ...
 def linear_logprob_backward(
     dlogprob: Tensor,
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | tuple[Tensor, str, int, int],
     targets: Tensor,
     lse: Tensor,
     dhidden: Tensor | None,
     dweight: Tensor | None,
     workspace: Tensor,
     stream: int = 0,
+    temperature: float = 1.0,
+    direction: Tensor | None = None,
+    groups: Tensor | None = None,
 ) -> None: ...
 def adamw_step(
     param: Tensor,

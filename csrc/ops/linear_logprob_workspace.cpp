@@ -5,10 +5,12 @@
 
 namespace pe::cpu {
 
-int64_t linear_logprob_workspace_bytes(int64_t T, int64_t D, int64_t V, bool backward,
-                                       int threads) {
-    return LogprobWorkspace(T, D, V, backward, threads).total_floats() *
-           static_cast<int64_t>(sizeof(float));
+int64_t linear_logprob_forward_bytes(const LinearLogprobForwardArgs& a) {
+    return LogprobWorkspace(logprob_size(a)).total_bytes();
+}
+
+int64_t linear_logprob_backward_bytes(const LinearLogprobBackwardArgs& a) {
+    return LogprobWorkspace(logprob_size(a)).total_bytes();
 }
 
 }  // namespace pe::cpu

@@ -6,7 +6,15 @@ from pyengine.ops.attention_backward import attention_backward
 from pyengine.ops.kv_cache import kv_cache
 from pyengine.ops.layer_norm import layer_norm
 from pyengine.ops.linear import PackedWeight, linear, linear_pack
-from pyengine.ops.linear_logprob import linear_logprob
+from pyengine.ops.linear_logprob import (
+    LogprobForward,
+    LogprobStats,
+    linear_logprob,
+    linear_logprob_backward,
+    linear_logprob_forward,
+    linear_logprob_stats,
+    sequence_logprobs,
+)
 from pyengine.ops.philox_uniform import philox_uniform
 from pyengine.ops.rms_norm import rms_norm
 from pyengine.ops.rope import rope
@@ -15,6 +23,8 @@ from pyengine.ops.sample import LogitAdjustments, Sampled, sample
 __all__ = [
     "LogitAdjustments",
     "Moment8bit",
+    "LogprobForward",
+    "LogprobStats",
     "PackedWeight",
     "Sampled",
     "adamw",
@@ -25,9 +35,13 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_logprob",
+    "linear_logprob_backward",
+    "linear_logprob_forward",
+    "linear_logprob_stats",
     "linear_pack",
     "philox_uniform",
     "rms_norm",
     "rope",
     "sample",
+    "sequence_logprobs",
 ]

@@ -46,6 +46,9 @@ LogprobReference::LogprobReference(const Matrix& hidden, const Matrix& weight,
     dhidden.resize(T * D), dhidden_bound.resize(T * D), dweight.resize(V * D),
         dweight_bound.resize(V * D);
     std::vector<double> z(V);
+    const bool pairs =
+        hidden.view().dtype == pe::DType::kBF16 && weight.view().dtype == pe::DType::kBF16;
+    const double rounding = pairs ? 0x1.0p-8 : 0.0;  // of p and c to bf16
     for (size_t t = 0; t < T; ++t) {
         double logit_bound = 0, largest = -std::numeric_limits<double>::infinity(), total = 0;
         for (size_t v = 0; v < V; ++v) {
@@ -70,10 +73,13 @@ LogprobReference::LogprobReference(const Matrix& hidden, const Matrix& weight,
             const double c_bound =
                 std::fabs(g) * (p * std::expm1(std::min(shift, 600.0)) + 8 * kUnit * p) +
                 2 * kUnit * std::fabs(c) + 0x1.0p-140;
-            add(&dhidden[t * D], &dhidden_bound[t * D], c, c_bound + chain(V) * std::fabs(c),
-                &w[v * D], D);
-            add(&dweight[v * D], &dweight_bound[v * D], c, c_bound + chain(T) * std::fabs(c),
-                &h[t * D], D);
+            // The direction is weight[y], and apart from it the sum of p times the head.
+            const double apart = std::fabs(g) * (p + (v == target ? 1.0 : 0.0));
+            const double rescaled = static_cast<double>(V / 256) * kUnit;
+            add(&dhidden[t * D], &dhidden_bound[t * D], c,
+                c_bound + (chain(V) + rescaled + rounding) * apart, &w[v * D], D);
+            add(&dweight[v * D], &dweight_bound[v * D], c,
+                c_bound + (chain(T) + rounding) * std::fabs(c) + rounding * c_bound, &h[t * D], D);
         }
     }
 }

@@ -1,10 +1,12 @@
 // linear_logprob on every instruction set and on CUDA's twin: float64 values, bits, exact
 // workspace, special values.
+#include <algorithm>
 #include <memory>
 
 #include "check.h"
 #include "cuda_runtime.h"
 #include "linear_logprob_reference.h"
+#include "pyengine/ops/linear.h"
 #include "pyengine/ops/linear_logprob.h"
 #include "pyengine/ops/linear_logprob_workspace.h"
 
@@ -12,6 +14,8 @@ namespace native {
 namespace {
 
 using pe::DType;
+using pe::PackedKind;
+using pe::PackedMatrix;
 
 struct Case {
     int64_t T = 33, D = 48, V = 300, pad = 0;
@@ -48,83 +52,131 @@ struct Inputs {
 };
 
 struct Results {
-    Matrix logprob, lse, dhidden, dweight;
+    Matrix logprob, lse, direction, dhidden, dweight;
 
     Results(const Case& c, const Inputs& in)
         : logprob(floats(c.T)),
           lse(floats(c.T)),
+          direction(DType::kF32, c.T, c.D, c.pad),
           dhidden(DType::kF32, c.T, c.D, c.pad),
           dweight(in.dweight.copy()) {}
     bool same_bits(const Results& other) const {
         return logprob.same_bits(other.logprob) && lse.same_bits(other.lse) &&
-               dhidden.same_bits(other.dhidden) && dweight.same_bits(other.dweight);
+               direction.same_bits(other.direction) && dhidden.same_bits(other.dhidden) &&
+               dweight.same_bits(other.dweight);
     }
 };
 
 struct Device {
     std::string name;
-    bool fma;
-    int64_t (*workspace_bytes)(int64_t T, int64_t D, int64_t V, bool backward, int threads);
-    void (*forward)(const pe::LinearLogprobForwardArgs&);
-    void (*backward)(const pe::LinearLogprobBackwardArgs&);
+    bool is_cuda = false;
 };
 
-const Device kCpu{"cpu", true, pe::cpu::linear_logprob_workspace_bytes,
-                  [](const auto& a) { pe::cpu::linear_logprob_forward(a); },
-                  [](const auto& a) { pe::cpu::linear_logprob_backward(a); }};
-const Device kCuda{"cuda", true,
-                   [](int64_t T, int64_t D, int64_t V, bool backward, int) {
-                       return pe::cuda::linear_logprob_workspace_bytes(T, D, V, backward);
-                   },
-                   [](const auto& a) {
-                       CHECK(pe::cuda::linear_logprob_forward(a, nullptr) == cudaSuccess, "launch");
-                   },
-                   [](const auto& a) {
-                       CHECK(pe::cuda::linear_logprob_backward(a, nullptr) == cudaSuccess,
-                             "launch");
-                   }};
+const Device kCpu{"cpu"};
+const Device kCuda{"cuda", true};
 
 pe::VectorView part(const Matrix& m, int64_t begin, int64_t n) {
     return {static_cast<float*>(m.view().data) + begin, DType::kF32, n};
 }
 
+// A head packed both ways, as `linear` packs it.
+struct PackedHead {
+    PackedMatrix rows, columns;
+    std::unique_ptr<Memory> rows_memory, columns_memory;
+
+    explicit PackedHead(const Matrix& weight, PackedKind kind) {
+        rows = {nullptr, kind, weight.rows(), weight.cols(), nullptr};
+        columns = {nullptr, kind, weight.cols(), weight.rows(), nullptr};
+        rows_memory = zeros(&rows);
+        columns_memory = zeros(&columns);
+        pe::cpu::linear_pack({.weight = weight.view(), .packed = rows});
+        pe::cpu::linear_pack_columns({.weight = weight.view(), .packed = columns});
+    }
+
+  private:
+    static std::unique_ptr<Memory> zeros(PackedMatrix* p) {
+        auto memory = std::make_unique<Memory>(p->panels() * p->panel_bytes());
+        memset(memory->data(), 0, memory->bytes());
+        p->data = memory->data();
+        return memory;
+    }
+};
+
 // Workspaces of exactly the stated size, freshly filled with NaN, so that a read of what was never
 // written shows.
 void run_forward(const Device& device, const Inputs& in, const Results& out, int64_t begin,
-                 int64_t n, int threads) {
-    const int64_t D = in.hidden.cols(), V = in.weight.rows();
-    const Memory workspace(device.workspace_bytes(n, D, V, false, threads));
-    device.forward({.hidden = in.hidden.rows(begin, n),
-                    .weight = in.weight.view(),
-                    .targets = in.ids(begin, n),
-                    .logprob = part(out.logprob, begin, n),
-                    .lse = part(out.lse, begin, n),
-                    .workspace = workspace.data(),
-                    .threads = threads});
+                 int64_t n, int threads, bool directed = false, const PackedHead* head = nullptr,
+                 const pe::LinearLogprobExtra& extra = {}) {
+    pe::LinearLogprobForwardArgs a{.hidden = in.hidden.rows(begin, n),
+                                   .weight = in.weight.view(),
+                                   .targets = in.ids(begin, n),
+                                   .logprob = part(out.logprob, begin, n),
+                                   .lse = part(out.lse, begin, n),
+                                   .threads = threads};
+    if (device.is_cuda) {
+        const Memory workspace(
+            pe::cuda::linear_logprob_workspace_bytes(n, in.hidden.cols(), in.weight.rows(), false));
+        a.workspace = workspace.data();
+        CHECK(pe::cuda::linear_logprob_forward(a, nullptr) == cudaSuccess, "launch");
+        return;
+    }
+    if (directed) a.direction = out.direction.rows(begin, n);
+    if (head != nullptr) {
+        a.weight = {};
+        a.packed = head->rows;
+        a.packed_columns = head->columns;
+    }
+    a.extra = extra;
+    const Memory workspace(pe::cpu::linear_logprob_forward_bytes(a));
+    a.workspace = workspace.data();
+    pe::cpu::linear_logprob_forward(a);
 }
 
-void run_backward(const Device& device, const Inputs& in, const Matrix& lse,
+// One group of rows, as every batch of a run on the CPU is.
+void run_backward(const Device& device, const Inputs& in, const Results& of_forward,
                   const pe::MatrixView& dhidden, const pe::MatrixView& dweight, int64_t begin,
-                  int64_t n, int threads) {
-    const int64_t D = in.hidden.cols(), V = in.weight.rows();
-    const Memory workspace(device.workspace_bytes(n, D, V, true, threads));
-    device.backward({.dlogprob = part(in.dlogprob, begin, n),
-                     .hidden = in.hidden.rows(begin, n),
-                     .weight = in.weight.view(),
-                     .targets = in.ids(begin, n),
-                     .lse = part(lse, begin, n),
-                     .dhidden = dhidden,
-                     .dweight = dweight,
-                     .workspace = workspace.data(),
-                     .threads = threads});
+                  int64_t n, int threads, const std::vector<int64_t>& groups = {},
+                  const PackedHead* head = nullptr) {
+    pe::LinearLogprobBackwardArgs a{.dlogprob = part(in.dlogprob, begin, n),
+                                    .hidden = in.hidden.rows(begin, n),
+                                    .weight = in.weight.view(),
+                                    .targets = in.ids(begin, n),
+                                    .lse = part(of_forward.lse, begin, n),
+                                    .dhidden = dhidden,
+                                    .dweight = dweight,
+                                    .threads = threads};
+    if (device.is_cuda) {
+        const Memory workspace(
+            pe::cuda::linear_logprob_workspace_bytes(n, in.hidden.cols(), in.weight.rows(), true));
+        a.workspace = workspace.data();
+        CHECK(pe::cuda::linear_logprob_backward(a, nullptr) == cudaSuccess, "launch");
+        return;
+    }
+    a.direction = of_forward.direction.rows(begin, n);
+    if (!groups.empty()) {
+        a.groups = {const_cast<int64_t*>(groups.data()), DType::kI64,
+                    static_cast<int64_t>(groups.size())};
+    }
+    if (head != nullptr) {
+        a.weight = {};
+        a.packed = head->rows;
+    }
+    const Memory workspace(pe::cpu::linear_logprob_backward_bytes(a));
+    a.workspace = workspace.data();
+    pe::cpu::linear_logprob_backward(a);
 }
 
 void run(const Device& device, const Inputs& in, const Results& out, int64_t begin, int64_t n,
-         int threads) {
-    run_forward(device, in, out, begin, n, threads);
-    run_backward(device, in, out.lse, out.dhidden.rows(begin, n), out.dweight.view(), begin, n,
-                 threads);
+         int threads, const std::vector<int64_t>& groups = {}, const PackedHead* head = nullptr) {
+    run_forward(device, in, out, begin, n, threads, true, head);
+    run_backward(device, in, out, out.dhidden.rows(begin, n), out.dweight.view(), begin, n, threads,
+                 groups, head);
 }
+
+// What a run in three batches is cut at, and the groups of a run in one.
+std::vector<int64_t> cuts_of(int64_t T) { return {0, T / 3, T / 3 + T / 2, T}; }
+
+bool in_pairs(const Case& c) { return c.hidden == DType::kBF16 && c.weight == DType::kBF16; }
 
 double check_values(const Case& c, const Inputs& in, const LogprobReference& reference,
                     const Results& out) {
@@ -156,46 +208,95 @@ double check_values(const Case& c, const Inputs& in, const LogprobReference& ref
 
 void check_optional(const Device& device, const Case& c, const Inputs& in, const Results& whole) {
     const Results out(c, in);
-    run_backward(device, in, whole.lse, {}, {}, 0, c.T, 1);
-    run_backward(device, in, whole.lse, out.dhidden.view(), {}, 0, c.T, 1);
+    run_backward(device, in, whole, {}, {}, 0, c.T, 1);
+    run_backward(device, in, whole, out.dhidden.view(), {}, 0, c.T, 1);
     CHECK(out.dhidden.same_bits(whole.dhidden), c.text() + " without dweight");
-    run_backward(device, in, whole.lse, {}, out.dweight.view(), 0, c.T, 1);
+    run_backward(device, in, whole, {}, out.dweight.view(), 0, c.T, 1, cuts_of(c.T));
     CHECK(out.dweight.same_bits(whole.dweight), c.text() + " without dhidden");
 }
 
 // Bits: in other batches (dweight's chain goes on from call to call), with more threads, in another
-// order.
+// order, from a packed head.
 void check_bits(const Device& device, const Case& c, const Inputs& in, const Results& whole) {
-    const auto repeat = [&](const std::vector<int64_t>& cuts, int threads, const char* what) {
-        const Results out(c, in);
-        for (size_t i = 0; i + 1 < cuts.size(); ++i) {
-            run(device, in, out, cuts[i], cuts[i + 1] - cuts[i], threads);
-        }
+    const std::vector<int64_t> cuts = cuts_of(c.T);
+    const auto same = [&](const Results& out, const char* what) {
         CHECK(out.same_bits(whole), c.text() + " on " + device.name + ": " + what);
     };
-    if (device.name == "cuda") {
+    const auto repeat = [&](int threads, const PackedHead* head, const char* what) {
+        const Results out(c, in);
+        run(device, in, out, 0, c.T, threads, cuts, head);
+        same(out, what);
+    };
+    if (device.is_cuda) {
         cuda_on_host::set_reversed(true);
-        repeat({0, c.T}, 1, "threads in another order");
+        repeat(1, nullptr, "threads in another order");
         cuda_on_host::set_reversed(false);
     } else {
+        const PackedHead head(in.weight, in_pairs(c) ? PackedKind::kBF16 : PackedKind::kF32);
         for (const int threads : {2, 3}) {
             pe::set_num_threads(threads);
-            repeat({0, c.T}, threads, "more threads");
+            repeat(threads, nullptr, "more threads");
+            repeat(threads, &head, "more threads and a packed head");
         }
         pe::set_num_threads(1);
+        repeat(1, &head, "a packed head");
+        const Results plain(c, in);
+        for (const PackedHead* packed : {static_cast<const PackedHead*>(nullptr), &head}) {
+            run_forward(device, in, plain, 0, c.T, 1, false, packed);
+            CHECK(plain.logprob.same_bits(whole.logprob) && plain.lse.same_bits(whole.lse),
+                  c.text() + " without a direction");
+        }
     }
-    repeat({0, c.T / 3, c.T / 3 + c.T / 2, c.T}, 1, "a second run, in three batches");
+    const Results parts(c, in);
+    for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+        run(device, in, parts, cuts[i], cuts[i + 1] - cuts[i], 1);
+    }
+    same(parts, "a second run, in three batches");
 }
 
-// CUDA's twin makes the CPU's bits: every logit, link and gradient chain has the same operations in
-// the same order.
+// CUDA's twin makes the CPU's log-probs, and where tokens do not go in pairs its dweight; its
+// dhidden is another sum.
 void check_twins(const Case& c, const Inputs& in, const Results& cpu, const Results& cuda) {
     CHECK(cuda.logprob.same_bits(cpu.logprob) && cuda.lse.same_bits(cpu.lse),
           c.text() + " cuda forward");
     const Results again(c, in);  // from the CPU's lse
-    run_backward(kCuda, in, cpu.lse, again.dhidden.view(), again.dweight.view(), 0, c.T, 1);
-    CHECK(again.dhidden.same_bits(cpu.dhidden), c.text() + " cuda dhidden");
-    CHECK(again.dweight.same_bits(cpu.dweight), c.text() + " cuda dweight");
+    run_backward(kCuda, in, cpu, again.dhidden.view(), again.dweight.view(), 0, c.T, 1);
+    if (!in_pairs(c)) CHECK(again.dweight.same_bits(cpu.dweight), c.text() + " cuda dweight");
+}
+
+// What else the pass tells, against float64; log-probs of ids and of the best are exact copies.
+void check_extra(const Device& device, const Case& c, const Inputs& in, const Results& whole) {
+    const int64_t K = std::min<int64_t>(c.V, 5);
+    const Results out(c, in);
+    const Matrix entropy = floats(c.T), squares = floats(c.T), best(DType::kF32, c.T, K, c.pad);
+    const Matrix of_ids(DType::kF32, c.T, K, c.pad);
+    std::vector<int64_t> ids(static_cast<size_t>(c.T * K));
+    pe::LinearLogprobExtra extra{
+        .entropy = entropy.vector(),
+        .sum_squares = squares.vector(),
+        .top_ids = {ids.data(), DType::kI64, c.T, K, K},
+        .top_logprobs = best.view(),
+    };
+    if (c.T == 0) extra = {};
+    run_forward(device, in, out, 0, c.T, 1, true, nullptr, extra);
+    CHECK(out.direction.same_bits(whole.direction) && out.logprob.same_bits(whole.logprob),
+          c.text() + " with extra outputs");
+    pe::LinearLogprobExtra by_id{.ids = extra.top_ids, .id_logprobs = of_ids.view()};
+    if (c.T == 0) by_id = {};
+    run_forward(device, in, out, 0, c.T, 1, false, nullptr, by_id);
+    CHECK(of_ids.same_bits(best), c.text() + " log-probs of the best words");
+    for (int64_t t = 0; t < c.T; ++t) {
+        const double H = entropy.get(t), log_V = std::log(static_cast<double>(c.V));
+        CHECK(H >= 0.0 && H <= log_V * (1 + 1e-5) + 1e-6, c.text() + " entropy");
+        const double q = squares.get(t);
+        CHECK(q <= 1.0 + 1e-5 && q >= (1.0 - 1e-4) / static_cast<double>(c.V),
+              c.text() + " sum of squares");
+        CHECK(H >= -std::log(q) - 1e-4, c.text() + " entropy is at least Renyi's of order 2");
+        for (int64_t k = 1; k < K; ++k) {
+            CHECK(best.get(t, k) <= best.get(t, k - 1), c.text() + " the best words fall");
+        }
+        CHECK(best.get(t, 0) >= out.logprob.get(t), c.text() + " the best word");
+    }
 }
 
 double check_case(const Case& c, const Options& options) {
@@ -206,13 +307,15 @@ double check_case(const Case& c, const Options& options) {
     std::unique_ptr<Results> fma;
     const auto check = [&](const Device& device) {
         auto out = std::make_unique<Results>(c, in);
-        run(device, in, *out, 0, c.T, 1);
-        CHECK(out->dhidden.padding_is_intact() && out->dweight.padding_is_intact(),
+        run(device, in, *out, 0, c.T, 1, cuts_of(c.T));
+        CHECK(out->dhidden.padding_is_intact() && out->dweight.padding_is_intact() &&
+                  out->direction.padding_is_intact(),
               c.text() + " writes between rows");
         worst = std::max(worst, check_values(c, in, reference, *out));
-        if (device.name == "cuda" && (large || options.small)) return out;
+        if (device.is_cuda && (large || options.small)) return out;
         check_bits(device, c, in, *out);
         check_optional(device, c, in, *out);
+        if (!device.is_cuda) check_extra(device, c, in, *out);
         return out;
     };
     for (const auto isa : isas(options)) {

@@ -28,8 +28,8 @@ def zeros(*shape: int) -> Tensor:
 def good(function: str) -> dict[str, Any]:
     """Arguments that the function accepts."""
     ids = torch.arange(N)
-    forward = _C.linear_logprob_workspace_bytes(N, D, V, False) // 4
-    backward = _C.linear_logprob_workspace_bytes(N, D, V, True) // 4
+    forward = _C.linear_logprob_workspace_bytes(N, D, V, "forward") // 4
+    backward = _C.linear_logprob_workspace_bytes(N, D, V, "backward") // 4
     head = {"hidden": zeros(N, D), "weight": zeros(V, D), "targets": ids, "lse": zeros(N)}
     return {
         "rms_norm_forward": {
@@ -49,7 +49,7 @@ def good(function: str) -> dict[str, Any]:
         "linear_logprob_backward": {
             **head,
             **{"dlogprob": zeros(N), "dhidden": zeros(N, D), "dweight": zeros(V, D)},
-            "workspace": zeros(backward),
+            **{"workspace": zeros(backward), "direction": zeros(N, D)},
         },
         "philox_uniform": {
             **{"seed": ids, "request": ids, "sample": ids, "position": ids},
@@ -179,6 +179,7 @@ SHAPES = [
     ("linear_logprob_backward", "lse", (0,), "(T,) = (4,) but got (0,)"),
     ("linear_logprob_backward", "dhidden", (N, V), "(T, D) = (4, 8) but got (4, 20)"),
     ("linear_logprob_backward", "dweight", (D, V), "(V, D) = (20, 8) but got (8, 20)"),
+    ("linear_logprob_backward", "direction", (N, V), "(T, D) = (4, 8) but got (4, 20)"),
     ("linear_logprob_backward", "workspace", (10, 10), "(bytes,) but got (10, 10)"),
 ]
 
@@ -244,7 +245,7 @@ MATRICES = [
     *(("rms_norm_backward", name, D) for name in ("dy", "x", "dx")),
     *((f"linear_logprob_{way}", "hidden", D) for way in ("forward", "backward")),
     *((f"linear_logprob_{way}", "weight", D) for way in ("forward", "backward")),
-    *(("linear_logprob_backward", name, D) for name in ("dhidden", "dweight")),
+    *(("linear_logprob_backward", name, D) for name in ("dhidden", "dweight", "direction")),
 ]
 
 
@@ -290,7 +291,7 @@ def test_workspace_too_small(way: str) -> None:
     pe_threads = pe.get_num_threads()
     pe.set_num_threads(1)
     try:
-        need = _C.linear_logprob_workspace_bytes(N, D, V, way == "backward")
+        need = _C.linear_logprob_workspace_bytes(N, D, V, way)
         message = f"workspace must have {need} bytes but has {need - 4}"
         workspace = zeros(need // 4 - 1)
         refuses(f"linear_logprob_{way}", ValueError, message, workspace=workspace)

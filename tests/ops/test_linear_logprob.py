@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from typing import Literal
@@ -10,54 +9,16 @@ from typing import Literal
 import pytest
 import torch
 from fresh_python import printed
-from reference.linear_logprob import (
-    linear_logprob as reference,
-)
-from reference.linear_logprob import (
-    linear_logprob_in_order,
-    linear_logprob_with_gradients,
-)
+from linear_logprob_cases import BF16, F32, NAMES, expected, forward, make, run
+from reference.linear_logprob import linear_logprob as reference
 from tolerances import FINITE_DIFFERENCE_RTOL, check_budget
 from torch import Tensor
 
 import pyengine as pe
 from pyengine import _C
 
-F32, BF16 = torch.float32, torch.bfloat16
 SIZES = (0, 1, 31, 32, 33, 111, 4099)
 DTYPES = [(h, w) for h in (F32, BF16) for w in (F32, BF16)]
-NAMES = {F32: "f32", BF16: "bf16"}
-
-
-@functools.cache
-def make(
-    T: int, D: int, V: int, dtypes: tuple[torch.dtype, torch.dtype] = (F32, F32)
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """hidden (T, D), weight (V, D), targets (T,), dlogprob (T,); logits spread by about 3."""
-    rng = torch.Generator().manual_seed(1000 * T + 10 * D + V)
-    hidden = torch.randn(T, D, generator=rng).to(dtypes[0])
-    weight = (torch.randn(V, D, generator=rng) * 3.0 * D**-0.5).to(dtypes[1])
-    targets = torch.randint(0, V, (T,), generator=rng)
-    return hidden, weight, targets, torch.randn(T, generator=rng)
-
-
-@functools.cache
-def expected(
-    T: int, D: int, V: int, dtypes: tuple[torch.dtype, torch.dtype] = (F32, F32)
-) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """What float64 and what float32 torch make of make()."""
-    inputs = make(T, D, V, dtypes)
-    return linear_logprob_with_gradients(*inputs), linear_logprob_in_order(*inputs)
-
-
-def run(
-    hidden: Tensor, weight: Tensor, targets: Tensor, dlogprob: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(logprob, dhidden, dweight) through autograd."""
-    hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
-    logprob = pe.ops.linear_logprob(hidden, weight, targets)
-    dhidden, dweight = torch.autograd.grad(logprob, (hidden, weight), dlogprob)
-    return logprob.detach(), dhidden, dweight
 
 
 def check(T: int, D: int, V: int, dtypes: tuple[torch.dtype, torch.dtype] = (F32, F32)) -> None:
@@ -72,29 +33,6 @@ def check(T: int, D: int, V: int, dtypes: tuple[torch.dtype, torch.dtype] = (F32
     ):
         assert got.dtype == dtype
         check_budget(got, plain.to(dtype), exact, name)
-
-
-def forward(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(logprob, lse) straight from the extension."""
-    T, D, V = *hidden.shape, weight.shape[0]
-    logprob, lse = torch.empty(T), torch.empty(T)
-    workspace = torch.empty(_C.linear_logprob_workspace_bytes(T, D, V, False) // 4)
-    _C.linear_logprob_forward(hidden, weight, targets, logprob, lse, workspace)
-    return logprob, lse
-
-
-def backward(
-    dlogprob: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    lse: Tensor,
-    dhidden: Tensor | None,
-    dweight: Tensor | None,
-) -> None:
-    T, D, V = *hidden.shape, weight.shape[0]
-    workspace = torch.empty(_C.linear_logprob_workspace_bytes(T, D, V, True) // 4)
-    _C.linear_logprob_backward(dlogprob, hidden, weight, targets, lse, dhidden, dweight, workspace)
 
 
 @pytest.mark.parametrize("T", SIZES)
@@ -267,36 +205,6 @@ def test_frozen_head_and_frozen_hidden() -> None:
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=NAMES.get)
-def test_dweight_chain_continues(dtype: torch.dtype) -> None:
-    """dweight is accumulated: two calls over parts of the tokens give the bits of one over all."""
-    hidden, weight, targets, dlogprob = make(111, 47, 600, (dtype, dtype))
-    _, lse = forward(hidden, weight, targets)
-    start = torch.randn(600, 47, generator=torch.Generator().manual_seed(5))
-    whole, dhidden = start.clone(), torch.empty(111, 47)
-    backward(dlogprob, hidden, weight, targets, lse, dhidden, whole)
-    assert not torch.equal(whole, start)
-    for cut in (1, 12, 50, 110):
-        parts, dhidden_parts = start.clone(), torch.empty(111, 47)
-        for rows in (slice(0, cut), slice(cut, 111)):
-            operands = (dlogprob[rows], hidden[rows], weight, targets[rows], lse[rows])
-            backward(*operands, dhidden_parts[rows], parts)
-        assert torch.equal(parts, whole), cut
-        assert torch.equal(dhidden_parts, dhidden), cut
-
-
-def test_dweight_chain_crosses_waves() -> None:
-    """More tokens than one wave of the workspace holds; the chain must not notice."""
-    hidden, weight, targets, dlogprob = make(2500, 16, 300)
-    _, lse = forward(hidden, weight, targets)
-    whole, parts = torch.zeros(300, 16), torch.zeros(300, 16)
-    backward(dlogprob, hidden, weight, targets, lse, None, whole)
-    for rows in (slice(0, 700), slice(700, 2500)):
-        operands = (dlogprob[rows], hidden[rows], weight, targets[rows], lse[rows])
-        backward(*operands, None, parts)
-    assert torch.equal(parts, whole)
-
-
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=NAMES.get)
 def test_a_row_does_not_know_its_batch(dtype: torch.dtype, isa: str) -> None:
     hidden, weight, targets, dlogprob = make(1100, 24, 600, (dtype, dtype))
     logprob, dhidden, _ = run(hidden, weight, targets, dlogprob)
@@ -344,7 +252,7 @@ def test_workspace_for_more_threads_is_cut_to_fit(restore_threads: None) -> None
     hidden, weight, targets, _ = make(50, 33, 2000)
     want = forward(hidden, weight, targets)
     pe.set_num_threads(1)
-    small = torch.empty(_C.linear_logprob_workspace_bytes(50, 33, 2000, False) // 4)
+    small = torch.empty(_C.linear_logprob_workspace_bytes(50, 33, 2000, "forward") // 4)
     pe.set_num_threads(8)
     guard = torch.full((small.numel() + 4096,), 7.0)
     logprob, lse = torch.empty(50), torch.empty(50)
@@ -364,7 +272,7 @@ def test_refusal_comes_before_any_work() -> None:
     bad = targets.clone()
     bad[8] = 257
     logprob, lse = torch.full((9,), 7.0), torch.full((9,), 7.0)
-    workspace = torch.empty(_C.linear_logprob_workspace_bytes(9, 33, 257, False) // 4)
+    workspace = torch.empty(_C.linear_logprob_workspace_bytes(9, 33, 257, "forward") // 4)
     with pytest.raises(ValueError, match=r"targets\[8\] = 257"):
         _C.linear_logprob_forward(hidden, weight, bad, logprob, lse, workspace)
     assert torch.equal(logprob, torch.full((9,), 7.0))
@@ -423,9 +331,10 @@ def test_releases_the_gil() -> None:
 def test_opcheck() -> None:
     hidden, weight, targets, dlogprob = make(5, 16, 40)
     hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
-    torch.library.opcheck(torch.ops.pyengine.linear_logprob.default, (hidden, weight, targets))
-    lse = forward(hidden, weight, targets)[1]
-    args = (dlogprob, hidden.detach(), weight.detach(), targets, lse)
+    args: tuple[object, ...] = (hidden, weight, targets, 1.0, True)
+    torch.library.opcheck(torch.ops.pyengine.linear_logprob.default, args)
+    lse = forward(hidden.detach(), weight.detach(), targets)[1]
+    args = (dlogprob, hidden.detach(), weight.detach(), targets, lse, hidden.new_empty(0), 1.0)
     torch.library.opcheck(torch.ops.pyengine.linear_logprob_backward.default, args)
 
 

@@ -22,16 +22,29 @@ PE_INLINE void for_each_16(const float* x, int64_t n, float fill, const F& f) {
     if (i < n) f(i, load16_partial(x + i, n - i, fill), n - i);
 }
 
-// Largest logit of a block and sum of exp(logit - largest).
-inline void block_max_sum(const float* x, int64_t n, float* largest, float* total) {
+inline float block_max(const float* x, int64_t n) {
     vec16 m = broadcast16(-kInfinity);
     for_each_16(x, n, -kInfinity, [&](int64_t, const vec16& v, int64_t) { m = max(v, m); });
-    *largest = max(m);
-    const vec16 shift = broadcast16(*largest == -kInfinity ? 0.0f : *largest);
+    return max(m);
+}
+
+// Sum of exp(logit - largest); use(offset, 16 exponentials, how many of them count) sees its terms.
+template <typename F>
+PE_INLINE float block_sum(const float* x, int64_t n, float largest, const F& use) {
+    const vec16 shift = broadcast16(largest == -kInfinity ? 0.0f : largest);
     vec16 s = broadcast16(0.0f);
-    for_each_16(x, n, -kInfinity,
-                [&](int64_t, const vec16& v, int64_t) { s = s + exp(v - shift); });
-    *total = sum(s);
+    for_each_16(x, n, -kInfinity, [&](int64_t i, const vec16& v, int64_t count) {
+        const vec16 e = exp(v - shift);
+        s = s + e;
+        use(i, e, count);
+    });
+    return sum(s);
+}
+
+// Largest logit of a block and sum of exp(logit - largest).
+inline void block_max_sum(const float* x, int64_t n, float* largest, float* total) {
+    *largest = block_max(x, n);
+    *total = block_sum(x, n, *largest, [](int64_t, const vec16&, int64_t) {});
 }
 
 inline float exp_of(float x) { return exp(broadcast(x))[0]; }
