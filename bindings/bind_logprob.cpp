@@ -247,6 +247,7 @@ void forward(py::object hidden_, py::object weight_, py::object targets_, py::ob
         }
     }
     check_targets(args, hidden.is_cuda, s.V);
+    if (s.T == 0) return;  // an empty output looks like one that is not wanted
     take_workspace(workspace, s, false, &args);
     py::gil_scoped_release release;
 #ifdef PE_WITH_CUDA
@@ -303,6 +304,7 @@ void backward(py::object dlogprob_, py::object hidden_, py::object weight_, py::
     refuse_on_cuda(hidden, direction.present(), "direction");
     refuse_on_cuda(hidden, bool(args.groups), "groups");
     check_targets(args, hidden.is_cuda, s.V);
+    if (s.T == 0) return;
     if (args.dweight || hidden.is_cuda) take_workspace(workspace, s, true, &args);
     py::gil_scoped_release release;
 #ifdef PE_WITH_CUDA

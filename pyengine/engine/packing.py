@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from numbers import Integral
 from typing import Any
 
@@ -50,6 +51,11 @@ class PackedBatch:
     source_rows: Tensor
     targets: Tensor
     cu_seqlens: Tensor
+
+    def token_groups(self) -> Tensor:
+        """(trees + 1,) int64: the tokens of each tree's responses among the N."""
+        ends = list(accumulate((len(responses) for _, responses in self.segments), initial=0))
+        return self.cu_seqlens[ends]
 
 
 def pack(trees: Sequence[Tree], device: torch.device) -> PackedBatch:

@@ -24,6 +24,11 @@ from pyengine.models.layers import Block, Norm
 from pyengine.models.rope import Rotation
 from pyengine.models.spec import DecoderSpec
 from pyengine.ops.linear import linear, linear_activation_backward, linear_backward
+from pyengine.ops.linear_logprob import (
+    LogprobForward,
+    linear_logprob_backward,
+    linear_logprob_forward,
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Tape:
     batch: PackedBatch
     pages: TreePages
     logps: Tensor
-    lse: Tensor
+    head: LogprobForward
     hidden: Tensor  # (N, D)
     final_norm: SavedNorm
     layers: list[SavedLayer | Tensor]  # a tensor (T, D): the layer's input, to compute it again
@@ -117,8 +122,13 @@ class TreeModel:
         rows = x.index_select(0, batch.source_rows)
         hidden, final_norm = _norm(self._decoder.final_norm, rows, _take(rows.shape, self._dtype))
         assert final_norm is not None
-        logps, lse = self._head(hidden, batch.targets)
-        return Tape(batch, pages, logps, lse, hidden, final_norm, layers)
+        head = linear_logprob_forward(
+            hidden,
+            self.packed.matrix("head"),
+            batch.targets,
+            self.packed.columns("head") if saves else None,
+        )
+        return Tape(batch, pages, head.logprob, head, hidden, final_norm, layers)
 
     def _reset_arena(self, rows: int) -> None:
         # What is computed again takes the place of one layer, beside the inputs of all.
@@ -202,21 +212,6 @@ class TreeModel:
     def _add(self, x: Tensor, key: str, residual: Tensor) -> None:
         linear(x, self.packed.matrix(key), self.packed.bias(key), residual=residual)
 
-    def _head(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logps, lse = (torch.empty(len(targets)) for _ in range(2))
-        _C.linear_logprob_forward(
-            hidden, self._head_weight(), targets, logps, lse, self._head_workspace(hidden, False)
-        )
-        return logps, lse
-
-    def _head_weight(self) -> Tensor:
-        return self._decoder.head_weight().detach()
-
-    def _head_workspace(self, hidden: Tensor, backward: bool) -> Tensor:
-        T, D = hidden.shape
-        size = _C.linear_logprob_workspace_bytes(T, D, self._spec.vocab_size, backward, False)
-        return torch.empty((size + 3) // 4)
-
     # Backward
 
     @torch.no_grad()
@@ -224,17 +219,17 @@ class TreeModel:
         """Adds the gradient of sum(dlogps * tape.logps); the tape is used up."""
         batch = tape.batch
         groups = torch.tensor(batch.tree_rows)
-        dhidden = torch.empty(tape.hidden.shape)
-        _C.linear_logprob_backward(
+        dhidden = linear_logprob_backward(
             dlogps.contiguous(),
             tape.hidden,
-            self._head_weight(),
+            self.packed.matrix("head"),
             batch.targets,
-            tape.lse,
-            dhidden,
+            tape.head.lse,
+            tape.head.direction,
             gradients.matrix("head"),
-            self._head_workspace(tape.hidden, True),
+            batch.token_groups(),
         )
+        assert dhidden is not None
         drows = self._norm_backward("final_norm", tape.final_norm, dhidden, gradients)
         dx = torch.zeros(len(batch.token_ids), self._spec.hidden_size)
         dx.index_add_(0, batch.source_rows, drows)

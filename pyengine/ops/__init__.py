@@ -22,9 +22,9 @@ from pyengine.ops.sample import LogitAdjustments, Sampled, sample
 
 __all__ = [
     "LogitAdjustments",
-    "Moment8bit",
     "LogprobForward",
     "LogprobStats",
+    "Moment8bit",
     "PackedWeight",
     "Sampled",
     "adamw",
