@@ -150,7 +150,7 @@ def memory_plan(
         ("bf16 copies", 2 * matrices if dtype == "bfloat16" and not on_cpu else 0),
         ("reference", stored * matrices + 4 * others if has_reference else 0),
         ("packed", models * packed * packed_matrices),
-        ("packed by columns", packed * packed_matrices if trains else 0),
+        ("packed by columns", packed * (head + _layer_elements(spec)) if trains else 0),
         ("KV cache", kv_tokens * kv_bytes_per_token(spec, compute)),
         (
             "gradients",
@@ -167,6 +167,13 @@ def _parameter_sizes(spec: DecoderSpec) -> list[tuple[int, int]]:
     with torch.device("meta"):
         decoder = Decoder(spec)
     return [(p.ndim, p.numel()) for p in decoder.parameters()]
+
+
+def _layer_elements(spec: DecoderSpec) -> int:
+    """Elements of one layer's matrices."""
+    heads = 2 * (spec.num_heads + spec.num_kv_heads) * spec.head_dim
+    inner = (3 if spec.activation == "silu_glu" else 2) * spec.intermediate_size
+    return spec.hidden_size * (heads + inner)
 
 
 def _mib(size: int) -> str:

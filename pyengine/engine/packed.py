@@ -56,8 +56,8 @@ class PackedDecoder:
         self.version = 0
         self.table = fused_matrices(decoder.spec)
         self._packed: dict[str, PackedWeight] = {}
-        self._columns: dict[str, PackedWeight] = {}
-        self._stale_columns: set[str] = set(self.table)
+        self._columns: dict[tuple[int, int], PackedWeight] = {}
+        self._columns_of: dict[tuple[int, int], tuple[str, int]] = {}
         self._biases: dict[str, Tensor | None] = {}
         self._seen: dict[str, _State] = {}
 
@@ -85,7 +85,6 @@ class PackedDecoder:
                 self._packed[key] = linear_pack(
                     weights, self.kind, fused.gated, self._packed.get(key)
                 )
-                self._stale_columns.add(key)
             names = [f"{name}.bias" for name in fused.names if f"{name}.bias" in parameters]
             if changed.intersection(names) or key not in self._biases:
                 self._biases[key] = self._bias([parameters[name] for name in names])
@@ -102,12 +101,16 @@ class PackedDecoder:
 
     @torch.no_grad()
     def columns(self, key: str) -> PackedWeight:
-        """The matrix packed by columns, for gradients; made when it is first asked for."""
-        if key in self._stale_columns:
-            weights = [self.decoder.get_parameter(f"{n}.weight") for n in self.table[key].names]
-            self._columns[key] = linear_pack_columns(weights, self.kind, self._columns.get(key))
-            self._stale_columns.discard(key)
-        return self._columns[key]
+        """The matrix packed by columns, for gradients; good until another of its shape is asked for.
+
+        Packing a layer again costs a hundredth of its products, and memory for one layer, not all.
+        """
+        weights = [self.decoder.get_parameter(f"{n}.weight") for n in self.table[key].names]
+        shape = sum(w.shape[0] for w in weights), weights[0].shape[1]
+        if self._columns_of.get(shape) != (key, self.version):
+            self._columns[shape] = linear_pack_columns(weights, self.kind, self._columns.get(shape))
+            self._columns_of[shape] = key, self.version
+        return self._columns[shape]
 
     def _bias(self, biases: list[Tensor]) -> Tensor | None:
         if not biases:
