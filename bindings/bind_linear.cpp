@@ -29,6 +29,7 @@ void pack(py::object weight_, py::object data_, py::object scale_, const std::st
     const TensorArg scale = borrow_optional(kOp, "scale", scale_);
     check_dtype(weight, {DType::kF32, DType::kBF16});
     refuse_cuda(weight);
+    check_same_device(weight, {&data, &scale});
     check_dims(weight, "(N, K)", 2);
     const int64_t rows = weight.shape[0];
     const LinearPackArgs args{matrix(weight), packed_matrix(kOp, data, scale, kind, N, K), first,
@@ -49,6 +50,7 @@ void pack_columns(py::object weight_, py::object data_, const std::string& kind,
     const TensorArg weight = borrow(kOp, "weight", weight_), data = borrow(kOp, "data", data_);
     check_dtype(weight, {DType::kF32, DType::kBF16});
     refuse_cuda(weight);
+    check_same_device(weight, {&data});
     check_dims(weight, "(rows, N)", 2);
     check_shape(weight, "(rows, N)", {weight.shape[0], N});
     if (kind == "int8") bad("kind must be 'float32' or 'bfloat16' for columns but is 'int8'");
@@ -78,6 +80,7 @@ void forward(py::object x_, py::object data_, py::object scale_, const std::stri
     check_shape(x, "(T, K)", {T, K});
     check_dtype(bias, {DType::kF32});
     check_shape(bias, "(N,)", {N});
+    check_same_device(x, {&data, &scale, &bias});
     args.x = matrix(x);
     args.bias = vector(bias);
     if (epilogue == "add") {
@@ -132,18 +135,6 @@ void forward(py::object x_, py::object data_, py::object scale_, const std::stri
     cpu::linear_forward(args);
 }
 
-// Boundaries of groups: from 0 to T, never falling.
-void check_groups(const TensorArg& groups, int64_t T) {
-    check_dtype(groups, {DType::kI64});
-    refuse_cuda(groups);
-    check_dims(groups, "(G + 1,)", 1);
-    const auto* first = ptr<int64_t>(vector(groups));
-    const int64_t n = groups.shape[0];
-    bool rises = n > 0 && first[0] == 0 && first[n - 1] == T;
-    for (int64_t i = 1; i < n; ++i) rises = rises && first[i] >= first[i - 1];
-    if (!rises) value_error(groups, "must rise from 0 to T = " + std::to_string(T));
-}
-
 int64_t backward_workspace_bytes(int64_t rows, int64_t N, int64_t K, int64_t groups, bool pairs) {
     return cpu::linear_backward_workspace_bytes(rows, N, K, groups,
                                                 pairs ? DType::kBF16 : DType::kF32);
@@ -165,7 +156,7 @@ void backward(py::object dy_, py::object x_, py::object groups_, py::object dwei
     const int64_t T = dy.shape[0], N = dy.shape[1], K = x.shape[1];
     check_shape(dy, "(T, N)", {T, N});
     check_shape(x, "(T, K)", {T, K});
-    check_groups(groups, T);
+    const VectorView bounds = group_bounds(groups, T);
     check_dtype(dweight, {DType::kF32});
     check_shape(dweight, "(N, K)", {N, K});
     check_dtype(dbias, {DType::kF32});
@@ -179,7 +170,7 @@ void backward(py::object dy_, py::object x_, py::object groups_, py::object dwei
         value_error(workspace,
                     "must have " + std::to_string(need) + " bytes but has " + std::to_string(have));
     }
-    const LinearBackwardArgs args{matrix(dy),      matrix(x),     vector(groups),
+    const LinearBackwardArgs args{matrix(dy),      matrix(x),     bounds,
                                   matrix(dweight), vector(dbias), workspace.data};
     py::gil_scoped_release release;
     cpu::linear_backward(args);
@@ -192,6 +183,7 @@ void activation_backward(py::object dy_, py::object first_, py::object second_, 
         check_dtype(*t, {DType::kF32, DType::kBF16});
         refuse_cuda(*t);
     }
+    check_same_device(dy, {&second});
     check_dims(dy, "(T, N)", 2);
     const int64_t T = dy.shape[0], N = dy.shape[1];
     check_shape(dy, "(T, N)", {T, N});

@@ -260,21 +260,6 @@ void forward(py::object hidden_, py::object weight_, py::object targets_, py::ob
     cpu::linear_logprob_forward(args);
 }
 
-// Boundaries of groups: from 0 to T, never falling.
-VectorView take_groups(const py::object& groups_, int64_t T) {
-    const TensorArg groups = borrow_optional(kOp, "groups", groups_);
-    if (!groups.present()) return {};
-    check_dtype(groups, {DType::kI64});
-    check_dims(groups, "(G + 1,)", 1);
-    if (groups.is_cuda) value_error(groups, "must be on the CPU but is on " + groups.device_text());
-    const VectorView view = vector(groups);
-    const auto* first = ptr<int64_t>(view);
-    bool rises = view.size > 0 && first[0] == 0 && first[view.size - 1] == T;
-    for (int64_t i = 1; i < view.size; ++i) rises = rises && first[i] >= first[i - 1];
-    if (!rises) value_error(groups, "must rise from 0 to T = " + std::to_string(T));
-    return view;
-}
-
 void backward(py::object dlogprob_, py::object hidden_, py::object weight_, py::object targets_,
               py::object lse_, py::object dhidden_, py::object dweight_, py::object workspace_,
               uintptr_t stream, double temperature, py::object direction_, py::object groups_) {
@@ -299,7 +284,7 @@ void backward(py::object dlogprob_, py::object hidden_, py::object weight_, py::
     args.dweight = matrix(dweight);
     args.direction = matrix(direction);
     args.inverse_temperature = inverse_of(temperature);
-    args.groups = take_groups(groups_, s.T);
+    args.groups = group_bounds(borrow_optional(kOp, "groups", groups_), s.T);
     refuse_on_cuda(hidden, args.inverse_temperature != 1.0f, "temperature");
     refuse_on_cuda(hidden, direction.present(), "direction");
     refuse_on_cuda(hidden, bool(args.groups), "groups");

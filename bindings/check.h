@@ -107,4 +107,18 @@ inline VectorView vector(const TensorArg& t) {
     return {t.data, t.dtype, t.shape[0]};
 }
 
+// (G + 1,) i64 on the CPU: boundaries of groups of T rows, from 0 to T, never falling. None: no view.
+inline VectorView group_bounds(const TensorArg& groups, int64_t T) {
+    if (!groups.present()) return {};
+    check_dtype(groups, {DType::kI64});
+    if (groups.is_cuda) value_error(groups, "must be on the CPU but is on " + groups.device_text());
+    check_dims(groups, "(G + 1,)", 1);
+    const VectorView view = vector(groups);
+    const auto* first = static_cast<const int64_t*>(view.data);
+    bool rises = view.size > 0 && first[0] == 0 && first[view.size - 1] == T;
+    for (int64_t i = 1; i < view.size; ++i) rises = rises && first[i] >= first[i - 1];
+    if (!rises) value_error(groups, "must rise from 0 to T = " + std::to_string(T));
+    return view;
+}
+
 }  // namespace pe::bindings

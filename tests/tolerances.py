@@ -20,6 +20,11 @@ ATOL = {
 # sum of its terms' sizes.
 FINITE_DIFFERENCE_RTOL = 2e-5
 
+# linear's activations, backward: ulps of the sum of the sizes of a slope's terms. Where e^-z is
+# near half an ulp of 1 (z = 16.6), 1 - sigmoid(z) has lost up to that much, which is multiplied by
+# 16.6 for the silu gate (8.4 seen, torch's too) and by 34.7 for gelu_tanh (16.2 seen).
+ACTIVATION_BACKWARD_ULPS = {"silu_gate": 10.0, "gelu_tanh": 20.0}
+
 # sample adds up f32 exponentials of a vocabulary's blocks, each within 1 ulp, the blocks in f64: a
 # word's cumulative probability, absolute; the kept mass and the entropy (at least 1), relative.
 CDF_ATOL = 2e-6

@@ -55,6 +55,7 @@ vec16 with_bias(const LinearForwardArgs& a, int64_t n, int64_t count, const vec1
 struct Whole {
     int output = 0;
     int64_t column = 0;                         // of the output
+    int64_t first = 0;                          // the same column, counted over all outputs
     const float* scale = nullptr;               // of the panel; null: none
     const float* bias[2] = {nullptr, nullptr};  // of its halves; null: none
 };
@@ -63,7 +64,7 @@ bool whole_panel(const LinearForwardArgs& a, int64_t panel, Whole* whole) {
     const PackedMatrix& w = a.weight;
     const bool gated = a.epilogue == LinearEpilogue::kSiluGate;
     const int64_t width = gated ? kPanel / 2 : kPanel, second = gated ? w.N / 2 : width / 2;
-    whole->column = panel * width;
+    whole->column = whole->first = panel * width;
     if (w.scale != nullptr) whole->scale = w.scale + panel * kPanel;
     if (a.bias) {
         whole->bias[0] = ptr<float>(a.bias) + whole->column;
@@ -99,13 +100,13 @@ template <LinearEpilogue E, typename T>
         if constexpr (E == LinearEpilogue::kSiluGate) {
             store16(y, silu(half[0]) * half[1]);
             if (!a.kept[0]) continue;
-            for (int h = 0; h < 2; ++h) keep(a.kept[h], row + i, w.column, 16, half[h]);
+            for (int h = 0; h < 2; ++h) keep(a.kept[h], row + i, w.first, 16, half[h]);
         } else {
 #pragma GCC unroll 2
             for (int h = 0; h < 2; ++h) {
                 vec16 v = half[h];
                 if constexpr (E == LinearEpilogue::kGelu) {
-                    if (a.kept[0]) keep(a.kept[0], row + i, w.column + 16 * h, 16, v);
+                    if (a.kept[0]) keep(a.kept[0], row + i, w.first + 16 * h, 16, v);
                     v = gelu_tanh(v);
                 }
                 if constexpr (E == LinearEpilogue::kAdd) v = load16(y + 16 * h) + v;
@@ -173,8 +174,9 @@ void finish(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t rows
 void take_up(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t rows, float* sums) {
     const int64_t n = panel * kPanel, count = min_of(kPanel, a.weight.N - n);
     for (int64_t i = 0; i < rows; ++i) {
-        memcpy(sums + i * kPanel, row_ptr<float>(a.y[0], row + i) + n,
-               static_cast<size_t>(count) * sizeof(float));
+        float* to = sums + i * kPanel;
+        memcpy(to, row_ptr<float>(a.y[0], row + i) + n, static_cast<size_t>(count) * sizeof(float));
+        for (int64_t j = count; j < kPanel; ++j) to[j] = 0.0f;
     }
 }
 

@@ -73,6 +73,7 @@ void backward_weight(const LinearBackwardArgs& a) {
     auto* base = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(a.workspace) + 63) / 64 * 64);
     auto* row_at = reinterpret_cast<int32_t*>(base + size.dy_bytes() + size.x_bytes());
     const int64_t places = lay_out(a.groups, row_at);
+    if (places == 0) return;
     const PackedMatrix dy{base, size.kind(), a.dy.cols, places, nullptr};
     const PackedMatrix x{base + size.dy_bytes(), size.kind(), a.x.cols, places, nullptr};
     pack_places<X>(a.x, x, row_at);
@@ -114,16 +115,14 @@ void backward_bias(const LinearBackwardArgs& a) {
 }
 
 // s = sigmoid(g): d silu(g) / dg = s (1 + g (1 - s))
-struct SiluGate {
-    PE_INLINE static void backward(vec dy, vec gate, vec up, vec* dgate, vec* dup) {
-        const vec s = times_sigmoid(broadcast(1.0f), max(broadcast(-150.0f), gate));
-        *dup = dy * (gate * s);
-        *dgate = (dy * up) * (s * fma(gate, broadcast(1.0f) - s, broadcast(1.0f)));
-    }
-};
+PE_INLINE void silu_gate_backward(vec dy, vec gate, vec up, vec* dgate, vec* dup) {
+    const vec s = times_sigmoid(broadcast(1.0f), max(broadcast(-150.0f), gate));
+    *dup = dy * (gate * s);
+    *dgate = (dy * up) * (s * fma(gate, broadcast(1.0f) - s, broadcast(1.0f)));
+}
 
 // gelu_tanh(x) = x s(z), z = x (a + b x^2): its slope is s + x s (1 - s) (a + 3 b x^2)
-PE_INLINE vec gelu_backward(vec dy, vec x) {
+PE_INLINE vec gelu_tanh_backward(vec dy, vec x) {
     x = max(broadcast(-15.0f), min(broadcast(15.0f), x));  // beyond, the slope is 0 or 1
     const vec square = x * x;
     const vec z = x * fma(square, broadcast(0.07135481627f), broadcast(1.5957691216f));
@@ -144,13 +143,13 @@ void activation_rows(const LinearActivationBackwardArgs& a, int64_t begin, int64
             vec16 d0, d1;
             if (!gated) {
                 for (int i = 0; i < vec16::kParts; ++i) {
-                    d0.part[i] = gelu_backward(dy.part[i], first.part[i]);
+                    d0.part[i] = gelu_tanh_backward(dy.part[i], first.part[i]);
                 }
                 return write(dx + n, d0, count);
             }
             const vec16 up = read(row_ptr<V>(a.kept[1], t) + n, count);
             for (int i = 0; i < vec16::kParts; ++i) {
-                SiluGate::backward(dy.part[i], first.part[i], up.part[i], &d0.part[i], &d1.part[i]);
+                silu_gate_backward(dy.part[i], first.part[i], up.part[i], &d0.part[i], &d1.part[i]);
             }
             write(dx + n, d0, count);
             write(dx + N + n, d1, count);

@@ -174,8 +174,8 @@ def linear(
         ys,
         list(kept),
     )
-    if residual is not None or out is not None:
-        torch.autograd.graph.increment_version(ys)
+    written = [t for t in (*kept, residual, out) if t is not None]
+    torch.autograd.graph.increment_version(written)
     return ys[0] if splits is None else ys
 
 
@@ -203,7 +203,7 @@ def linear_backward(
             f"{tuple(dy.shape)}, {tuple(x.shape)} and {tuple(groups.shape)}"
         )
     size = _C.linear_backward_workspace_bytes(
-        x.shape[0], dy.shape[1], x.shape[1], len(groups) - 1, x.dtype == torch.bfloat16
+        x.shape[0], dy.shape[1], x.shape[1], max(len(groups) - 1, 0), x.dtype == torch.bfloat16
     )
     workspace = torch.empty(-(-size // 4))
     _C.linear_backward(dy, x, groups, dweight, dbias, workspace)
@@ -220,8 +220,10 @@ def linear_activation_backward(
     dy    (T, N) float32 or bfloat16: gradient of the activated values
     kept  as filled by `linear`: gate and up for "silu_gate", one tensor for "gelu_tanh"
     Returns (T, 2 N), gate's columns first, or (T, N), in `out_dtype` (default: dy's).
-    Raises TypeError (dtype) or ValueError (shape, layout), naming the argument.
+    Raises TypeError (dtype) or ValueError (shape, layout, device), naming the argument.
     """
+    if len(kept) not in (1, 2):
+        raise ValueError(f"[linear] kept must be one or two tensors but is {len(kept)}")
     second = kept[1] if len(kept) == 2 else None
     columns = dy.shape[-1] * len(kept)
     dx = torch.empty(*dy.shape[:-1], columns, dtype=dy.dtype if out_dtype is None else out_dtype)

@@ -55,6 +55,7 @@ int main(int argc, char** argv) {
     timed("philox_uniform", [&] { native::test_philox_uniform(options); });
     timed("rms_norm", [&] { native::test_rms_norm(options); });
     timed("linear", [&] { native::test_linear(options); });
+    timed("linear_backward", [&] { native::test_linear_backward(options); });
     timed("rope", [&] { native::test_rope(options); });
     timed("linear_logprob", [&] { native::test_linear_logprob(options); });
     timed("kv_cache", [&] { native::test_kv_cache(options); });

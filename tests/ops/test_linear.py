@@ -277,10 +277,10 @@ def test_the_binding_checks_the_packed_words() -> None:
     y = [torch.empty(3, 4)]
     words = P.data[:-1]
     with pytest.raises(ValueError, match=r"data must have shape \(packed words,\) = \(192,\)"):
-        _C.linear_forward(X, words, None, "float32", 4, 6, None, "store", y)
+        _C.linear_forward(X, words, None, "float32", 4, 6, None, "store", y, [])
     with pytest.raises(ValueError, match="scale must be given when kind is 'int8'"):
-        _C.linear_forward(X, P.data[:48], None, "int8", 4, 6, None, "store", y)
+        _C.linear_forward(X, P.data[:48], None, "int8", 4, 6, None, "store", y, [])
     with pytest.raises(ValueError, match="scale must be None unless kind is 'int8'"):
-        _C.linear_forward(X, P.data, torch.ones(32), "float32", 4, 6, None, "store", y)
+        _C.linear_forward(X, P.data, torch.ones(32), "float32", 4, 6, None, "store", y, [])
     with pytest.raises(ValueError, match="of 3 rows from output 2 must fit N = 4"):
         _C.linear_pack(X, P.data, None, "float32", 4, 6, 2, False)

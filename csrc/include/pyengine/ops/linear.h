@@ -1,13 +1,14 @@
 // linear: y[t,n] = f(sum_k x[t,k] * weight[n,k] + bias[n]), the weight packed once (packed.h)
 // shapes       x (T, K), row stride free, last dim contiguous; weight (N, K) packed; bias (N,) or null; y up to three
 //              matrices whose columns follow each other and are N in all (N / 2 for kSiluGate)
-// dtypes       x f32 with an f32 weight, bf16 with a bf16 or i8 weight; bias f32; y each f32 or bf16 (f32 for kAdd, kContinue)
+// dtypes       x f32 with an f32 weight, bf16 with a bf16 or i8 weight; bias f32; y each f32 or bf16 (f32 for kAdd, kContinue);
+//              kept, dy, dx f32 or bf16; dweight, dbias f32
 // epilogue     kStore y = v; kAdd y += v; kSiluGate y = silu(gate) * up of a gated pair; kGelu y = gelu_tanh(v);
 //              kContinue: the chain of y starts at what stands there, and there is no bias.
 //              kept: what an activation was made of, for its backward: gate and up, or v
 // aliasing     none
 // gradient     dx = linear_forward(dy, the same weight packed by columns); dweight = dy^T x and dbias are accumulated (+=),
-//              tokens in order, so that a later call continues the chain. In bf16, dy is rounded and tokens go in pairs:
+//              tokens in order, so that a later call continues the chain. In bf16, dy is rounded (not for dbias) and tokens go in pairs:
 //              each group of rows starts a new pair, an odd one ends with a zero, so the split into calls changes nothing
 // determinism  cpu: an output has one f32 accumulator that walks K in order, whatever T, tile, threads; bf16 and i8 take pairs, the
 //              odd element first, as dpbf16ps does, and flush denormals: the same bits on every instruction set with FMA
@@ -32,7 +33,7 @@ struct LinearForwardArgs {
     LinearEpilogue epilogue = LinearEpilogue::kStore;
     MatrixView y[kMaxLinearOutputs];
     int outputs = 1;
-    MatrixView kept[2] = {};  // null: not wanted
+    MatrixView kept[2] = {};  // columns as of a single y; null: not wanted
 };
 
 // Writes rows of `weight` (f32 or bf16) to outputs first, first + 1, ... of `packed`, whose memory starts as zeros. In a gated
