@@ -54,6 +54,8 @@ def test_python_of_the_readme_runs(
     assert names["engine"].step_count == 3
     assert len(names["response"].logprobs) == len(names["response"].token_ids) <= 8
     assert names["metrics"]["loss"] > 0
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size > 1e6
+    assert names["tuned"].config.lora.targets == ("q_proj", "v_proj", "down_proj")
 
 
 def test_first_example_has_at_most_15_lines() -> None:

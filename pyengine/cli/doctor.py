@@ -15,6 +15,7 @@ from pyengine.cli.arguments import Commands, add_dtype
 from pyengine.engine.config import device_of, dtype_name
 from pyengine.engine.memory import memory_plan, plan_kv_tokens, plan_micro_batch_tokens
 from pyengine.models.loader import read_spec
+from pyengine.models.lora import LoraConfig
 from pyengine.models.pypi import cache_dir
 
 _OPENMP = ("libgomp", "libomp", "libiomp")
@@ -24,20 +25,26 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the command and its arguments."""
     parser = commands.add_parser("doctor", parents=[common], help="versions, CPU, GPU, advice")
     parser.add_argument("--model", help="also what an engine of this model would take of memory")
+    parser.add_argument(
+        "--lora", type=int, metavar="R", help="with --model: one that trains adapters of rank R"
+    )
     add_dtype(parser, default="auto", trains=False)
     parser.set_defaults(run=doctor)
 
 
 def doctor(args: argparse.Namespace) -> int:
     """Print one line a fact."""
-    model = [] if args.model is None else plan_facts(args.model, args.dtype)
+    model = [] if args.model is None else plan_facts(args.model, args.dtype, args.lora)
     for name, value in facts() + model:
         print(f"{name:<14} {value}")
     return 0
 
 
-def plan_facts(model: str, dtype: str) -> list[tuple[str, str]]:
-    """The memory plan of an engine with a frozen reference, without loading the model."""
+def plan_facts(model: str, dtype: str, rank: int | None = None) -> list[tuple[str, str]]:
+    """The memory plan of an engine with a reference, without loading the model.
+
+    rank  of adapters on all matrices of the layers; None: the weights are trained
+    """
     spec, device = read_spec(model), device_of("cpu")
     name = dtype_name(dtype, device)
     compute = torch.float32 if name == "float32" else torch.bfloat16
@@ -52,6 +59,8 @@ def plan_facts(model: str, dtype: str) -> list[tuple[str, str]]:
             kv_tokens=kv_tokens,
             micro_batch_tokens=micro_batch_tokens,
             optimizer_bits=bits,
+            lora=None if rank is None else LoraConfig(r=rank),
+            shared_reference=rank is not None,
         )
         for bits in (32, 8)
     )

@@ -4,5 +4,6 @@ from pyengine.engine.engine import Engine
 from pyengine.engine.sampling import SamplingParams
 from pyengine.engine.scoring import Score
 from pyengine.engine.streaming import TokenEvent
+from pyengine.models.lora import LoraConfig
 
-__all__ = ["Engine", "SamplingParams", "Score", "TokenEvent"]
+__all__ = ["Engine", "LoraConfig", "SamplingParams", "Score", "TokenEvent"]

@@ -10,10 +10,11 @@ import torch
 from pyengine import _C
 from pyengine.engine.optimizer import OptimizerConfig
 from pyengine.errors import ConfigError
+from pyengine.models.lora import LoraConfig
 from pyengine.ops.linear import Kind
 from pyengine.runtime import isa
 
-Reference = Literal["frozen", "none"]
+Reference = Literal["frozen", "none", "adapter"]
 
 # What activations are; "int8" packs weights to 8 bits for sampling and scoring.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
@@ -25,6 +26,7 @@ class EngineConfig:
 
     source  what the weights were first loaded from, for display
     dtype   "float32", "bfloat16" or "int8", never "auto"
+    lora    the adapters that are trained instead of the weights; None: there are none
     """
 
     source: str
@@ -35,6 +37,7 @@ class EngineConfig:
     micro_batch_tokens: int | None
     optimizer: OptimizerConfig
     gradient_checkpointing: bool | None = None
+    lora: LoraConfig | None = None
 
     @property
     def trains(self) -> bool:
@@ -44,7 +47,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         checks = {
             "dtype": (self.dtype in DTYPES, "'auto', 'float32', 'bfloat16' or 'int8'"),
-            "reference": (self.reference in get_args(Reference), "'frozen' or 'none'"),
+            "reference": (self.reference in get_args(Reference), "'frozen', 'none' or 'adapter'"),
             "seed": (
                 _is_int(self.seed) and -(2**63) <= self.seed < 2**63,
                 "an integer of 64 bits",
@@ -59,6 +62,15 @@ class EngineConfig:
         for name, (valid, rule) in checks.items():
             if not valid:
                 raise ConfigError(f"[Engine] {name} must be {rule} but is {getattr(self, name)!r}")
+        if self.reference == "adapter" and self.lora is None:
+            raise ConfigError(
+                "[Engine] reference is 'adapter', the model without its adapters, but lora is None"
+            )
+        if self.lora is not None and not self.trains:
+            raise ConfigError(
+                f"[Engine] lora needs weights that gradients pass through but dtype is "
+                f"{self.dtype!r}, which only samples and scores"
+            )
 
 
 def _is_int(value: Any) -> bool:
@@ -84,6 +96,14 @@ def device_of(device: str | torch.device) -> torch.device:
             f"[Engine] device is {device!r} but this pyengine was built without CUDA kernels"
         )
     return chosen
+
+
+def check_lora_device(config: EngineConfig, device: torch.device) -> None:
+    """Raises ConfigError for adapters on a device whose kernels cannot train them yet."""
+    if config.lora is not None and device.type != "cpu":
+        raise ConfigError(
+            f"[Engine] lora must be on the CPU, whose kernels train it, but device is '{device}'"
+        )
 
 
 def packed_kind(dtype: str) -> Kind:

@@ -18,41 +18,34 @@ from pyengine.engine.config import (
     DTYPES,
     EngineConfig,
     Reference,
+    check_lora_device,
     device_of,
     dtype_name,
 )
-from pyengine.engine.generation import Progress, Request
+from pyengine.engine.generation import Progress
 from pyengine.engine.inference import check_model, mixture_of
+from pyengine.engine.lora import engine_models, lora_settings
 from pyengine.engine.optimizer import Optimizer, OptimizerConfig, Schedule
 from pyengine.engine.packing import Tree, check_tree
 from pyengine.engine.parts import make_parts
 from pyengine.engine.persistence import (
-    REFERENCE_FILE,
     checkpoint_content,
     engine_state,
+    fixed_files,
     load_tokenizer,
     rebuilt_models,
 )
-from pyengine.engine.prompts import (
-    Prompt,
-    as_written,
-    encode,
-    params_list,
-    prompt_list,
-    request_id_list,
-    stop_ids,
-)
+from pyengine.engine.prompts import Prompt, as_written, prompt_list, requests_of, stop_ids
 from pyengine.engine.sampling import SamplingParams
 from pyengine.engine.scoring import Score
 from pyengine.engine.streaming import Stream
-from pyengine.engine.training import compared_parts, forward_backward
-from pyengine.errors import (
-    NonFiniteError,
-    RequestError,
-)
+from pyengine.engine.training import checked_parts, forward_backward
+from pyengine.errors import NonFiniteError, RequestError
 from pyengine.files import atomic_folder
+from pyengine.models.adapter_format import peft_tensors, write_adapter
 from pyengine.models.decoder import Decoder
 from pyengine.models.loader import load_model
+from pyengine.models.lora import Lora, LoraConfig
 from pyengine.models.source import resolve
 from pyengine.models.spec import DecoderSpec
 from pyengine.models.writer import check_save_folder, hf_tensors, write_model
@@ -60,7 +53,6 @@ from pyengine.objectives.base import Objective
 from pyengine.preferences.groups import Group, Preferences
 
 MAX_SKIPPED_STEPS = 5  # non-finite steps in a row after which training has failed
-_SEED_MIX = 0x9E3779B97F4A7C15
 
 
 class Engine:
@@ -79,6 +71,7 @@ class Engine:
         self,
         decoder: Decoder,
         reference: Decoder | None,
+        lora: Lora | None,
         tokenizer: Tokenizer | None,
         model_config: dict[str, Any],
         generation_config: dict[str, Any],
@@ -86,6 +79,7 @@ class Engine:
         device: torch.device,
         reference_cache: str | Path | None = None,
     ) -> None:
+        check_lora_device(config, device)
         self.tokenizer = tokenizer
         self.device = device
         self.extra: dict[str, Any] = {}
@@ -93,7 +87,9 @@ class Engine:
         self._reference = None if reference is None else reference.to(device)
         self._model_config = model_config
         self._generation_config = generation_config
-        self._optimizer = Optimizer(dict(self._policy.named_parameters()), config.optimizer)
+        self._lora = lora
+        self._trained = dict(self._policy.named_parameters()) if lora is None else lora.parameters
+        self._optimizer = Optimizer(self._trained, config.optimizer)
         self._kv_tokens = memory.plan_kv_tokens(self.spec, self.dtype, device, config.kv_tokens)
         asked = config.micro_batch_tokens
         self._recompute = memory.plan_recompute(
@@ -104,12 +100,16 @@ class Engine:
         )
         # What was planned goes into checkpoints: a resumed run must cut its batches alike.
         self.config = dataclasses.replace(
-            config, kv_tokens=self._kv_tokens, micro_batch_tokens=self._micro_batch_tokens
+            config,
+            kv_tokens=self._kv_tokens,
+            micro_batch_tokens=self._micro_batch_tokens,
+            lora=None if lora is None else lora.config,
         )
         self._stop_ids = stop_ids(tokenizer, model_config, generation_config)
         self._inference, self._learner = make_parts(
             self._policy,
             self._reference,
+            self._lora,
             self.config,
             device,
             reference_cache,
@@ -118,7 +118,8 @@ class Engine:
             self._stop_ids,
         )
         self._skipped_in_a_row = 0
-        self._written_reference: tuple[Path, str] | None = None  # file and SHA-256
+        # Files of a checkpoint whose tensors never change: name -> where it is, SHA-256.
+        self._written: dict[str, tuple[Path, str]] = {}
 
     # Loading
 
@@ -134,6 +135,7 @@ class Engine:
         kv_tokens: int | None = None,
         micro_batch_tokens: int | None = None,
         *,
+        lora: LoraConfig | str | Path | None = None,
         schedule: Schedule = "constant",
         warmup_steps: int = 0,
         total_steps: int | None = None,
@@ -154,7 +156,9 @@ class Engine:
                             accumulation are float32. "int8": weights of 8 bits, one scale an
                             output, for a judge or a reference on the CPU: it samples and scores
                             but does not train
-        reference           "frozen": a copy of these weights; "none"
+        reference           "frozen": a copy of these weights; "none"; "adapter": the model without
+                            its adapters, of which there is no copy (also what "frozen" is where
+                            the adapters are new, since they add nothing yet)
         seed                mixed into every draw
         kv_tokens           size of the KV cache; None: planned from memory
         micro_batch_tokens  tokens per forward/backward; None: planned from memory
@@ -162,10 +166,13 @@ class Engine:
                             back: less memory, the same bits; None: where memory asks for it
         reference_cache     a folder that keeps the reference's log-probs of training responses, for
                             other runs too; None: they are kept in memory only
+        lora                adapters to train instead of the weights, new ones or those of a folder
+                            in the format of `peft`
         The rest are AdamW's, see OptimizerConfig.
         Raises ConfigError (setting or model option), ModelFileError (file).
         """
         device = device_of(device)
+        adapters, reference = lora_settings(lora, reference)
         config = EngineConfig(
             source=str(path),
             dtype=dtype_name(dtype, device),
@@ -185,15 +192,15 @@ class Engine:
                 max_grad_norm,
                 optimizer_bits,
             ),
+            lora=adapters,
         )
+        check_lora_device(config, device)
         source = resolve(path)
         tokenizer = load_tokenizer(source)
         model = load_model(source, DTYPES[config.dtype])
-        frozen = model.decoder.frozen_copy() if reference == "frozen" else None
-        policy = model.decoder if config.trains else model.decoder.frozen_copy()
+        models = engine_models(model.decoder, config, lora)
         return cls(
-            policy,
-            frozen,
+            *models,
             tokenizer,
             model.config,
             model.generation_config,
@@ -241,6 +248,8 @@ class Engine:
             micro_batch_tokens=self._micro_batch_tokens,
             optimizer_bits=self.config.optimizer.optimizer_bits,
             recompute=self._recompute,
+            lora=self.config.lora,
+            shared_reference=self.config.reference == "adapter",
         )
 
     # Sampling
@@ -277,18 +286,12 @@ class Engine:
         NonFiniteError where the weights or `logit_bias` leave no finite logits.
         """
         given = prompt_list(prompts)
-        ids = request_id_list(len(given), request_ids)
-        each = params_list(len(given), params)
+        requests = requests_of(given, params, request_ids, self.tokenizer, self.config.seed)
         mixture = mixture_of(models, self.has_reference)
-        encoded = [encode(i, prompt, self.tokenizer) for i, prompt in enumerate(given)]
-        requests = [
-            Request(p, i, own, self._draw_key(own.seed))
-            for p, i, own in zip(encoded, ids, each, strict=True)
-        ]
         responses = self._inference.generate(requests, mixture, progress, stream, cancel)
         return [
-            Group(p, r, as_written(prompt))
-            for prompt, p, r in zip(given, encoded, responses, strict=True)
+            Group(request.prompt_ids, each, as_written(prompt))
+            for prompt, request, each in zip(given, requests, responses, strict=True)
         ]
 
     def reset_prefix_cache(self) -> None:
@@ -298,11 +301,6 @@ class Engine:
         weights change, and used again for tokens that begin alike. Results are the same either way.
         """
         self._inference.forget()
-
-    def _draw_key(self, seed: int) -> int:
-        """The request's seed with the engine's mixed in, as a signed integer of 64 bits."""
-        key = (seed ^ (self.config.seed * _SEED_MIX)) & (2**64 - 1)
-        return key - 2**64 if key >= 2**63 else key
 
     # Scoring
 
@@ -347,18 +345,9 @@ class Engine:
         Raises RequestError before any work.
         """
         self._refuse_without_masters("update")
-        if not isinstance(batch, Preferences):
-            raise RequestError(f"[update] batch must be Preferences but is {type(batch).__name__}")
-        if not isinstance(objective, Objective):
-            raise RequestError(
-                f"[update] objective must be an Objective but is {type(objective).__name__}"
-            )
-        if objective.needs_reference and self._reference is None:
-            raise RequestError(
-                f"[update] {objective.name} needs a reference but the engine has none "
-                "(reference='none')"
-            )
-        parts = compared_parts(batch, self.spec.vocab_size, self.max_positions)
+        parts = checked_parts(
+            batch, objective, self.has_reference, self.spec.vocab_size, self.max_positions
+        )
         try:
             return forward_backward(
                 self._learner,
@@ -378,7 +367,7 @@ class Engine:
         that are not finite change nothing: the step is skipped, and after MAX_SKIPPED_STEPS in a
         row it raises NonFiniteError. Raises RequestError when there are no gradients.
         """
-        if all(p.grad is None for p in self._policy.parameters()):
+        if all(p.grad is None for p in self._trained.values()):
             raise RequestError("[step] there are no gradients: call forward_backward first")
         self._learner.settle()
         result = self._optimizer.step()
@@ -399,29 +388,46 @@ class Engine:
             )
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, gradient) under Hugging Face names and shapes, for every weight that has one."""
-        yield from hf_tensors(self.spec, self._learner.gradients())
+        """(name, gradient) under Hugging Face names and shapes, for every weight that has one.
+
+        With LoRA, those of the adapters under the names of `peft`.
+        """
+        yield from self._named(self._learner.gradients())
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, fp32 master) under Hugging Face names and shapes."""
-        yield from hf_tensors(
-            self.spec, {n: p.detach() for n, p in self._policy.named_parameters()}
-        )
+        """(name, fp32 master) of what is trained, named as in `named_gradients`."""
+        yield from self._named({n: p.detach() for n, p in self._trained.items()})
+
+    def _named(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        return hf_tensors(self.spec, tensors) if self._lora is None else peft_tensors(tensors)
 
     # Saving
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes the policy as an fp32 Hugging Face folder that transformers loads; atomic.
 
+        With LoRA, the sums of weights and adapters; `save_adapter` writes the adapters alone.
         Raises ConfigError where `path` holds anything but a saved model (unless `overwrite`),
         CheckpointError where the disk refuses or a weight is not finite.
         """
         self._refuse_without_masters("save_pretrained")
         check_save_folder(path, overwrite)
+        policy = self._policy if self._lora is None else self._lora.merged(self._policy)
         with atomic_folder(path) as folder:
-            write_model(folder, self._policy, self._model_config, self._generation_config)
+            write_model(folder, policy, self._model_config, self._generation_config)
             if self.tokenizer is not None:
                 self.tokenizer.save(folder)
+
+    def save_adapter(self, path: str | Path, overwrite: bool = False) -> None:
+        """Writes the adapters as a folder that `peft` loads; atomic.
+
+        Raises RequestError without LoRA, ConfigError where `path` holds anything but a saved
+        adapter (unless `overwrite`), CheckpointError where the disk refuses or a number is not
+        finite.
+        """
+        if self._lora is None:
+            raise RequestError("[save_adapter] there are no adapters: load the model with lora=")
+        write_adapter(path, self._lora, self.config.source, overwrite)
 
     def save_checkpoint(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
         """Writes everything that `load_checkpoint` needs to go on bit for bit; atomic.
@@ -432,17 +438,15 @@ class Engine:
         than a checkpoint; what stood at `path` is then intact.
         """
         self._refuse_without_masters("save_checkpoint")
-        if any(p.grad is not None for p in self._policy.parameters()):
+        if any(p.grad is not None for p in self._trained.values()):
             raise RequestError(
                 "[save_checkpoint] there are gradients that no step has applied: call step first"
             )
         target = Path(path)
-        link = {}
-        if self._written_reference is not None:
-            link[REFERENCE_FILE] = self._written_reference
         content = checkpoint_content(
             self._policy,
             self._reference,
+            self._lora,
             self._optimizer.state_tensors(),
             state={
                 "step_count": self.step_count,
@@ -455,9 +459,12 @@ class Engine:
                 "generation_config.json": self._generation_config,
             },
         )
-        digests = checkpoints.write(target, content, link, self.tokenizer)
-        if self._reference is not None:
-            self._written_reference = target / REFERENCE_FILE, digests[REFERENCE_FILE]
+        digests = checkpoints.write(target, content, self._written, self.tokenizer)
+        self._remember(target, digests)
+
+    def _remember(self, checkpoint: Path, digests: Mapping[str, str]) -> None:
+        names = fixed_files(self.config)
+        self._written = {name: (checkpoint / name, digests[name]) for name in names}
 
     @classmethod
     def load_checkpoint(
@@ -472,25 +479,18 @@ class Engine:
         """
         content = checkpoints.read(path)
         state = engine_state(content, path)
-        config = state.config
-        decoder, reference = rebuilt_models(content, config, path)
-        tokenizer = load_tokenizer(resolve(path))
+        models = rebuilt_models(content, state.config, path)
         engine = cls(
-            decoder,
-            reference,
-            tokenizer,
+            *models,
+            load_tokenizer(resolve(path)),
             content.model["config.json"],
             content.model.get("generation_config.json", {}),
-            config,
+            state.config,
             device_of(device),
             reference_cache,
         )
         engine._optimizer.load_state_tensors(content.tensors.get("optimizer", {}), state.step_count)
         engine._skipped_in_a_row = state.skipped_in_a_row
         engine.extra = state.extra
-        if reference is not None:
-            engine._written_reference = (
-                Path(path) / REFERENCE_FILE,
-                content.digests[REFERENCE_FILE],
-            )
+        engine._remember(Path(path), content.digests)
         return engine

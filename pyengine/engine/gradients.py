@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyengine.engine.packed import Fused, fused_matrices
 from pyengine.models.decoder import Decoder
+from pyengine.ops.linear import linear_backward
 
 
 class Gradients:
@@ -50,23 +51,35 @@ class Gradients:
         """Gradients are there from now on: zero, unless they were already."""
         if all(p.grad is None for p in self._parameters.values()):
             if not self._clean:
-                for buffer in {**self._views, "": self._matrices["head"]}.values():
+                heads = [self._matrices["head"]] if "head" in self._matrices else []
+                for buffer in (*self._views.values(), *heads):
                     buffer.zero_()
             for name, parameter in self._parameters.items():
                 parameter.grad = self._views[name]
         self._clean = False
 
-    def matrix(self, key: str) -> Tensor:
-        """(N, K) of a fused matrix, or of the head."""
-        return self._matrices[key]
+    def is_open(self) -> bool:
+        """Whether there are gradients that no step has taken."""
+        return any(p.grad is not None for p in self._parameters.values())
+
+    def linear(self, key: str, dy: Tensor, x: Tensor, groups: Tensor) -> None:
+        """Goes on with a fused matrix's gradient, and its bias's: see ops.linear_backward."""
+        linear_backward(dy, x, groups, self.matrix(key), self.bias(key))
+
+    def matrix(self, key: str) -> Tensor | None:
+        """(N, K) of a fused matrix, or of the head; None where it is frozen."""
+        return self._matrices.get(key)
 
     def bias(self, key: str) -> Tensor | None:
         """(N,) of a fused matrix."""
         return self._biases.get(key)
 
-    def of(self, name: str) -> Tensor:
-        """Of a parameter by its name in the decoder; of a tied table without the head's part."""
-        return self._views[name]
+    def of(self, name: str) -> Tensor | None:
+        """Of a parameter by its name in the decoder; of a tied table without the head's part.
+
+        None where it is frozen or not there.
+        """
+        return self._views.get(name)
 
     @torch.no_grad()
     def settle(self) -> None:

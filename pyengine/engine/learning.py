@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyengine.engine.gradients import Gradients
 from pyengine.engine.logprob_cache import LogprobCache
+from pyengine.engine.lora import LoraGradients, PackedLora
 from pyengine.engine.packed import PackedDecoder
 from pyengine.engine.packing import PackedBatch, Tree, micro_batches, pack
 from pyengine.engine.tree_model import TreeModel
@@ -92,7 +93,6 @@ class KernelLearner:
         cache: LogprobCache,
         recompute: bool = False,
     ) -> None:
-        self._decoder = policy.decoder
         self._policy = TreeModel(policy, recompute)
         self._reference: CachedReference | None = None
         if reference is not None:
@@ -110,11 +110,17 @@ class KernelLearner:
 
         def backward(dlogps: Tensor) -> None:
             if self._gradients is None:
-                self._gradients = Gradients(self._decoder)
+                self._gradients = self._make_gradients()
             self._gradients.open()
             self._policy.backward(tape, dlogps, self._gradients)
 
         return tape.logps, backward
+
+    def _make_gradients(self) -> Gradients:
+        packed = self._policy.packed
+        return (
+            LoraGradients(packed) if isinstance(packed, PackedLora) else Gradients(packed.decoder)
+        )
 
     def settle(self) -> None:
         """See Learner."""
@@ -123,7 +129,7 @@ class KernelLearner:
 
     def gradients(self) -> dict[str, Tensor]:
         """See Learner."""
-        if self._gradients is None or all(p.grad is None for p in self._decoder.parameters()):
+        if self._gradients is None or not self._gradients.is_open():
             return {}
         return self._gradients.totals()
 

@@ -13,6 +13,7 @@ from pyengine.engine.sampler import page_bytes
 from pyengine.engine.tree_model import saved_bytes_per_row
 from pyengine.errors import ConfigError
 from pyengine.models.decoder import Decoder
+from pyengine.models.lora import LoraConfig, lora_numbers
 from pyengine.models.spec import DecoderSpec
 
 KV_SHARE = 0.25
@@ -126,12 +127,22 @@ def memory_plan(
     micro_batch_tokens: int,
     optimizer_bits: int = 32,
     recompute: bool = False,
+    lora: LoraConfig | None = None,
+    shared_reference: bool = False,
 ) -> MemoryPlan:
-    """Of an engine of `dtype` ("float32", "bfloat16" or "int8", which does not train)."""
+    """Of an engine of `dtype` ("float32", "bfloat16" or "int8", which does not train).
+
+    lora              the adapters that are trained instead of the weights
+    shared_reference  the reference is the model without them
+    """
     sizes = _parameter_sizes(spec)
     matrices = sum(n for ndim, n in sizes if ndim == 2)
     others = sum(n for ndim, n in sizes if ndim != 2)  # norms and biases
+    adapters, adapted = (0, 0) if lora is None else lora_numbers(spec, lora)
+    trained = matrices + others if lora is None else adapters
     moments = sum(state_bytes(n, optimizer_bits) for _, n in sizes)
+    if lora is not None:
+        moments = 8 * adapters
     trains = dtype != "int8"
     stored = 4 if dtype == "float32" else 2
     packed = {"float32": 4, "bfloat16": 2, "int8": 1}[dtype] if device.type == "cpu" else 0
@@ -139,23 +150,24 @@ def memory_plan(
     tables = (0 if spec.tied_head else spec.vocab_size) + (
         spec.max_positions if spec.rope is None else 0
     )
-    packed_matrices = matrices - tables * spec.hidden_size
+    multiplied = matrices - tables * spec.hidden_size
+    of_reference = 0 if not has_reference else adapted if shared_reference else multiplied
+    has_masters, as_multiplied = trains and lora is None, stored * matrices + 4 * others
     head = spec.vocab_size * spec.hidden_size
     on_cpu = device.type == "cpu"
-    models = 2 if has_reference else 1
+    if has_masters and spec.tied_head and on_cpu:
+        trained += head  # the head's own chain
     compute = torch.float32 if dtype == "float32" else torch.bfloat16
     per_token = activation_bytes_per_token(spec, compute, device, recompute)
     parts = [
-        ("weights", 4 * (matrices + others) if trains else stored * matrices + 4 * others),
-        ("bf16 copies", 2 * matrices if dtype == "bfloat16" and not on_cpu else 0),
-        ("reference", stored * matrices + 4 * others if has_reference else 0),
-        ("packed", models * packed * packed_matrices),
+        ("weights", 4 * (matrices + others) if has_masters else as_multiplied),
+        ("adapters", 4 * adapters),
+        ("bf16 copies", 2 * matrices if dtype == "bfloat16" and has_masters and not on_cpu else 0),
+        ("reference", as_multiplied if has_reference and not shared_reference else 0),
+        ("packed", packed * (multiplied + of_reference)),
         ("packed by columns", packed * (head + _layer_elements(spec)) if trains else 0),
         ("KV cache", kv_tokens * kv_bytes_per_token(spec, compute)),
-        (
-            "gradients",
-            4 * (matrices + others + (head if spec.tied_head and on_cpu else 0)) if trains else 0,
-        ),
+        ("gradients", 4 * trained if trains else 0),
         ("optimizer", moments if trains else 0),
         ("activations", micro_batch_tokens * per_token if trains else 0),
     ]

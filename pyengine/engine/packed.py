@@ -75,21 +75,33 @@ class PackedDecoder:
     @torch.no_grad()
     def refresh(self) -> bool:
         """Packs what has changed; whether anything had."""
-        changed = {n for n, p in self.decoder.named_parameters() if self._differs(n, p)}
+        changed = {n for n, p in self._sources().items() if self._differs(n, p)}
         if not changed:
             return False
         parameters = dict(self.decoder.named_parameters())
         for key, fused in self.table.items():
-            if any(f"{name}.weight" in changed for name in fused.names):
-                weights = [parameters[f"{name}.weight"] for name in fused.names]
-                self._packed[key] = linear_pack(
-                    weights, self.kind, fused.gated, self._packed.get(key)
-                )
+            if changed.intersection(self._sources_of(key)):
+                self._pack(key)
             names = [f"{name}.bias" for name in fused.names if f"{name}.bias" in parameters]
             if changed.intersection(names) or key not in self._biases:
                 self._biases[key] = self._bias([parameters[name] for name in names])
         self.version += 1
         return True
+
+    def _sources(self) -> dict[str, Tensor]:
+        """What is packed is made of these."""
+        return dict(self.decoder.named_parameters())
+
+    def _sources_of(self, key: str) -> list[str]:
+        return [f"{name}.weight" for name in self.table[key].names]
+
+    def _matrices(self, key: str) -> list[Tensor]:
+        """What is packed, one below the other."""
+        return [self.decoder.get_parameter(name) for name in self._sources_of(key)]
+
+    def _pack(self, key: str) -> None:
+        gated, out = self.table[key].gated, self._packed.get(key)
+        self._packed[key] = linear_pack(self._matrices(key), self.kind, gated, out)
 
     def matrix(self, key: str) -> PackedWeight:
         """As of the last refresh; `key` is one of `table`."""
@@ -101,14 +113,16 @@ class PackedDecoder:
 
     @torch.no_grad()
     def columns(self, key: str) -> PackedWeight:
-        """The matrix packed by columns, for gradients; good until another of its shape is asked for.
+        """The matrix packed by columns, for gradients, until another of its shape is asked for.
 
         Packing a layer again costs a hundredth of its products, and memory for one layer, not all.
         """
-        weights = [self.decoder.get_parameter(f"{n}.weight") for n in self.table[key].names]
-        shape = sum(w.shape[0] for w in weights), weights[0].shape[1]
+        fused = [self.decoder.get_parameter(f"{n}.weight") for n in self.table[key].names]
+        shape = sum(w.shape[0] for w in fused), fused[0].shape[1]
         if self._columns_of.get(shape) != (key, self.version):
-            self._columns[shape] = linear_pack_columns(weights, self.kind, self._columns.get(shape))
+            self._columns[shape] = linear_pack_columns(
+                self._matrices(key), self.kind, self._columns.get(shape)
+            )
             self._columns_of[shape] = key, self.version
         return self._columns[shape]
 

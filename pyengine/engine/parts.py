@@ -11,14 +11,17 @@ from pyengine.engine.generation import Decodes
 from pyengine.engine.inference import Inference, SessionInference, TorchInference
 from pyengine.engine.learning import KernelLearner, Learner, TorchLearner
 from pyengine.engine.logprob_cache import LogprobCache
+from pyengine.engine.lora import PackedLora
 from pyengine.engine.packed import PackedDecoder
 from pyengine.errors import ConfigError
 from pyengine.models.decoder import Decoder
+from pyengine.models.lora import Lora
 
 
 def make_parts(
     policy: Decoder,
     reference: Decoder | None,
+    lora: Lora | None,
     config: EngineConfig,
     device: torch.device,
     cache_folder: str | Path | None,
@@ -28,6 +31,7 @@ def make_parts(
 ) -> tuple[Inference, Learner]:
     """On the CPU both read the same packed weights.
 
+    lora          adapters that are on in the policy and off in a reference that is the same decoder
     config        with `kv_tokens` and `micro_batch_tokens` planned
     cache_folder  where the reference's log-probs stay; None: in memory
     recompute     compute layers again on the way back
@@ -38,15 +42,20 @@ def make_parts(
             "[Engine] reference_cache must be None without a reference "
             f"but is {str(cache_folder)!r}"
         )
-    decoders = {"policy": policy} | ({} if reference is None else {"reference": reference})
-    cache = LogprobCache(decoders.get("reference", policy), cache_folder)
+    cache = LogprobCache(policy if reference is None else reference, cache_folder)
     assert config.kv_tokens is not None
     assert config.micro_batch_tokens is not None
     if device.type == "cpu":
         kind = packed_kind(config.dtype)
-        packed = {name: PackedDecoder(decoder, kind) for name, decoder in decoders.items()}
+        packed = {} if reference is None else {"reference": PackedDecoder(reference, kind)}
+        if lora is None:
+            packed["policy"] = PackedDecoder(policy, kind)
+        else:
+            base = packed["reference"] if config.reference == "adapter" else None
+            packed["policy"] = PackedLora(policy, kind, lora, base)
         inference = SessionInference(packed, config.kv_tokens, tokenizer, stop_ids)
         return inference, KernelLearner(packed["policy"], packed.get("reference"), cache, recompute)
+    decoders = {"policy": policy} | ({} if reference is None else {"reference": reference})
     return (
         TorchInference(
             decoders, device, config.kv_tokens, config.micro_batch_tokens, tokenizer, stop_ids

@@ -12,15 +12,15 @@ from torch import Tensor
 from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine.checkpoint import Checkpoint
 from pyengine.engine.config import DTYPES, EngineConfig
+from pyengine.engine.lora import frozen_base, restored_lora
 from pyengine.engine.optimizer import OptimizerConfig
 from pyengine.errors import CheckpointError, ConfigError, ModelFileError
 from pyengine.models.decoder import Decoder
 from pyengine.models.loader import build_decoder
+from pyengine.models.lora import Lora, LoraConfig
 from pyengine.models.registry import parse_config
 from pyengine.models.source import ModelSource
 from pyengine.models.writer import hf_tensors
-
-REFERENCE_FILE = "reference.safetensors"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,12 @@ def engine_state(content: Checkpoint, path: str | Path) -> EngineState:
         settings = dict(content.state["config"])
         optimizer = dict(settings.pop("optimizer"))
         optimizer["betas"] = tuple(optimizer["betas"])
-        config = EngineConfig(**settings, optimizer=OptimizerConfig(**optimizer))
+        lora = settings.pop("lora", None)
+        config = EngineConfig(
+            **settings,
+            optimizer=OptimizerConfig(**optimizer),
+            lora=None if lora is None else LoraConfig(**lora),
+        )
         if not config.trains:
             raise ValueError(f"dtype {config.dtype!r} does not train")
         return EngineState(
@@ -63,21 +68,27 @@ def rebuilt(config: dict[str, Any], tensors: Any, path: str | Path, dtype: str) 
 
 def rebuilt_models(
     content: Checkpoint, config: EngineConfig, path: str | Path
-) -> tuple[Decoder, Decoder | None]:
-    """A checkpoint's policy and, where it has one, its frozen reference. Raises CheckpointError."""
-    model = content.model["config.json"]
-    policy = rebuilt(model, content.tensors["policy"], path, config.dtype)
-    if config.reference != "frozen":
-        return policy, None
-    if "reference" not in content.tensors:
-        raise CheckpointError(f"[{path}] {REFERENCE_FILE} is missing")
-    reference = rebuilt(model, content.tensors["reference"], path, config.dtype)
-    return policy, reference.frozen_copy()
+) -> tuple[Decoder, Decoder | None, Lora | None]:
+    """Policy, reference and adapters of a checkpoint. Raises CheckpointError."""
+
+    def decoder_of(name: str) -> Decoder:
+        if name not in content.tensors:
+            raise CheckpointError(f"[{path}] {name}.safetensors is missing")
+        return rebuilt(content.model["config.json"], content.tensors[name], path, config.dtype)
+
+    policy, lora = decoder_of("policy"), None
+    if config.lora is not None:
+        policy = frozen_base(policy)
+        lora = restored_lora(policy, config.lora, content.tensors.get("adapter", {}), path)
+    if config.reference == "frozen":
+        return policy, decoder_of("reference").frozen_copy(), lora
+    return policy, policy if config.reference == "adapter" else None, lora
 
 
 def checkpoint_content(
     policy: Decoder,
     reference: Decoder | None,
+    lora: Lora | None,
     moments: Mapping[str, Tensor],
     state: dict[str, Any],
     model: dict[str, Any],
@@ -86,13 +97,21 @@ def checkpoint_content(
     tensors: dict[str, Any] = {"policy": _tensors(policy)}
     if moments:
         tensors["optimizer"] = moments
-    if reference is not None:
+    if reference is not None and reference is not policy:
         tensors["reference"] = _tensors(reference)
+    if lora is not None:
+        tensors["adapter"] = lora.parameters
     return Checkpoint(state=state, tensors=tensors, model=model)
 
 
 def _tensors(decoder: Decoder) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in decoder.named_parameters()}
+
+
+def fixed_files(config: EngineConfig) -> list[str]:
+    """Files of a checkpoint that are the same at every step."""
+    files = ["reference.safetensors"] if config.reference == "frozen" else []
+    return files if config.lora is None else [*files, "policy.safetensors"]
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer | None:

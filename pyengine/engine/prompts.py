@@ -7,8 +7,11 @@ from numbers import Integral
 from typing import Any, TypeGuard, cast
 
 from pyengine.data.tokenizer import Tokenizer
+from pyengine.engine.generation import Request
 from pyengine.engine.sampling import SamplingParams
 from pyengine.errors import DataError, RequestError, TemplateError
+
+_SEED_MIX = 0x9E3779B97F4A7C15
 
 Messages = list[dict[str, Any]]
 Prompt = str | Messages | list[int]
@@ -68,6 +71,28 @@ def encode(index: int, prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]
         return tokenizer.encode_prompt(prompt)
     except (DataError, RequestError, TemplateError) as error:
         raise type(error)(f"[generate] prompts[{index}] cannot be encoded: {error}") from error
+
+
+def requests_of(
+    prompts: Sequence[Prompt],
+    params: SamplingParams | Sequence[SamplingParams] | None,
+    request_ids: Sequence[int] | None,
+    tokenizer: Tokenizer | None,
+    engine_seed: int,
+) -> list[Request]:
+    """The requests of a call. Raises RequestError, DataError or TemplateError."""
+    ids = request_id_list(len(prompts), request_ids)
+    each = params_list(len(prompts), params)
+    return [
+        Request(encode(i, prompt, tokenizer), request_id, own, draw_key(own.seed, engine_seed))
+        for i, (prompt, request_id, own) in enumerate(zip(prompts, ids, each, strict=True))
+    ]
+
+
+def draw_key(seed: int, engine_seed: int) -> int:
+    """A request's seed with the engine's mixed in, as a signed integer of 64 bits."""
+    key = (seed ^ (engine_seed * _SEED_MIX)) & (2**64 - 1)
+    return key - 2**64 if key >= 2**63 else key
 
 
 def as_written(prompt: Prompt) -> str | Messages | None:

@@ -52,6 +52,28 @@ def compared_parts(batch: Preferences, vocab_size: int, max_positions: int) -> l
     return parts
 
 
+def checked_parts(
+    batch: Preferences,
+    objective: Objective,
+    has_reference: bool,
+    vocab_size: int,
+    max_positions: int,
+) -> list[_Part]:
+    """`compared_parts` of what a caller handed in. Raises RequestError for what cannot be used."""
+    if not isinstance(batch, Preferences):
+        raise RequestError(f"[update] batch must be Preferences but is {type(batch).__name__}")
+    if not isinstance(objective, Objective):
+        raise RequestError(
+            f"[update] objective must be an Objective but is {type(objective).__name__}"
+        )
+    if objective.needs_reference and not has_reference:
+        raise RequestError(
+            f"[update] {objective.name} needs a reference but the engine has none "
+            "(reference='none')"
+        )
+    return compared_parts(batch, vocab_size, max_positions)
+
+
 @dataclass
 class Totals:
     """Loss and metrics of a batch, summed over its micro-batches: weighted means of comparisons."""

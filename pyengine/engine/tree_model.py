@@ -23,7 +23,7 @@ from pyengine.engine.tree_pages import TreePages
 from pyengine.models.layers import Block, Norm
 from pyengine.models.rope import Rotation
 from pyengine.models.spec import DecoderSpec
-from pyengine.ops.linear import linear, linear_activation_backward, linear_backward
+from pyengine.ops.linear import linear, linear_activation_backward
 from pyengine.ops.linear_logprob import (
     LogprobForward,
     linear_logprob_backward,
@@ -242,9 +242,9 @@ class TreeModel:
                 saved = again
             self._mlp_backward(i, saved, dx, groups, gradients)
             self._attention_backward(i, saved, dx, groups, rotation, tape.pages, gradients)
-        gradients.of("embed.weight").index_add_(0, batch.token_ids, dx)
-        if self._decoder.positions is not None:
-            gradients.of("positions.weight").index_add_(0, batch.positions, dx)
+        for name, ids in (("embed", batch.token_ids), ("positions", batch.positions)):
+            if (table := gradients.of(f"{name}.weight")) is not None:
+                table.index_add_(0, ids, dx)
 
     def _mlp_backward(
         self, index: int, saved: SavedLayer, dx: Tensor, groups: Tensor, gradients: Gradients
@@ -296,7 +296,7 @@ class TreeModel:
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """The gradient with respect to x, in `dtype`; dy is in the compute dtype."""
-        linear_backward(dy, x, groups, gradients.matrix(key), gradients.bias(key))
+        gradients.linear(key, dy, x, groups)
         dx = linear(dy, self.packed.columns(key), out_dtype=dtype)
         assert isinstance(dx, Tensor)
         return dx

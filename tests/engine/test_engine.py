@@ -48,7 +48,8 @@ DTYPE_RULE = "'auto', 'float32', 'bfloat16' or 'int8'"
     ("field", "value", "rule"),
     [
         *[("dtype", v, DTYPE_RULE) for v in ("float16", "fp32", None)],
-        *[("reference", v, "'frozen' or 'none'") for v in ("adapter", None)],
+        *[("reference", v, "'frozen', 'none' or 'adapter'") for v in ("live", None)],
+        *[("gradient_checkpointing", v, "True, False or None") for v in (2, "yes")],
         *[("seed", v, "an integer of 64 bits") for v in (0.5, 2**63, None, True)],
         *[("kv_tokens", v, "an integer >= 1 or None") for v in (0, -1, 1.5)],
         *[("micro_batch_tokens", v, "an integer >= 1 or None") for v in (0, 2.0, "48")],
