@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -34,9 +35,9 @@ DTYPES = ("f32", "bf16")
 PROVIDERS = ("pyengine", "transformers", "trl")
 
 
-def make(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+def make(shape: Shape, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """prompts, chosen, rejected; a response has R tokens and an end token, as TRL makes them."""
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(seed)
     return tuple(  # type: ignore[return-value]
         torch.randint(100, 40000, (shape.C, n), generator=rng)
         for n in (shape.P, shape.R + 1, shape.R + 1)
@@ -44,16 +45,21 @@ def make(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def ours(engine: pe.Engine, shape: Shape) -> Callable[[], float]:
-    groups = [
-        pe.Group(
-            prompt_ids=prompt.tolist(),
-            responses=[pe.Response(token_ids=r.tolist()) for r in (chosen, rejected)],
-        )
-        for prompt, chosen, rejected in zip(*make(shape), strict=True)
-    ]
-    pairs = [pe.Comparison(group=i, winner=0, loser=1) for i in range(shape.C)]
-    batch, objective = pe.Preferences(groups, pairs), pe.objectives.DPO(beta=0.1)
-    return lambda: engine.update(batch, objective)["loss"]
+    """Another batch each time: log-probs of the reference are kept by their tokens."""
+    objective, seeds = pe.objectives.DPO(beta=0.1), itertools.count()
+
+    def step() -> float:
+        groups = [
+            pe.Group(
+                prompt_ids=prompt.tolist(),
+                responses=[pe.Response(token_ids=r.tolist()) for r in (chosen, rejected)],
+            )
+            for prompt, chosen, rejected in zip(*make(shape, next(seeds)), strict=True)
+        ]
+        pairs = [pe.Comparison(group=i, winner=0, loser=1) for i in range(shape.C)]
+        return engine.update(pe.Preferences(groups, pairs), objective)["loss"]
+
+    return step
 
 
 def trl(
