@@ -65,6 +65,20 @@ void pack_columns(py::object weight_, py::object data_, const std::string& kind,
     cpu::linear_pack_columns(args);
 }
 
+void transpose(py::object from_, py::object to_, const std::string& kind, int64_t N, int64_t K,
+               bool gated) {
+    const TensorArg from = borrow(kOp, "data", from_), to = borrow(kOp, "out", to_);
+    if (kind == "int8") bad("kind must be 'float32' or 'bfloat16' for columns but is 'int8'");
+    if (gated && N % 2 != 0) bad("N of a gated pair must be even but is " + std::to_string(N));
+    refuse_cuda(from);
+    check_same_device(from, {&to});
+    const TensorArg no_scale = borrow_optional(kOp, "scale", py::none());
+    const LinearTransposeArgs args{packed_matrix(kOp, from, no_scale, kind, N, K),
+                                   packed_matrix(kOp, to, no_scale, kind, K, N), gated};
+    py::gil_scoped_release release;
+    cpu::linear_transpose(args);
+}
+
 void forward(py::object x_, py::object data_, py::object scale_, const std::string& kind, int64_t N,
              int64_t K, py::object bias_, const std::string& epilogue, const py::list& y_,
              const py::list& kept_) {
@@ -208,6 +222,8 @@ void bind_linear(py::module_& m) {
           py::arg("epilogue"), py::arg("y"), py::arg("kept"));
     m.def("linear_pack_columns", &pack_columns, py::arg("weight"), py::arg("data"), py::arg("kind"),
           py::arg("N"), py::arg("K"), py::arg("first"));
+    m.def("linear_transpose", &transpose, py::arg("data"), py::arg("out"), py::arg("kind"),
+          py::arg("N"), py::arg("K"), py::arg("gated"));
     m.def("linear_backward_workspace_bytes", &backward_workspace_bytes, py::arg("rows"),
           py::arg("N"), py::arg("K"), py::arg("groups"), py::arg("pairs"));
     m.def("linear_backward", &backward, py::arg("dy"), py::arg("x"), py::arg("groups"),

@@ -65,6 +65,35 @@ void pack_sixteen(const LinearPackArgs& a, int64_t row) {
     pack_pairs(w, 16, p.K, reinterpret_cast<uint32_t*>(panel) + lane);
 }
 
+// Output n of a packed matrix: its lane at k = 0; the next k, or pair of them, is kPanel words on.
+const uint32_t* lane_of(const PackedMatrix& p, int64_t n, bool gated) {
+    const int64_t half = p.N / 2;
+    const int64_t at = !gated     ? n
+                       : n < half ? n / 16 * kPanel + n % 16
+                                  : (n - half) / 16 * kPanel + 16 + (n - half) % 16;
+    return reinterpret_cast<const uint32_t*>(p.panel(at / kPanel)) + at % kPanel;
+}
+
+// Elements n of the 32 outputs of a panel, whose k start at `k`.
+void transpose_f32(const LinearTransposeArgs& a, int64_t n, int64_t k, uint32_t* out) {
+    const uint32_t* lane = lane_of(a.from, n, a.gated) + k * kPanel;
+    for (int64_t j = 0; j < kPanel; ++j) out[j] = k + j < a.from.K ? lane[j * kPanel] : 0u;
+}
+
+// The pair of elements n and n + 1.
+void transpose_pair(const LinearTransposeArgs& a, int64_t n, int64_t k, uint32_t* out) {
+    const uint32_t* even = lane_of(a.from, n, a.gated) + k / 2 * kPanel;
+    const uint32_t* odd =
+        n + 1 < a.from.N ? lane_of(a.from, n + 1, a.gated) + k / 2 * kPanel : nullptr;
+    const int64_t pairs = (a.from.K + 1) / 2 - k / 2;
+    for (int64_t i = 0; i < kPanel / 2; ++i) {
+        const uint32_t low = i < pairs ? even[i * kPanel] : 0u;
+        const uint32_t high = i < pairs && odd != nullptr ? odd[i * kPanel] : 0u;
+        out[2 * i] = (low & 0xffffu) | high << 16;
+        out[2 * i + 1] = low >> 16 | (high & 0xffff0000u);
+    }
+}
+
 }  // namespace
 
 void linear_pack(const LinearPackArgs& a) {
@@ -74,6 +103,17 @@ void linear_pack(const LinearPackArgs& a) {
             if (whole && a.packed.kind != PackedKind::kI8) return pack_sixteen<T>(a, begin);
             for (int64_t row = begin; row < end; ++row) pack_row<T>(a, row);
         });
+    });
+}
+
+void linear_transpose(const LinearTransposeArgs& a) {
+    const bool is_f32 = a.from.kind == PackedKind::kF32;
+    parallel_tasks(a.to.panels(), num_threads(), [&](int64_t panel) {
+        auto* out = reinterpret_cast<uint32_t*>(const_cast<char*>(a.to.panel(panel)));
+        for (int64_t n = 0; n < a.from.N; n += is_f32 ? 1 : 2, out += kPanel) {
+            is_f32 ? transpose_f32(a, n, panel * kPanel, out)
+                   : transpose_pair(a, n, panel * kPanel, out);
+        }
     });
 }
 

@@ -113,10 +113,14 @@ class PackedLora(PackedDecoder):
         ]
         if key not in self.sites:
             return weights
-        whole = torch.cat([w.float() for w in weights])  # gone again once it is packed
+        rows = [len(w) for w in weights]
+        whole = torch.empty(sum(rows), weights[0].shape[1])  # gone again once it is packed
+        parts = list(torch.split(whole, rows))
+        for part, weight in zip(parts, weights, strict=True):
+            part.copy_(weight)
         for site in self.sites[key]:
             site.adapter.add_to(whole[site.first : site.last])
-        return list(torch.split(whole, [len(w) for w in weights]))
+        return parts
 
     def _pack(self, key: str) -> None:
         if self._base is not None and key not in self.sites:

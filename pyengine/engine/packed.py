@@ -14,7 +14,7 @@ from torch import Tensor
 from pyengine.models.decoder import Decoder
 from pyengine.models.layers import Block, Norm
 from pyengine.models.spec import DecoderSpec
-from pyengine.ops.linear import Kind, PackedWeight, linear_pack, linear_pack_columns
+from pyengine.ops.linear import Kind, PackedWeight, linear_pack, linear_transpose
 
 _State = tuple[Tensor, int, int]
 
@@ -115,14 +115,12 @@ class PackedDecoder:
     def columns(self, key: str) -> PackedWeight:
         """The matrix packed by columns, for gradients, until another of its shape is asked for.
 
-        Packing a layer again costs a hundredth of its products, and memory for one layer, not all.
+        Made of the packed matrix: a hundredth of its products, and memory for one layer, not all.
         """
-        fused = [self.decoder.get_parameter(f"{n}.weight") for n in self.table[key].names]
-        shape = sum(w.shape[0] for w in fused), fused[0].shape[1]
+        matrix = self.matrix(key)
+        shape = matrix.N, matrix.K
         if self._columns_of.get(shape) != (key, self.version):
-            self._columns[shape] = linear_pack_columns(
-                self._matrices(key), self.kind, self._columns.get(shape)
-            )
+            self._columns[shape] = linear_transpose(matrix, self._columns.get(shape))
             self._columns_of[shape] = key, self.version
         return self._columns[shape]
 

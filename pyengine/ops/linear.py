@@ -101,6 +101,23 @@ def linear_pack_columns(
     return out
 
 
+def linear_transpose(weight: PackedWeight, out: PackedWeight | None = None) -> PackedWeight:
+    """The transpose of a packed float32 or bfloat16 weight, bit for bit: (K, N) of a (N, K).
+
+    As linear_pack_columns would make it of the values that the weight holds; of a gated pair, the
+    gate over up. `out` is written again, of the same shape and kind.
+    Raises ValueError (kind, shape), naming the argument.
+    """
+    kind, N, K = weight.kind, weight.N, weight.K
+    if out is None:
+        data = torch.empty(_C.linear_packed_words(kind, K, N), dtype=torch.int32)
+        out = PackedWeight(data, None, kind, K, N)
+    else:
+        _check_out(out, kind, K, N, gated=False)
+    _C.linear_transpose(weight.data, out.data, kind, N, K, weight.gated)
+    return out
+
+
 def _check_parts(parts: list[Tensor]) -> None:
     if not parts or any(w.dim() != 2 or w.shape[1] != parts[0].shape[1] for w in parts):
         raise ValueError(

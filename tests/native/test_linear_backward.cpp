@@ -160,6 +160,16 @@ void check_columns(pe::PackedKind kind, DType dtype, const Options& options) {
                 }
             }
             CHECK(memcmp(columns.data(), rows.data(), columns.bytes()) == 0, "packed columns");
+            // And from the matrix when it is packed itself.
+            pe::PackedMatrix from = packed(kind, K, N);
+            const Memory by_rows(from.panels() * from.panel_bytes()), transposed(bytes);
+            memset(by_rows.data(), 0, by_rows.bytes());
+            memset(transposed.data(), 255, transposed.bytes());
+            from.data = by_rows.data();
+            pe::cpu::linear_pack({weight.view(), from, 0, false});
+            to.data = transposed.data();
+            pe::cpu::linear_transpose({from, to, false});
+            CHECK(memcmp(transposed.data(), rows.data(), rows.bytes()) == 0, "transposed");
         }
     }
     pe::set_num_threads(1);

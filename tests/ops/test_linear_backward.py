@@ -15,7 +15,7 @@ from torch import Tensor
 import pyengine as pe
 from pyengine import _C
 from pyengine.ops import linear, linear_pack
-from pyengine.ops.linear import Kind, linear_backward, linear_pack_columns
+from pyengine.ops.linear import Kind, linear_backward, linear_pack_columns, linear_transpose
 
 F32, BF16 = torch.float32, torch.bfloat16
 KINDS: dict[torch.dtype, Kind] = {F32: "float32", BF16: "bfloat16"}
@@ -220,6 +220,26 @@ def test_packed_columns_of_strided_rows_and_any_threads(restore_threads: None) -
         pe.set_num_threads(threads)
         columns = linear_pack_columns(wide[:, :70].split((50, 61)), "bfloat16")
         assert torch.equal(columns.data, expected)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("N", "K"), [(2, 1), (30, 33), (64, 64), (66, 111), (130, 31), (98, 200)])
+def test_a_transposed_packed_weight_is_packed_by_columns(
+    N: int, K: int, kind: Kind, gated: bool, isa: str, restore_threads: None
+) -> None:
+    """Also into memory that held something else, for odd sizes, and on any threads."""
+    weight = torch.randn(N - (not gated) * (N > 2), K, generator=torch.Generator().manual_seed(N))
+    parts = list(weight.split(N // 2)) if gated else [weight]
+    packed, expected = linear_pack(parts, kind, gated), linear_pack_columns(parts, kind)
+    out = linear_pack_columns([torch.full_like(p, torch.nan) for p in parts], kind)
+    for threads in (1, 2, 3):
+        pe.set_num_threads(threads)
+        assert linear_transpose(packed, out) is out
+        assert torch.equal(out.data, expected.data)
+    made = linear_transpose(packed)
+    assert (made.N, made.K, made.kind, made.gated) == (expected.N, expected.K, kind, False)
+    assert torch.equal(made.data, expected.data)
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])

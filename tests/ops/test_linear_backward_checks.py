@@ -251,3 +251,28 @@ def test_python_functions_raise_the_same_errors(index: int) -> None:
     run, error, message = PUBLIC[index]
     with pytest.raises(error, match=f"^{re.escape(f'[linear] {message}')}$"):
         run()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "int8"}, "kind must be 'float32' or 'bfloat16' for columns but is 'int8'"),
+        ({"N": 3, "gated": True}, "N of a gated pair must be even but is 3"),
+        ({"N": 40}, "data must have shape (packed words,) = (320,) but got (160,)"),
+        ({"out": torch.zeros(9, dtype=torch.int32)},
+         "out must have shape (packed words,) = (128,) but got (9,)"),
+        ({"K": 0}, "N and K must be >= 1 but are 4 and 0"),
+    ],
+)  # fmt: skip
+def test_transposing_names_what_it_refuses(arguments: dict[str, object], message: str) -> None:
+    given = {
+        "data": torch.zeros(160, dtype=torch.int32),
+        "out": torch.zeros(128, dtype=torch.int32),
+        "kind": "float32",
+        "N": 4,
+        "K": 5,
+        "gated": False,
+    }
+    with pytest.raises(ValueError) as caught:
+        _C.linear_transpose(**given | arguments)
+    assert str(caught.value) == f"[linear] {message}"

@@ -53,6 +53,14 @@ struct LinearPackColumnsArgs {
     int64_t first = 0;
 };
 
+// The same from a matrix that is packed already, f32 or bf16: `to` (K, N) becomes the transpose of `from` (N, K). A gated `from` has
+// gate over up in `to`. All of `to` is written.
+struct LinearTransposeArgs {
+    PackedMatrix from;
+    PackedMatrix to;
+    bool gated = false;
+};
+
 struct LinearBackwardArgs {
     MatrixView dy;       // (T, N) f32 or bf16
     MatrixView x;        // (T, K)
@@ -74,6 +82,7 @@ int64_t linear_backward_workspace_bytes(int64_t rows, int64_t N, int64_t K, int6
                                         DType x);
 PE_CPU_KERNEL(linear_pack, LinearPackArgs)
 PE_CPU_KERNEL(linear_pack_columns, LinearPackColumnsArgs)
+PE_CPU_KERNEL(linear_transpose, LinearTransposeArgs)
 PE_CPU_KERNEL(linear_forward, LinearForwardArgs)
 PE_CPU_KERNEL(linear_backward, LinearBackwardArgs)
 PE_CPU_KERNEL(linear_activation_backward, LinearActivationBackwardArgs)
