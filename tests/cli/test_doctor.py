@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import torch
 
 import pyengine
@@ -59,3 +61,13 @@ def test_doctor_says_what_8bit_moments_save(capsys, smollm2_gguf):
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("optimizer "))
     saved = (134_515_008 - 61 * 576) * (6 - 8 / 256) / 2**20
     assert line.endswith(f"optimizer_bits=8 takes {saved:.0f} MiB less than the plan")
+
+
+def test_doctor_plans_adapters_in_the_place_of_weights(capsys, tiny_model):
+    """The reference is then the model without them, which takes nothing."""
+    plans = []
+    for options in ([], ["--lora", "2"]):
+        assert main(["doctor", "--model", str(tiny_model), "--dtype", "float32", *options]) == 0
+        plans.append(capsys.readouterr().out.splitlines()[-1])
+    parts = [set(re.findall(r"\b(adapters|reference) \d", plan)) for plan in plans]
+    assert parts == [{"reference"}, {"adapters"}]
