@@ -110,8 +110,8 @@ class TreeModel:
         self.packed.refresh()
         pages = TreePages.of(batch, self._spec, self._dtype)
         rotation = self._rotation(batch)
-        if saves:
-            self._reset_arena(len(batch.token_ids))
+        if saves and not self.recompute:
+            self._make_room(len(batch.token_ids), self._spec.num_layers)
         x = self._embed(batch)
         layers: list[SavedLayer | Tensor] = []
         for i in range(self._spec.num_layers):
@@ -130,13 +130,9 @@ class TreeModel:
         )
         return Tape(batch, pages, head.logprob, head, hidden, final_norm, layers)
 
-    def _reset_arena(self, rows: int) -> None:
-        # What is computed again takes the place of one layer, beside the inputs of all.
-        layers = 1 if self.recompute else self._spec.num_layers
-        size = layers * saved_bytes_per_row(self._spec, self._dtype)
-        if self.recompute:
-            size += 4 * self._spec.num_layers * self._spec.hidden_size
-        self._arena.reset(rows * size + 64 * 16 * self._spec.num_layers)
+    def _make_room(self, rows: int, layers: int) -> None:
+        size = rows * saved_bytes_per_row(self._spec, self._dtype) + 64 * 16  # and gaps
+        self._arena.reset(layers * size)
 
     def _rotation(self, batch: PackedBatch) -> Rotation | None:
         rotary = self._decoder.rotary
@@ -237,6 +233,7 @@ class TreeModel:
         for i in reversed(range(self._spec.num_layers)):
             saved = tape.layers.pop()
             if isinstance(saved, Tensor):
+                self._make_room(len(saved), 1)
                 _, again = self._layer(i, saved, tape.pages, rotation, saves=True)
                 assert again is not None
                 saved = again
