@@ -8,6 +8,7 @@ namespace pe::bindings {
 void bind_attention(pybind11::module_& m);
 void bind_attention_backward(pybind11::module_& m);
 void bind_norm(pybind11::module_& m);
+void bind_kl(pybind11::module_& m);
 void bind_linear(pybind11::module_& m);
 void bind_logprob(pybind11::module_& m);
 void bind_optimizer(pybind11::module_& m);

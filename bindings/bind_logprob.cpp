@@ -17,22 +17,6 @@ struct Shape {
     throw py::value_error("[" + std::string(kOp) + "] " + what);
 }
 
-// A weight as Python passes it: a tensor, or (data, kind, N, K) of a PackedWeight.
-bool is_packed(const py::object& weight) { return py::isinstance<py::tuple>(weight); }
-
-PackedMatrix packed_weight(const char* name, const py::object& weight) {
-    if (weight.is_none()) return {};
-    const auto parts = weight.cast<py::tuple>();
-    const auto kind = parts[1].cast<std::string>();
-    if (kind == "int8")
-        bad(std::string(name) + " must be packed as 'float32' or 'bfloat16' but is 'int8'");
-    const TensorArg data = borrow(kOp, name, parts[0]),
-                    scale = borrow_optional(kOp, "scale", py::none());
-    if (data.is_cuda) value_error(data, "must be on the CPU but is on " + data.device_text());
-    return packed_matrix(kOp, data, scale, kind, parts[2].cast<int64_t>(),
-                         parts[3].cast<int64_t>());
-}
-
 void check_size(const TensorArg& hidden, const TensorArg& weight, const Shape& s) {
     if (s.D < 1) value_error(hidden, "must have D >= 1 but got shape " + hidden.shape_text());
     if (s.V < 1) value_error(weight, "must have V >= 1 but got shape " + weight.shape_text());
@@ -48,7 +32,7 @@ Shape check_operands(const py::object& hidden_, const py::object& weight_,
     check_dims(hidden, "(T, D)", 2);
     Shape s{hidden.shape[0], hidden.shape[1], 0};
     if (is_packed(weight_)) {
-        args->packed = packed_weight("weight", weight_);
+        args->packed = packed_weight(kOp, "weight", weight_);
         s.V = args->packed.N;
         check_shape(hidden, "(T, D)", {s.T, args->packed.K});
         if (args->packed.kind == PackedKind::kBF16) check_dtype(hidden, {DType::kBF16});
@@ -91,15 +75,6 @@ void check_ids(const char* name, const int64_t* id, int64_t n, int64_t columns, 
 template <typename Args>
 void check_targets(const Args& args, bool is_cuda, int64_t V) {
     if (!is_cuda) check_ids("targets", ptr<int64_t>(args.targets), args.targets.size, 1, 1, V);
-}
-
-float inverse_of(double temperature) {
-    const auto inverse = static_cast<float>(1.0 / temperature);
-    if (!(temperature > 0.0) || !(inverse > 0.0f) || __builtin_isinf(inverse)) {
-        bad("temperature must be positive and in float32's range but is " +
-            std::to_string(temperature));
-    }
-    return inverse;
 }
 
 VectorView rows_vector(const TensorArg& t, const Shape& s) {
@@ -229,9 +204,9 @@ void forward(py::object hidden_, py::object weight_, py::object targets_, py::ob
     check_dtype(direction, {DType::kF32});
     check_shape(direction, "(T, D)", {s.T, s.D});
     check_same_device(hidden, {&logprob, &lse, &workspace, &direction});
-    args.inverse_temperature = inverse_of(temperature);
+    args.inverse_temperature = inverse_of(kOp, temperature);
     args.direction = matrix(direction);
-    args.packed_columns = packed_weight("columns", columns_);
+    args.packed_columns = packed_weight(kOp, "columns", columns_);
     take_extra(hidden, extra, s, &args.extra);
     refuse_on_cuda(hidden, args.inverse_temperature != 1.0f, "temperature");
     refuse_on_cuda(hidden, direction.present(), "direction");
@@ -283,7 +258,7 @@ void backward(py::object dlogprob_, py::object hidden_, py::object weight_, py::
     args.dhidden = matrix(dhidden);
     args.dweight = matrix(dweight);
     args.direction = matrix(direction);
-    args.inverse_temperature = inverse_of(temperature);
+    args.inverse_temperature = inverse_of(kOp, temperature);
     args.groups = group_bounds(borrow_optional(kOp, "groups", groups_), s.T);
     refuse_on_cuda(hidden, args.inverse_temperature != 1.0f, "temperature");
     refuse_on_cuda(hidden, direction.present(), "direction");

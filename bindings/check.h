@@ -107,6 +107,17 @@ inline VectorView vector(const TensorArg& t) {
     return {t.data, t.dtype, t.shape[0]};
 }
 
+// 1 / temperature, that logits are multiplied by.
+inline float inverse_of(const char* op, double temperature) {
+    const auto inverse = static_cast<float>(1.0 / temperature);
+    if (!(temperature > 0.0) || !(inverse > 0.0f) || __builtin_isinf(inverse)) {
+        throw py::value_error("[" + std::string(op) +
+                              "] temperature must be positive and in float32's range but is " +
+                              std::to_string(temperature));
+    }
+    return inverse;
+}
+
 // (G + 1,) i64 on the CPU: boundaries of groups of T rows, from 0 to T, never falling. None: no view.
 inline VectorView group_bounds(const TensorArg& groups, int64_t T) {
     if (!groups.present()) return {};

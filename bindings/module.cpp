@@ -76,6 +76,7 @@ PYBIND11_MODULE(_C, m) {
     bind_attention(m);
     bind_attention_backward(m);
     bind_norm(m);
+    bind_kl(m);
     bind_linear(m);
     bind_logprob(m);
     bind_optimizer(m);

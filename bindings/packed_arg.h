@@ -38,4 +38,22 @@ inline PackedMatrix packed_matrix(const char* op, const TensorArg& data, const T
     return p;
 }
 
+// A weight as Python passes it: a tensor, or (data, kind, N, K) of a PackedWeight.
+inline bool is_packed(const py::object& weight) { return py::isinstance<py::tuple>(weight); }
+
+// None: no matrix.
+inline PackedMatrix packed_weight(const char* op, const char* name, const py::object& weight) {
+    if (weight.is_none()) return {};
+    const auto parts = weight.cast<py::tuple>();
+    const auto kind = parts[1].cast<std::string>();
+    if (kind == "int8") {
+        throw py::value_error("[" + std::string(op) + "] " + name +
+                              " must be packed as 'float32' or 'bfloat16' but is 'int8'");
+    }
+    const TensorArg data = borrow(op, name, parts[0]),
+                    scale = borrow_optional(op, "scale", py::none());
+    if (data.is_cuda) value_error(data, "must be on the CPU but is on " + data.device_text());
+    return packed_matrix(op, data, scale, kind, parts[2].cast<int64_t>(), parts[3].cast<int64_t>());
+}
+
 }  // namespace pe::bindings

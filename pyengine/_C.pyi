@@ -83,6 +83,28 @@ def linear_backward(
 def linear_activation_backward(
     dy: Tensor, first: Tensor, second: Tensor | None, dx: Tensor
 ) -> None: ...
+def linear_kl_forward(
+    hidden: Tensor,
+    weight: Tensor | tuple[Tensor, str, int, int],
+    hidden2: Tensor,
+    weight2: Tensor | tuple[Tensor, str, int, int],
+    kl: Tensor,
+    lse: Tensor,
+    temperature: float = 1.0,
+) -> None: ...
+def linear_kl_backward(
+    dkl: Tensor,
+    hidden: Tensor,
+    weight: Tensor | tuple[Tensor, str, int, int],
+    hidden2: Tensor,
+    weight2: Tensor | tuple[Tensor, str, int, int],
+    kl: Tensor,
+    lse: Tensor,
+    dhidden: Tensor | None,
+    dweight: Tensor | None,
+    groups: Tensor | None = None,
+    temperature: float = 1.0,
+) -> None: ...
 def linear_logprob_workspace_bytes(
     T: int,
     D: int,

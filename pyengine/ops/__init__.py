@@ -6,6 +6,7 @@ from pyengine.ops.attention_backward import attention_backward
 from pyengine.ops.kv_cache import kv_cache
 from pyengine.ops.layer_norm import layer_norm
 from pyengine.ops.linear import PackedWeight, linear, linear_pack
+from pyengine.ops.linear_kl import KlForward, linear_kl, linear_kl_backward, linear_kl_forward
 from pyengine.ops.linear_logprob import (
     LogprobForward,
     LogprobStats,
@@ -21,6 +22,7 @@ from pyengine.ops.rope import rope
 from pyengine.ops.sample import LogitAdjustments, Sampled, sample
 
 __all__ = [
+    "KlForward",
     "LogitAdjustments",
     "LogprobForward",
     "LogprobStats",
@@ -34,6 +36,9 @@ __all__ = [
     "kv_cache",
     "layer_norm",
     "linear",
+    "linear_kl",
+    "linear_kl_backward",
+    "linear_kl_forward",
     "linear_logprob",
     "linear_logprob_backward",
     "linear_logprob_forward",

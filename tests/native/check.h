@@ -213,6 +213,7 @@ void test_philox_uniform(const Options& options);
 void test_rms_norm(const Options& options);
 void test_linear(const Options& options);
 void test_linear_backward(const Options& options);
+void test_linear_kl(const Options& options);
 void test_rope(const Options& options);
 void test_scheduler(const Options& options);
 void test_session(const Options& options);

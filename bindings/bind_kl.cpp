@@ -1,0 +1,137 @@
+#include <memory>
+
+#include "bind.h"
+#include "check.h"
+#include "packed_arg.h"
+#include "pyengine/ops/linear_kl.h"
+#include "pyengine/parallel.h"
+
+namespace pe::bindings {
+namespace {
+
+constexpr const char* kOp = "linear_kl";
+
+struct Shape {
+    int64_t T, V;
+};
+
+// T, V: what they must be, below 0 where they may be anything.
+LinearKlSide take_side(const char* hidden_name, const py::object& hidden_, const char* weight_name,
+                       const py::object& weight_, const char* shape, Shape* s) {
+    LinearKlSide side;
+    const TensorArg hidden = borrow(kOp, hidden_name, hidden_);
+    check_dtype(hidden, {DType::kF32, DType::kBF16});
+    if (hidden.is_cuda) value_error(hidden, "must be on the CPU but is on " + hidden.device_text());
+    check_dims(hidden, shape, 2);
+    if (s->T >= 0) check_shape(hidden, shape, {s->T, hidden.shape[1]});
+    s->T = hidden.shape[0];
+    const int64_t D = hidden.shape[1];
+    if (D < 1)
+        value_error(hidden, "must have at least one column but got shape " + hidden.shape_text());
+    side.hidden = matrix(hidden);
+    int64_t V;
+    if (is_packed(weight_)) {
+        side.packed = packed_weight(kOp, weight_name, weight_);
+        V = side.packed.N;
+        check_shape(hidden, shape, {s->T, side.packed.K});
+        if (side.packed.kind == PackedKind::kBF16) check_dtype(hidden, {DType::kBF16});
+    } else {
+        const TensorArg weight = borrow(kOp, weight_name, weight_);
+        check_dtype(weight, {DType::kF32, DType::kBF16});
+        check_same_device(hidden, {&weight});
+        check_dims(weight, "(V, D)", 2);
+        V = weight.shape[0];
+        check_shape(weight, "(V, D)", {V, D});
+        if (V < 1) value_error(weight, "must have V >= 1 but got shape " + weight.shape_text());
+        side.weight = matrix(weight);
+    }
+    if (s->V >= 0 && V != s->V) {
+        throw py::value_error("[" + std::string(kOp) + "] " + weight_name +
+                              " must have V = " + std::to_string(s->V) +
+                              " rows like weight but has " + std::to_string(V));
+    }
+    s->V = V;
+    return side;
+}
+
+template <typename Args>
+Shape take_sides(const py::object& hidden, const py::object& weight, const py::object& hidden2,
+                 const py::object& weight2, double temperature, Args* args) {
+    Shape s{-1, -1};
+    args->p = take_side("hidden", hidden, "weight", weight, "(T, D)", &s);
+    args->q = take_side("hidden2", hidden2, "weight2", weight2, "(T, D2)", &s);
+    args->inverse_temperature = inverse_of(kOp, temperature);
+    return s;
+}
+
+VectorView row_values(const TensorArg& hidden, const TensorArg& t, int64_t T) {
+    check_dtype(t, {DType::kF32});
+    check_same_device(hidden, {&t});
+    check_shape(t, "(T,)", {T});
+    return vector(t);
+}
+
+MatrixView float_matrix(const TensorArg& hidden, const TensorArg& t, const char* shape,
+                        int64_t rows, int64_t cols) {
+    check_dtype(t, {DType::kF32});
+    check_same_device(hidden, {&t});
+    check_shape(t, shape, {rows, cols});
+    return matrix(t);
+}
+
+int64_t bytes_of(const LinearKlForwardArgs& a) { return cpu::linear_kl_forward_bytes(a); }
+int64_t bytes_of(const LinearKlBackwardArgs& a) { return cpu::linear_kl_backward_bytes(a); }
+
+// Memory for one call, as large as it has to be for these threads.
+template <typename Args>
+std::unique_ptr<char[]> workspace_of(Args* args) {
+    args->threads = num_threads();
+    auto memory = std::make_unique_for_overwrite<char[]>(static_cast<size_t>(bytes_of(*args)));
+    args->workspace = memory.get();
+    return memory;
+}
+
+void forward(py::object hidden_, py::object weight, py::object hidden2, py::object weight2,
+             py::object kl, py::object lse, double temperature) {
+    LinearKlForwardArgs args;
+    const Shape s = take_sides(hidden_, weight, hidden2, weight2, temperature, &args);
+    const TensorArg hidden = borrow(kOp, "hidden", hidden_);
+    args.kl = row_values(hidden, borrow(kOp, "kl", kl), s.T);
+    args.lse = float_matrix(hidden, borrow(kOp, "lse", lse), "(T, 4)", s.T, 4);
+    if (s.T == 0) return;
+    const auto workspace = workspace_of(&args);
+    py::gil_scoped_release release;
+    cpu::linear_kl_forward(args);
+}
+
+void backward(py::object dkl, py::object hidden_, py::object weight, py::object hidden2,
+              py::object weight2, py::object kl, py::object lse, py::object dhidden,
+              py::object dweight, py::object groups, double temperature) {
+    LinearKlBackwardArgs args;
+    const Shape s = take_sides(hidden_, weight, hidden2, weight2, temperature, &args);
+    const TensorArg hidden = borrow(kOp, "hidden", hidden_);
+    const int64_t D = hidden.shape[1];
+    args.dkl = row_values(hidden, borrow(kOp, "dkl", dkl), s.T);
+    args.kl = row_values(hidden, borrow(kOp, "kl", kl), s.T);
+    args.lse = float_matrix(hidden, borrow(kOp, "lse", lse), "(T, 4)", s.T, 4);
+    args.dhidden = float_matrix(hidden, borrow_optional(kOp, "dhidden", dhidden), "(T, D)", s.T, D);
+    args.dweight = float_matrix(hidden, borrow_optional(kOp, "dweight", dweight), "(V, D)", s.V, D);
+    args.groups = group_bounds(borrow_optional(kOp, "groups", groups), s.T);
+    if (s.T == 0) return;
+    const auto workspace = workspace_of(&args);
+    py::gil_scoped_release release;
+    cpu::linear_kl_backward(args);
+}
+
+}  // namespace
+
+void bind_kl(py::module_& m) {
+    m.def("linear_kl_forward", &forward, py::arg("hidden"), py::arg("weight"), py::arg("hidden2"),
+          py::arg("weight2"), py::arg("kl"), py::arg("lse"), py::arg("temperature") = 1.0);
+    m.def("linear_kl_backward", &backward, py::arg("dkl"), py::arg("hidden"), py::arg("weight"),
+          py::arg("hidden2"), py::arg("weight2"), py::arg("kl"), py::arg("lse"),
+          py::arg("dhidden").none(true), py::arg("dweight").none(true),
+          py::arg("groups") = py::none(), py::arg("temperature") = 1.0);
+}
+
+}  // namespace pe::bindings
