@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import pyengine as pe
 
 BETA = 0.1
-LIMITS = {"float32": 0.99999, "bfloat16": 0.999}  # cosines
+LIMITS = {"float32": (0.99999, 1e-3), "bfloat16": (0.999, 3e-2)}  # cosine, norm
 
 
 def make_engine(dtype: str) -> pe.Engine:
@@ -27,12 +26,21 @@ def make_engine(dtype: str) -> pe.Engine:
 
 
 @pytest.fixture(scope="module")
-def engine() -> pe.Engine:
-    return make_engine("float32")
+def engines() -> dict[str, pe.Engine]:
+    return {dtype: make_engine(dtype) for dtype in LIMITS}
+
+
+@pytest.fixture(scope="module")
+def oracle(
+    engines: dict[str, pe.Engine], tmp_path_factory: pytest.TempPathFactory
+) -> torch.nn.Module:
+    folder = tmp_path_factory.mktemp("oracle") / "policy"
+    engines["float32"].save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
 
 
 def batch_of(kind: str, engine: pe.Engine) -> pe.Preferences:
-    """Four prompts with a pair each, or one prompt with eight responses and all their pairs."""
+    """Two prompts with a pair each, or one prompt with eight responses and all their pairs."""
     tokenizer = engine.tokenizer
     texts = ENDINGS + PROMPTS[7:9]
     endings = [
@@ -42,17 +50,16 @@ def batch_of(kind: str, engine: pe.Engine) -> pe.Preferences:
     if kind == "pairs":
         groups = [
             pe.Group(prompts[i], [pe.Response(endings[i]), pe.Response(endings[i + 1])])
-            for i in range(4)
+            for i in range(2)
         ]
-        return pe.Preferences(groups, [pe.Comparison(i, 0, 1) for i in range(4)])
+        return pe.Preferences(groups, [pe.Comparison(i, 0, 1) for i in range(2)])
     group = pe.Group(prompts[7], [pe.Response(e) for e in endings])
     return pe.Preferences([group], [pe.Comparison(0, i, j) for i, j in combinations(range(8), 2)])
 
 
-def exact(engine: pe.Engine, batch: pe.Preferences, folder: Path) -> dict[str, Tensor]:
+def exact(oracle: torch.nn.Module, engine: pe.Engine, batch: pe.Preferences) -> dict[str, Tensor]:
     """Every prompt and response a sequence of its own, all of it in float64."""
-    engine.save_pretrained(folder)
-    oracle = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    oracle.zero_grad()
     # The shift is the same for every engine, and its reference's log-probs are only constants.
     reference = engine.score(batch.groups, model="reference")
 
@@ -74,17 +81,16 @@ def exact(engine: pe.Engine, batch: pe.Preferences, folder: Path) -> dict[str, T
 
 @pytest.mark.parametrize("kind", ["pairs", "group"])
 def test_gradient_equals_that_of_transformers_in_float64(
-    engine: pe.Engine, kind: str, tmp_path: Path
+    engines: dict[str, pe.Engine], oracle: torch.nn.Module, kind: str
 ) -> None:
-    batch = batch_of(kind, engine)
-    truth = flat(exact(engine, batch, tmp_path / "policy"))
-    for dtype, limit in LIMITS.items():
-        ours = engine if dtype == "float32" else make_engine(dtype)
-        ours.forward_backward(batch, pe.objectives.DPO(beta=BETA))
-        slopes = flat(gradients(ours))
-        ours._optimizer.zero_grad()
+    batch = batch_of(kind, engines["float32"])
+    truth = flat(exact(oracle, engines["float32"], batch))
+    for dtype, (least, off) in LIMITS.items():
+        engines[dtype].forward_backward(batch, pe.objectives.DPO(beta=BETA))
+        slopes = flat(gradients(engines[dtype]))
+        engines[dtype]._optimizer.zero_grad()
         cosine = F.cosine_similarity(slopes, truth, dim=0).item()
         norm = (slopes.norm() / truth.norm()).item()
         print(f"{kind}, {dtype}: cosine {cosine:.9f}, norm ratio {norm:.6f}")
-        assert cosine > limit
-        assert abs(norm - 1) < 10 * (1 - limit)
+        assert cosine > least
+        assert abs(norm - 1) < off

@@ -59,26 +59,39 @@ SETUP = setup_py()
 ISA_FLAGS: dict[str, list[str]] = SETUP["ISA_FLAGS"] if SETUP["x86"]() else {"baseline": []}
 
 
+def cpu_has(flag: str) -> bool:
+    """Whether this machine has the instructions that Linux calls so."""
+    cpu = Path("/proc/cpuinfo")
+    return platform.machine() == "x86_64" and cpu.exists() and f" {flag} " in cpu.read_text()
+
+
 @dataclass
 class Variant:
     name: str
     flags: list[str]  # of kernels and link
     arguments: list[str] = field(default_factory=list)
-    threads_only: bool = False  # baseline alone is built; release lends what is linked but not run
+    lent: tuple[str, ...] = ()  # groups that release lends: linked, but not watched
 
 
 SPARSE = ["--exp-stride", "65521"]
 BASELINE = [*SPARSE, "--isa", "baseline", "--no-cuda"]
+ALL_BUT_BASELINE = (*(isa for isa in ISA_FLAGS if isa != "baseline"), "cuda")
 UNUSED = ["-Wno-unknown-pragmas"]  # what only OpenMP uses
 VARIANTS = [
     Variant("release", SETUP["CXX_FLAGS"]),
-    Variant("asan", [*PLAIN, *ASAN, *UNUSED], [*SPARSE, "--small"]),
-    Variant("asan_openmp", [*PLAIN, *ASAN, "-fopenmp"], BASELINE, threads_only=True),
+    # avx512_bf16 is avx512 but for its products: where it runs, it is the one that is watched.
+    Variant(
+        "asan",
+        [*PLAIN, *ASAN, *UNUSED],
+        [*SPARSE, "--small"],
+        lent=("avx512",) if cpu_has("avx512_bf16") else (),
+    ),
+    Variant("asan_openmp", [*PLAIN, *ASAN, "-fopenmp"], BASELINE, lent=ALL_BUT_BASELINE),
     Variant(
         "tsan",
         [*PLAIN, *SANITIZE, "-fsanitize=thread", "-Wno-tsan", STD_THREADS],
         BASELINE,
-        threads_only=True,
+        lent=ALL_BUT_BASELINE,
     ),
 ]
 ENVIRONMENT = {
@@ -135,9 +148,7 @@ def per_isa(source: Path) -> bool:
 
 def host_fma() -> list[str]:
     """fmaf as an instruction in the .cu files, where this machine has it: libm's is slow."""
-    cpu = Path("/proc/cpuinfo")
-    has_fma = platform.machine() == "x86_64" and cpu.exists() and " fma " in cpu.read_text()
-    return ["-mfma"] if has_fma else []
+    return ["-mfma"] if cpu_has("fma") else []
 
 
 def kernel_objects(variant: Variant) -> list[Object]:
@@ -156,7 +167,7 @@ def kernel_objects(variant: Variant) -> list[Object]:
 
 def kernel_object(variant: Variant, group: str, source: Path, flags: list[str]) -> Object:
     """`group` is an instruction set, "cuda", or "" for what all share."""
-    if variant.threads_only and group not in ("baseline", ""):
+    if group in variant.lent:
         variant = VARIANTS[0]
     target = BUILD / variant.name / group / f"{source.stem}.o"
     return Object(source, target, [*variant.flags, *flags])
