@@ -31,7 +31,7 @@ TWO_CHAINS = """    int64_t k = 0;
             const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
 #pragma GCC unroll 12
             for (int i = 0; i < ROWS; ++i) {
-                const Pairs a = broadcast_pair(pair_at(x + i * stride + at));
+                const Pairs a = broadcast_pair(pair_at(x + i * stride + at * STEP));
                 own.v[i][0] = dot_pairs(a, w0, own.v[i][0]);
                 own.v[i][1] = dot_pairs(a, w1, own.v[i][1]);
             }

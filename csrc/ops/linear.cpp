@@ -158,7 +158,6 @@ void finish(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t rows
     dispatch_dtype(a.y[whole.output].dtype, [&]<typename T>(T*) {
         switch (a.epilogue) {
             case LinearEpilogue::kStore:
-            case LinearEpilogue::kContinue:
                 return finish_whole<LinearEpilogue::kStore, T>(a, whole, row, rows, sums);
             case LinearEpilogue::kAdd:
                 return finish_whole<LinearEpilogue::kAdd, T>(a, whole, row, rows, sums);
@@ -168,16 +167,6 @@ void finish(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t rows
                 return finish_whole<LinearEpilogue::kGelu, T>(a, whole, row, rows, sums);
         }
     });
-}
-
-// The sums of a panel so far, where kContinue goes on from them.
-void take_up(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t rows, float* sums) {
-    const int64_t n = panel * kPanel, count = min_of(kPanel, a.weight.N - n);
-    for (int64_t i = 0; i < rows; ++i) {
-        float* to = sums + i * kPanel;
-        memcpy(to, row_ptr<float>(a.y[0], row + i) + n, static_cast<size_t>(count) * sizeof(float));
-        for (int64_t j = count; j < kPanel; ++j) to[j] = 0.0f;
-    }
 }
 
 // Each tile of rows fetches its part of panel `next`, if there is one.
@@ -191,13 +180,11 @@ void multiply(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t b
     const bool more = next < a.weight.panels();
     Ahead ahead{a.weight.panel(more ? next : panel), 0, tiles <= 2};
     if (more) ahead.step = (part + steps - 1) / steps;
-    const bool continued = a.epilogue == LinearEpilogue::kContinue;
     for_each_tile(rows, [&](int64_t first, int64_t n) {
         alignas(64) float sums[kPackedRows * kPanel];
         const int64_t row = begin + first;
-        if (continued) take_up(a, panel, row, n, sums);
         packed_panel(row_ptr<X>(a.x, row), a.x.row_stride, w, a.weight.K, n,
-                     {sums, kPanel, continued}, ahead);
+                     {sums, kPanel}, ahead);
         if (more) ahead.at += part;
         finish(a, panel, row, n, sums);
     });

@@ -98,12 +98,17 @@ def device_of(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def check_lora_device(config: EngineConfig, device: torch.device) -> None:
-    """Raises ConfigError for adapters on a device whose kernels cannot train them yet."""
-    if config.lora is not None and device.type != "cpu":
-        raise ConfigError(
-            f"[Engine] lora must be on the CPU, whose kernels train it, but device is '{device}'"
-        )
+def check_device(config: EngineConfig, device: torch.device) -> None:
+    """Raises ConfigError for what the kernels of the CPU do and a GPU cannot yet."""
+    for name, asked in (
+        ("lora", config.lora is not None),
+        ("gradient_checkpointing", config.gradient_checkpointing is True),
+    ):
+        if asked and device.type != "cpu":
+            raise ConfigError(
+                f"[Engine] {name} must be on the CPU, whose kernels train with it, but device is "
+                f"'{device}'"
+            )
 
 
 def packed_kind(dtype: str) -> Kind:

@@ -18,7 +18,7 @@ from pyengine.engine.config import (
     DTYPES,
     EngineConfig,
     Reference,
-    check_lora_device,
+    check_device,
     device_of,
     dtype_name,
 )
@@ -79,7 +79,7 @@ class Engine:
         device: torch.device,
         reference_cache: str | Path | None = None,
     ) -> None:
-        check_lora_device(config, device)
+        check_device(config, device)
         self.tokenizer = tokenizer
         self.device = device
         self.extra: dict[str, Any] = {}
@@ -194,7 +194,7 @@ class Engine:
             ),
             lora=adapters,
         )
-        check_lora_device(config, device)
+        check_device(config, device)
         source = resolve(path)
         tokenizer = load_tokenizer(source)
         model = load_model(source, DTYPES[config.dtype])

@@ -15,7 +15,7 @@ from pyengine.ops.linear import linear_backward
 
 
 class Gradients:
-    """Buffers of all weights; parameters' `grad` are views of them from `open` to `close`.
+    """Buffers of all weights; from `open` on, parameters' `grad` are views of them.
 
     A tied head has a buffer of its own beside the embedding's, two chains that `settle` joins.
     """

@@ -27,15 +27,17 @@ _FILE = "logprobs.sqlite3"
 
 def weights_digest(decoder: Decoder) -> bytes:
     """SHA-256 of the weights as they are multiplied, and of what they are multiplied with."""
-    # Instruction sets with FMA give equal bits; the one without its own.
-    arithmetic = "baseline" if _C.isa() == "baseline" else "fma"
+    device = decoder.embed.weight.device
+    # Instruction sets with FMA give equal bits; the one without its own, and a GPU too.
+    on_cpu = "baseline" if _C.isa() == "baseline" else "fma"
+    arithmetic = on_cpu if device.type == "cpu" else torch.cuda.get_device_name(device)
     digest = hashlib.sha256(f"{decoder.spec} {decoder.compute_dtype} {arithmetic}".encode())
     for name, parameter in decoder.named_parameters():
         value = parameter.detach()
         if value.ndim == 2:
             value = value.to(decoder.compute_dtype)
         digest.update(name.encode())
-        digest.update(value.contiguous().view(torch.uint8).numpy().data)
+        digest.update(value.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.digest()
 
 
@@ -54,8 +56,6 @@ class LogprobCache:
         self._bytes, self._most_bytes = 0, memory_bytes
         self._digest: bytes | None = None
         self._file = None if folder is None else _open(Path(folder))
-        self.hits = 0
-        self.misses = 0
 
     def key(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> bytes:
         """Of a response after a prompt, under this model's weights."""
@@ -78,8 +78,6 @@ class LogprobCache:
                 values.frombytes(data[0])
                 found = torch.tensor(values, dtype=torch.float32)
                 self._keep(key, found)
-        self.hits += found is not None
-        self.misses += found is None
         return found
 
     def store(self, key: bytes, logprobs: Tensor) -> None:
@@ -93,6 +91,8 @@ class LogprobCache:
                 )
 
     def _keep(self, key: bytes, logprobs: Tensor) -> None:
+        if key in self._memory:  # twice in one batch
+            return
         self._memory[key] = logprobs
         self._bytes += logprobs.nbytes + len(key)
         while self._bytes > self._most_bytes and len(self._memory) > 1:

@@ -142,7 +142,7 @@ def memory_plan(
     trained = matrices + others if lora is None else adapters
     moments = sum(state_bytes(n, optimizer_bits) for _, n in sizes)
     if lora is not None:
-        moments = 8 * adapters
+        moments = 8 * adapters  # at most: those of small tensors stay in 32 bits
     trains = dtype != "int8"
     stored = 4 if dtype == "float32" else 2
     packed = {"float32": 4, "bfloat16": 2, "int8": 1}[dtype] if device.type == "cpu" else 0

@@ -11,19 +11,22 @@ import torch
 import torch.nn.functional as F
 from models.tiny_models import hf_model, save_hf
 from tiny_batches import (
+    add_up,
+    coefficients,
     flat,
     gradients,
-    group,
+    groups_of,
     moments,
     preferences,
     same_bits,
+    trees_of,
     weights,
 )
 from torch import Tensor
 
 import pyengine as pe
 from pyengine import _C
-from pyengine.engine.config import check_lora_device
+from pyengine.engine.config import check_device
 from pyengine.engine.lora import LoraGradients, PackedLora, restored_lora
 from pyengine.engine.packing import Tree, pack
 from pyengine.engine.sampler import PAGE_TOKENS
@@ -54,21 +57,8 @@ def adapt(engine: pe.Engine, size: float = 0.05, seed: int = 0) -> pe.Engine:
     return engine
 
 
-def groups_of(vocab_size: int) -> list[pe.Group]:
-    return [group(*shape, seed=i, vocab_size=vocab_size) for i, shape in enumerate(SHAPES)]
-
-
-def trees_of(groups: Sequence[pe.Group]) -> list[Tree]:
-    return [Tree(g.prompt_ids, [r.token_ids for r in g.responses]) for g in groups]
-
-
 def scored(engine: pe.Engine, groups: Sequence[pe.Group], model: str = "policy") -> Tensor:
     return torch.cat([s.token_logprobs for of in engine.score(groups, model) for s in of])
-
-
-def coefficients(trees: Sequence[Tree]) -> Tensor:
-    count = sum(len(r) for t in trees for r in t.responses)
-    return torch.randn(count, generator=torch.Generator().manual_seed(1))
 
 
 def gradient(
@@ -77,15 +67,10 @@ def gradient(
     """Of sum(coefficients * log-probs), one batch after the other, by peft's names."""
     packed = PackedLora(engine._policy, engine.config.dtype, engine._lora)
     model, buffers = TreeModel(packed, recompute), LoraGradients(packed)
-    slopes = iter(coefficients([t for b in batches for t in b]).split(
-        [sum(map(len, t.responses)) for b in batches for t in b]))  # fmt: skip
-    buffers.open()
-    for batch in batches:
-        tape = model.forward(pack(batch, CPU))
-        model.backward(tape, torch.cat([next(slopes) for _ in batch]), buffers)
+    totals = add_up(model, buffers, batches)
     for p in engine._lora.parameters.values():
         p.grad = None
-    return {f"base_model.model.{name}": g for name, g in buffers.totals().items()}
+    return {f"base_model.model.{name}": g for name, g in totals.items()}
 
 
 def through_peft(model: peft.PeftModel, trees: Sequence[Tree]) -> dict[str, Tensor]:
@@ -122,7 +107,7 @@ def test_sampled_scored_and_trained_log_probs_are_one(make_engine, dtype) -> Non
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_reference_is_the_base_model(make_engine, dtype) -> None:
     engine, base = adapt(make_engine(dtype=dtype, lora=SMALL)), make_engine(dtype=dtype)
-    groups = groups_of(engine.spec.vocab_size)
+    groups = groups_of(SHAPES, engine.spec.vocab_size)
     expected = scored(base, groups)
     assert torch.equal(scored(engine, groups, "reference"), expected)
     assert torch.equal(torch.cat(engine._learner.reference_logps(trees_of(groups))), expected)
@@ -143,7 +128,7 @@ def test_merged_weights_have_the_same_log_probs(make_engine, tmp_path, dtype) ->
     engine = adapt(make_engine(dtype=dtype, lora=SMALL))
     engine.save_pretrained(tmp_path / "merged")
     merged = pe.Engine.from_pretrained(tmp_path / "merged", dtype=dtype)
-    groups = groups_of(engine.spec.vocab_size)
+    groups = groups_of(SHAPES, engine.spec.vocab_size)
     assert torch.equal(scored(merged, groups), scored(engine, groups))
 
 
@@ -152,7 +137,7 @@ def test_an_adapter_that_is_loaded(make_engine, tmp_path, dtype) -> None:
     """Frozen is the model as it was loaded, "adapter" the one without its adapters."""
     made = adapt(make_engine(dtype=dtype, lora=SMALL))
     made.save_adapter(tmp_path / "a")
-    groups = groups_of(made.spec.vocab_size)
+    groups = groups_of(SHAPES, made.spec.vocab_size)
     for reference in ("frozen", "adapter", "none"):
         engine = make_engine(dtype=dtype, lora=tmp_path / "a", reference=reference)
         assert engine.config.lora == SMALL
@@ -192,7 +177,7 @@ def test_gradient_equals_autograd_through_peft(tmp_path: Path, case, config, dty
     engine = adapt(pe.Engine.from_pretrained(tmp_path / "base", dtype=dtype, lora=config), 0.03)
     engine.save_adapter(tmp_path / "a")
     model = peft.PeftModel.from_pretrained(hf_model(case), tmp_path / "a", is_trainable=True)
-    trees = trees_of(groups_of(engine.spec.vocab_size))
+    trees = trees_of(groups_of(SHAPES, engine.spec.vocab_size))
     ours, theirs = gradient(engine, [trees]), through_peft(model, trees)
     assert ours.keys() == theirs.keys()
     cosine = F.cosine_similarity(flat(ours), flat(theirs), dim=0).item()
@@ -241,7 +226,7 @@ def test_no_bit_depends_on_cuts_threads_recomputing_or_the_instruction_set(
     make_engine, dtype
 ) -> None:
     engine = adapt(make_engine(dtype=dtype, lora=SMALL))
-    trees = trees_of(groups_of(engine.spec.vocab_size))
+    trees = trees_of(groups_of(SHAPES, engine.spec.vocab_size))
     pe.set_num_threads(1)
     whole = gradient(engine, [trees])
     assert all(g.any() for g in whole.values())
@@ -288,7 +273,7 @@ def test_only_adapters_change(make_engine) -> None:
 def test_matrices_without_adapters_share_their_packed_memory(make_engine) -> None:
     engine = adapt(make_engine(lora=pe.LoraConfig(targets=["q_proj", "down_proj"])))
     for model in ("policy", "reference"):
-        engine.score(groups_of(engine.spec.vocab_size), model=model)
+        engine.score(groups_of(SHAPES, engine.spec.vocab_size), model=model)
     policy, reference = (engine._inference.sampler.models[name] for name in ("policy", "reference"))
     for key in policy.table:
         shared = policy.matrix(key).data.data_ptr() == reference.matrix(key).data.data_ptr()
@@ -317,7 +302,7 @@ def test_a_loaded_engine_goes_on_bit_for_bit(make_engine, tmp_path, dtype, sourc
     for _ in range(2):
         assert loaded.update(preferences(), DPO()) == engine.update(preferences(), DPO())
     assert same_bits(weights(loaded), weights(engine))
-    groups = groups_of(engine.spec.vocab_size)
+    groups = groups_of(SHAPES, engine.spec.vocab_size)
     for model in ("policy", "reference"):
         assert torch.equal(scored(loaded, groups, model), scored(engine, groups, model))
     # The base is written once: later checkpoints link it.
@@ -382,11 +367,15 @@ def test_settings_that_are_refused(make_engine, options, message) -> None:
     assert str(caught.value) == f"[Engine] {message}"
 
 
-def test_a_gpu_is_refused(make_engine) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("lora", {"lora": SMALL}), ("gradient_checkpointing", {"gradient_checkpointing": True})],
+)
+def test_a_gpu_is_refused(make_engine, name, options) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_lora_device(make_engine(lora=SMALL).config, torch.device("cuda"))
+        check_device(make_engine(**options).config, torch.device("cuda"))
     assert str(caught.value) == (
-        "[Engine] lora must be on the CPU, whose kernels train it, but device is 'cuda'"
+        f"[Engine] {name} must be on the CPU, whose kernels train with it, but device is 'cuda'"
     )
 
 

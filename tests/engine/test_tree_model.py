@@ -11,7 +11,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from models.tiny_models import CASES, save_hf
-from tiny_batches import flat, group, preferences, same_bits, shift, weights
+from tiny_batches import (
+    add_up,
+    coefficients,
+    flat,
+    groups_of,
+    preferences,
+    same_bits,
+    shift,
+    trees_of,
+    weights,
+)
 from torch import Tensor
 
 import pyengine as pe
@@ -36,19 +46,6 @@ def restore_machine() -> Iterator[None]:
     pe.set_num_threads(before[1])
 
 
-def groups_of(vocab_size: int) -> list[pe.Group]:
-    return [group(*shape, seed=i, vocab_size=vocab_size) for i, shape in enumerate(SHAPES)]
-
-
-def trees_of(groups: Sequence[pe.Group]) -> list[Tree]:
-    return [Tree(g.prompt_ids, [r.token_ids for r in g.responses]) for g in groups]
-
-
-def coefficients(trees: Sequence[Tree]) -> Tensor:
-    count = sum(len(r) for t in trees for r in t.responses)
-    return torch.randn(count, generator=torch.Generator().manual_seed(1))
-
-
 def gradient(
     engine: pe.Engine, batches: Sequence[Sequence[Tree]], recompute: bool = False
 ) -> dict[str, Tensor]:
@@ -57,14 +54,9 @@ def gradient(
     decoder.zero_grad()
     kind = "bfloat16" if engine.dtype == torch.bfloat16 else "float32"
     model, gradients = TreeModel(PackedDecoder(decoder, kind), recompute), Gradients(decoder)
-    slopes = iter(coefficients([t for b in batches for t in b]).split(
-        [sum(map(len, t.responses)) for b in batches for t in b]))  # fmt: skip
-    gradients.open()
-    for batch in batches:
-        tape = model.forward(pack(batch, CPU))
-        model.backward(tape, torch.cat([next(slopes) for _ in batch]), gradients)
+    totals = add_up(model, gradients, batches)
     decoder.zero_grad()
-    return gradients.totals()
+    return totals
 
 
 def autograd(engine: pe.Engine, trees: Sequence[Tree]) -> dict[str, Tensor]:
@@ -86,7 +78,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_family_has_the_samplers_bits_and_autograds_slopes(case: Path, dtype: str) -> None:
     engine = pe.Engine.from_pretrained(case, dtype=dtype, reference="none")
-    groups = groups_of(engine.spec.vocab_size)
+    groups = groups_of(SHAPES, engine.spec.vocab_size)
     trees = trees_of(groups)
     scores = [s.token_logprobs for of_group in engine.score(groups) for s in of_group]
     logps = engine._learner.policy_logps(pack(trees, CPU))[0]
@@ -110,7 +102,7 @@ def test_bfloat16_is_as_near_to_float32_as_torch(case: Path) -> None:
     with torch.no_grad():
         for p in exact._policy.parameters():
             p.copy_(p.bfloat16() if p.ndim == 2 else p)
-    trees = trees_of(groups_of(rough.spec.vocab_size))
+    trees = trees_of(groups_of(SHAPES, rough.spec.vocab_size))
     truth = flat(autograd(exact, trees))
 
     def error(slopes: dict[str, Tensor]) -> float:
@@ -122,7 +114,7 @@ def test_bfloat16_is_as_near_to_float32_as_torch(case: Path) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_bit_depends_on_cuts_threads_or_recomputing(case: Path, dtype: str) -> None:
     engine = pe.Engine.from_pretrained(case, dtype=dtype, reference="none")
-    trees = trees_of(groups_of(engine.spec.vocab_size))
+    trees = trees_of(groups_of(SHAPES, engine.spec.vocab_size))
     pe.set_num_threads(1)
     whole = gradient(engine, [trees])
     pe.set_num_threads(2)
@@ -133,7 +125,7 @@ def test_no_bit_depends_on_cuts_threads_or_recomputing(case: Path, dtype: str) -
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_instruction_sets_with_fma_agree(make_engine, dtype: str) -> None:
     engine = make_engine(dtype=dtype)
-    trees = trees_of(groups_of(engine.spec.vocab_size))
+    trees = trees_of(groups_of(SHAPES, engine.spec.vocab_size))
     found = []
     for isa in _C.available_isas():
         if isa != "baseline":

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 import pyengine as pe
+from pyengine.engine.gradients import Gradients
+from pyengine.engine.packing import Tree, pack
+from pyengine.engine.tree_model import TreeModel
 
 CHECKPOINT_FILES = [
     "config.json",
@@ -40,6 +43,34 @@ def group(
             for k, length in enumerate(responses)
         ],
     )
+
+
+def groups_of(shapes: Sequence[tuple[int, list[int]]], vocab_size: int) -> list[pe.Group]:
+    """A group for each (prompt, responses), in tokens."""
+    return [group(*shape, seed=i, vocab_size=vocab_size) for i, shape in enumerate(shapes)]
+
+
+def trees_of(groups: Sequence[pe.Group]) -> list[Tree]:
+    return [Tree(g.prompt_ids, [r.token_ids for r in g.responses]) for g in groups]
+
+
+def coefficients(trees: Sequence[Tree]) -> Tensor:
+    """One for each response token, to make a loss of log-probs."""
+    count = sum(len(r) for t in trees for r in t.responses)
+    return torch.randn(count, generator=torch.Generator().manual_seed(1))
+
+
+def add_up(
+    model: TreeModel, gradients: Gradients, batches: Sequence[Sequence[Tree]]
+) -> dict[str, Tensor]:
+    """The gradient of sum(coefficients * log-probs), one batch after the other."""
+    sizes = [sum(map(len, tree.responses)) for batch in batches for tree in batch]
+    slopes = iter(torch.split(coefficients([t for b in batches for t in b]), sizes))
+    gradients.open()
+    for batch in batches:
+        tape = model.forward(pack(batch, torch.device("cpu")))
+        model.backward(tape, torch.cat([next(slopes) for _ in batch]), gradients)
+    return gradients.totals()
 
 
 def preferences(vocab_size: int = VOCABULARY) -> pe.Preferences:

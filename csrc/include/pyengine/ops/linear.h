@@ -1,10 +1,9 @@
 // linear: y[t,n] = f(sum_k x[t,k] * weight[n,k] + bias[n]), the weight packed once (packed.h)
 // shapes       x (T, K), row stride free, last dim contiguous; weight (N, K) packed; bias (N,) or null; y up to three
 //              matrices whose columns follow each other and are N in all (N / 2 for kSiluGate)
-// dtypes       x f32 with an f32 weight, bf16 with a bf16 or i8 weight; bias f32; y each f32 or bf16 (f32 for kAdd, kContinue);
+// dtypes       x f32 with an f32 weight, bf16 with a bf16 or i8 weight; bias f32; y each f32 or bf16 (f32 for kAdd);
 //              kept, dy, dx f32 or bf16; dweight, dbias f32
 // epilogue     kStore y = v; kAdd y += v; kSiluGate y = silu(gate) * up of a gated pair; kGelu y = gelu_tanh(v);
-//              kContinue: the chain of y starts at what stands there, and there is no bias.
 //              kept: what an activation was made of, for its backward: gate and up, or v
 // aliasing     none
 // gradient     dx = linear_forward(dy, the same weight packed by columns); dweight = dy^T x and dbias are accumulated (+=),
@@ -22,7 +21,7 @@
 
 namespace pe {
 
-enum class LinearEpilogue : int { kStore, kAdd, kSiluGate, kGelu, kContinue };
+enum class LinearEpilogue : int { kStore, kAdd, kSiluGate, kGelu };
 
 constexpr int kMaxLinearOutputs = 3;
 
