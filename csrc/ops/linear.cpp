@@ -183,8 +183,7 @@ void multiply(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t b
     for_each_tile(rows, [&](int64_t first, int64_t n) {
         alignas(64) float sums[kPackedRows * kPanel];
         const int64_t row = begin + first;
-        packed_panel(row_ptr<X>(a.x, row), a.x.row_stride, w, a.weight.K, n,
-                     {sums, kPanel}, ahead);
+        packed_panel(row_ptr<X>(a.x, row), a.x.row_stride, w, a.weight.K, n, {sums, kPanel}, ahead);
         if (more) ahead.at += part;
         finish(a, panel, row, n, sums);
     });
