@@ -14,22 +14,50 @@ from pyengine.models.decoder import Decoder
 from pyengine.ops.linear import linear_backward
 
 
+class RowGradient:
+    """The gradient of a table of which few rows are read: buffers for those alone.
+
+    width  columns of the table
+    """
+
+    def __init__(self, num_rows: int, width: int) -> None:
+        self._slots = torch.full((num_rows,), -1)
+        self._ids = torch.empty(0, dtype=torch.long)
+        self._sums = torch.empty(0, width)
+
+    def add(self, ids: Tensor, dx: Tensor) -> None:
+        """Goes on with each row's chain over its tokens, in the order of `ids`."""
+        new = torch.tensor(sorted(set(ids[self._slots[ids] < 0].tolist())), dtype=torch.long)
+        self._slots[new] = torch.arange(len(self._ids), len(self._ids) + len(new))
+        self._ids = torch.cat([self._ids, new])
+        self._sums = torch.cat([self._sums, dx.new_zeros(len(new), dx.shape[1])])
+        self._sums.index_add_(0, self._slots[ids], dx)
+
+    def add_to(self, table: Tensor) -> Tensor:
+        """The table (num_rows, width) itself, with every row's sum added once."""
+        return table.index_add_(0, self._ids, self._sums)
+
+    def clear(self) -> None:
+        """No row has a gradient."""
+        self._slots[self._ids] = -1
+        self._ids, self._sums = self._ids[:0], self._sums[:0]
+
+
 class Gradients:
     """Buffers of all weights; from `open` on, parameters' `grad` are views of them.
 
-    A tied head has a buffer of its own beside the embedding's, two chains that `settle` joins.
+    A tied table has the head's chain there and the embedding's beside it, which `settle` joins.
     """
 
     def __init__(self, decoder: Decoder) -> None:
         self._parameters = dict(decoder.named_parameters())
-        self._tied = decoder.spec.tied_head
         self._views: dict[str, Tensor] = {}
         self._matrices: dict[str, Tensor] = {}
         self._biases: dict[str, Tensor] = {}
+        self._tied = (
+            RowGradient(*self._parameters["embed.weight"].shape) if decoder.spec.tied_head else None
+        )
         for key, fused in fused_matrices(decoder.spec).items():
-            if key == "head" and self._tied:
-                self._matrices[key] = torch.zeros_like(self._parameters["embed.weight"])
-                continue
             self._matrices[key] = self._joined(fused, "weight")
             if f"{fused.names[0]}.bias" in self._parameters:
                 self._biases[key] = self._joined(fused, "bias")
@@ -51,9 +79,10 @@ class Gradients:
         """Gradients are there from now on: zero, unless they were already."""
         if all(p.grad is None for p in self._parameters.values()):
             if not self._clean:
-                heads = [self._matrices["head"]] if "head" in self._matrices else []
-                for buffer in (*self._views.values(), *heads):
+                for buffer in self._views.values():
                     buffer.zero_()
+                if self._tied is not None:
+                    self._tied.clear()
             for name, parameter in self._parameters.items():
                 parameter.grad = self._views[name]
         self._clean = False
@@ -75,22 +104,29 @@ class Gradients:
         return self._biases.get(key)
 
     def of(self, name: str) -> Tensor | None:
-        """Of a parameter by its name in the decoder; of a tied table without the head's part.
+        """Of a parameter by its name in the decoder; of a tied table the head's part alone.
 
         None where it is frozen or not there.
         """
         return self._views.get(name)
 
+    def rows(self, name: str, ids: Tensor, dx: Tensor) -> None:
+        """Goes on with the gradient of a table (R, D) of which rows `ids` (T,) were read."""
+        if self._tied is not None and name == "embed.weight":
+            self._tied.add(ids, dx)
+        elif (table := self.of(name)) is not None:
+            table.index_add_(0, ids, dx)
+
     @torch.no_grad()
     def settle(self) -> None:
-        """Adds a tied head's part to the embedding's, once all of a step's batches are in."""
-        if self._tied:
-            self._views["embed.weight"] += self._matrices["head"]
-            self._matrices["head"].zero_()
+        """Adds the embedding's part to a tied head's, once all of a step's batches are in."""
+        if self._tied is not None:
+            self._tied.add_to(self._views["embed.weight"])
+            self._tied.clear()
 
     def totals(self) -> dict[str, Tensor]:
         """By parameter name, for reading: a tied table's two parts added."""
         parts = dict(self._views)
-        if self._tied:
-            parts["embed.weight"] = parts["embed.weight"] + self._matrices["head"]
+        if self._tied is not None:
+            parts["embed.weight"] = self._tied.add_to(parts["embed.weight"].clone())
         return parts

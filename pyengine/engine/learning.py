@@ -96,7 +96,8 @@ class KernelLearner:
         self._policy = TreeModel(policy, recompute)
         self._reference: CachedReference | None = None
         if reference is not None:
-            compute = TreeModel(reference).token_logps
+            # Frozen and asked once a step, in large batches: packing again is a hundredth of that.
+            compute = TreeModel(reference, keep=False).token_logps
             self._reference = CachedReference(compute, cache, torch.device("cpu"))
         self._gradients: Gradients | None = None
 

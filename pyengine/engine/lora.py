@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyengine.engine.config import EngineConfig, Reference
 from pyengine.engine.gradients import Gradients
-from pyengine.engine.packed import PackedDecoder
+from pyengine.engine.packed import PackedDecoder, Scratch
 from pyengine.errors import CheckpointError, ConfigError, ModelFileError
 from pyengine.models.adapter_format import load_tensors, read_adapter
 from pyengine.models.decoder import Decoder
@@ -48,9 +48,14 @@ class PackedLora(PackedDecoder):
     """
 
     def __init__(
-        self, decoder: Decoder, kind: Kind, lora: Lora, base: PackedDecoder | None = None
+        self,
+        decoder: Decoder,
+        kind: Kind,
+        lora: Lora,
+        base: PackedDecoder | None = None,
+        scratch: Scratch | None = None,
     ) -> None:
-        super().__init__(decoder, kind)
+        super().__init__(decoder, kind, scratch)
         self.lora = lora
         self._base = base
         self.sites = {key: found for key in self.table if (found := self._sites(key))}
@@ -72,16 +77,17 @@ class PackedLora(PackedDecoder):
     @property
     def num_bytes(self) -> int:
         """Memory of what is packed now, without what is the base's."""
-        own = [p for k, p in self._packed.items() if self._base is None or k in self.sites]
+        of_base = [] if self._base is None else [k for k in self._packed if k not in self.sites]
         small = [p for a, bs in self._small.values() for p in (a, *bs)]
-        return sum(p.num_bytes for p in [*own, *self._columns.values(), *small])
+        shared = sum(self._packed[key].num_bytes for key in of_base)
+        return super().num_bytes - shared + sum(p.num_bytes for p in small)
 
     @torch.no_grad()
-    def refresh(self) -> bool:
-        """Packs what has changed; whether anything had."""
+    def refresh(self, keep: bool = True) -> None:
+        """See PackedDecoder."""
         if self._base is not None:
-            self._base.refresh()
-        return super().refresh()
+            self._base.refresh(keep)
+        super().refresh(keep)
 
     @torch.no_grad()
     def small(self, key: str) -> tuple[PackedWeight, list[PackedWeight]]:
@@ -122,16 +128,12 @@ class PackedLora(PackedDecoder):
             site.adapter.add_to(whole[site.first : site.last])
         return parts
 
-    def _pack(self, key: str) -> None:
+    def _pack(self, key: str, out: PackedWeight | None) -> PackedWeight:
         if self._base is not None and key not in self.sites:
-            self._packed[key] = self._base.matrix(key)
-            return
-        weights = self._matrices(key)
-        self._packed[key] = linear_pack(
-            weights, self.kind, self.table[key].gated, self._packed.get(key)
-        )
+            return self._base.matrix(key)
         if key in self.sites:
             self._stale_small.add(key)
+        return super()._pack(key, out)
 
 
 class LoraGradients(Gradients):
@@ -140,7 +142,7 @@ class LoraGradients(Gradients):
     def __init__(self, packed: PackedLora) -> None:
         self._packed = packed
         self._parameters: dict[str, nn.Parameter] = packed.lora.parameters
-        self._tied = False
+        self._tied = None
         self._views: dict[str, Tensor] = {}
         self._matrices: dict[str, Tensor] = {}  # none: of(), matrix() and bias() give None
         self._biases: dict[str, Tensor] = {}

@@ -155,8 +155,6 @@ def memory_plan(
     has_masters, as_multiplied = trains and lora is None, stored * matrices + 4 * others
     head = spec.vocab_size * spec.hidden_size
     on_cpu = device.type == "cpu"
-    if has_masters and spec.tied_head and on_cpu:
-        trained += head  # the head's own chain
     compute = torch.float32 if dtype == "float32" else torch.bfloat16
     per_token = activation_bytes_per_token(spec, compute, device, recompute)
     parts = [

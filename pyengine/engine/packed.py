@@ -5,6 +5,7 @@ Packed copies follow the masters: `refresh` packs again what has changed since t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,14 @@ from torch import Tensor
 from pyengine.models.decoder import Decoder
 from pyengine.models.layers import Block, Norm
 from pyengine.models.spec import DecoderSpec
-from pyengine.ops.linear import Kind, PackedWeight, linear_pack, linear_transpose
+from pyengine.ops.linear import (
+    Kind,
+    PackedWeight,
+    linear_pack,
+    linear_packed_words,
+    linear_room,
+    linear_transpose,
+)
 
 _State = tuple[Tensor, int, int]
 
@@ -44,20 +52,48 @@ def fused_matrices(spec: DecoderSpec) -> dict[str, Fused]:
     return table | {"head": Fused(("embed" if spec.tied_head else "head",))}
 
 
+class Scratch:
+    """Memory for packed matrices that are made again when they are needed: one of each size."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[Kind, int], tuple[Hashable, PackedWeight]] = {}
+
+    def made(
+        self,
+        name: Hashable,
+        kind: Kind,
+        N: int,
+        K: int,
+        gated: bool,
+        make: Callable[[PackedWeight], object],
+    ) -> PackedWeight:
+        """The matrix (N, K) called `name`: as it is, or packed by `make` over what was there."""
+        size = kind, linear_packed_words(kind, N, K)
+        before = self._held.get(size)
+        if before is not None and before[0] == name:
+            return before[1]
+        out = linear_room(kind, N, K, gated, None if before is None else before[1])
+        self._held[size] = None, out  # until it is whole
+        make(out)
+        self._held[size] = name, out
+        return out
+
+
 class PackedDecoder:
     """Packed matrices of one decoder, in one kind: "float32", "bfloat16" or "int8".
 
+    scratch  where matrices are that are not kept; decoders that take turns may share it
     version  counts how often the weights have changed
     """
 
-    def __init__(self, decoder: Decoder, kind: Kind) -> None:
+    def __init__(self, decoder: Decoder, kind: Kind, scratch: Scratch | None = None) -> None:
         self.decoder = decoder
+        self.scratch = Scratch() if scratch is None else scratch
         self.kind: Kind = kind
         self.version = 0
         self.table = fused_matrices(decoder.spec)
         self._packed: dict[str, PackedWeight] = {}
-        self._columns: dict[tuple[int, int], PackedWeight] = {}
-        self._columns_of: dict[tuple[int, int], tuple[str, int]] = {}
+        self._stale = set(self.table)  # not packed as they are now
         self._biases: dict[str, Tensor | None] = {}
         self._seen: dict[str, _State] = {}
 
@@ -68,25 +104,27 @@ class PackedDecoder:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of what is packed now."""
-        packed = [*self._packed.values(), *self._columns.values()]
-        return sum(p.num_bytes for p in packed)
+        """Memory of what is kept packed."""
+        return sum(p.num_bytes for p in self._packed.values())
 
     @torch.no_grad()
-    def refresh(self) -> bool:
-        """Packs what has changed; whether anything had."""
+    def refresh(self, keep: bool = True) -> None:
+        """Follows the masters. With `keep` every matrix that has changed is packed and stays;
+        without, those that are not packed yet are from now on packed in passing, by `matrix`."""
         changed = {n for n, p in self._sources().items() if self._differs(n, p)}
-        if not changed:
-            return False
-        parameters = dict(self.decoder.named_parameters())
-        for key, fused in self.table.items():
-            if changed.intersection(self._sources_of(key)):
-                self._pack(key)
-            names = [f"{name}.bias" for name in fused.names if f"{name}.bias" in parameters]
-            if changed.intersection(names) or key not in self._biases:
-                self._biases[key] = self._bias([parameters[name] for name in names])
-        self.version += 1
-        return True
+        if changed:
+            parameters = dict(self.decoder.named_parameters())
+            for key, fused in self.table.items():
+                if changed.intersection(self._sources_of(key)):
+                    self._stale.add(key)
+                names = [f"{name}.bias" for name in fused.names if f"{name}.bias" in parameters]
+                if changed.intersection(names) or key not in self._biases:
+                    self._biases[key] = self._bias([parameters[name] for name in names])
+            self.version += 1
+        if keep:
+            for key in [key for key in self.table if key in self._stale]:
+                self._packed[key] = self._pack(key, self._packed.get(key))
+            self._stale.clear()
 
     def _sources(self) -> dict[str, Tensor]:
         """What is packed is made of these."""
@@ -99,13 +137,23 @@ class PackedDecoder:
         """What is packed, one below the other."""
         return [self.decoder.get_parameter(name) for name in self._sources_of(key)]
 
-    def _pack(self, key: str) -> None:
-        gated, out = self.table[key].gated, self._packed.get(key)
-        self._packed[key] = linear_pack(self._matrices(key), self.kind, gated, out)
+    def _pack(self, key: str, out: PackedWeight | None) -> PackedWeight:
+        return linear_pack(self._matrices(key), self.kind, self.table[key].gated, out)
 
+    @torch.no_grad()
     def matrix(self, key: str) -> PackedWeight:
-        """As of the last refresh; `key` is one of `table`."""
-        return self._packed[key]
+        """As of the last refresh; `key` is one of `table`.
+
+        One that no refresh has kept is there until the scratch's memory is asked for again.
+        """
+        if key not in self._stale:
+            return self._packed[key]
+        weights = self._matrices(key)
+        shape = sum(w.shape[0] for w in weights), weights[0].shape[1]
+        return self.scratch.made(
+            (self, "rows", key, self.version), self.kind, *shape, self.table[key].gated,
+            lambda out: self._pack(key, out),
+        )  # fmt: skip
 
     def bias(self, key: str) -> Tensor | None:
         """(N,) float32 with the values that the compute dtype holds, as of the last refresh."""
@@ -113,16 +161,16 @@ class PackedDecoder:
 
     @torch.no_grad()
     def columns(self, key: str) -> PackedWeight:
-        """The matrix packed by columns, for gradients, until another of its shape is asked for.
+        """The matrix packed by columns, for gradients, in the scratch's memory as well.
 
         Made of the packed matrix: a hundredth of its products, and memory for one layer, not all.
         """
+        assert key not in self._stale, "the scratch has room for one of the two"
         matrix = self.matrix(key)
-        shape = matrix.N, matrix.K
-        if self._columns_of.get(shape) != (key, self.version):
-            self._columns[shape] = linear_transpose(matrix, self._columns.get(shape))
-            self._columns_of[shape] = key, self.version
-        return self._columns[shape]
+        return self.scratch.made(
+            (self, "columns", key, self.version), matrix.kind, matrix.K, matrix.N, False,
+            lambda out: linear_transpose(matrix, out),
+        )  # fmt: skip
 
     def _bias(self, biases: list[Tensor]) -> Tensor | None:
         if not biases:

@@ -12,7 +12,7 @@ from pyengine.engine.inference import Inference, SessionInference, TorchInferenc
 from pyengine.engine.learning import KernelLearner, Learner, TorchLearner
 from pyengine.engine.logprob_cache import LogprobCache
 from pyengine.engine.lora import PackedLora
-from pyengine.engine.packed import PackedDecoder
+from pyengine.engine.packed import PackedDecoder, Scratch
 from pyengine.errors import ConfigError
 from pyengine.models.decoder import Decoder
 from pyengine.models.lora import Lora
@@ -46,13 +46,14 @@ def make_parts(
     assert config.kv_tokens is not None
     assert config.micro_batch_tokens is not None
     if device.type == "cpu":
-        kind = packed_kind(config.dtype)
-        packed = {} if reference is None else {"reference": PackedDecoder(reference, kind)}
+        kind, scratch, packed = packed_kind(config.dtype), Scratch(), dict[str, PackedDecoder]()
+        if reference is not None:
+            packed["reference"] = PackedDecoder(reference, kind, scratch)
         if lora is None:
-            packed["policy"] = PackedDecoder(policy, kind)
+            packed["policy"] = PackedDecoder(policy, kind, scratch)
         else:
             base = packed["reference"] if config.reference == "adapter" else None
-            packed["policy"] = PackedLora(policy, kind, lora, base)
+            packed["policy"] = PackedLora(policy, kind, lora, base, scratch)
         inference = SessionInference(packed, config.kv_tokens, tokenizer, stop_ids)
         return inference, KernelLearner(packed["policy"], packed.get("reference"), cache, recompute)
     decoders = {"policy": policy} | ({} if reference is None else {"reference": reference})

@@ -86,10 +86,12 @@ class TreeModel:
     """One decoder over packed trees.
 
     recompute  keep only the input of each layer, and compute the layer again for its backward
+    keep       keep every packed matrix; else they are packed in passing, a layer at a time
     """
 
-    def __init__(self, packed: PackedDecoder, recompute: bool = False) -> None:
+    def __init__(self, packed: PackedDecoder, recompute: bool = False, keep: bool = True) -> None:
         self.packed = packed
+        self.keep = keep
         self.recompute = recompute
         self._decoder = packed.decoder
         self._spec = packed.decoder.spec
@@ -107,7 +109,7 @@ class TreeModel:
         return self._forward(batch, saves=True)
 
     def _forward(self, batch: PackedBatch, saves: bool) -> Tape:
-        self.packed.refresh()
+        self.packed.refresh(self.keep)
         pages = TreePages.of(batch, self._spec, self._dtype)
         rotation = self._rotation(batch)
         if saves and not self.recompute:
@@ -239,9 +241,8 @@ class TreeModel:
                 saved = again
             self._mlp_backward(i, saved, dx, groups, gradients)
             self._attention_backward(i, saved, dx, groups, rotation, tape.pages, gradients)
-        for name, ids in (("embed", batch.token_ids), ("positions", batch.positions)):
-            if (table := gradients.of(f"{name}.weight")) is not None:
-                table.index_add_(0, ids, dx)
+        gradients.rows("embed.weight", batch.token_ids, dx)
+        gradients.rows("positions.weight", batch.positions, dx)
 
     def _mlp_backward(
         self, index: int, saved: SavedLayer, dx: Tensor, groups: Tensor, gradients: Gradients

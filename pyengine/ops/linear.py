@@ -40,6 +40,29 @@ class PackedWeight:
         return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
 
+def linear_packed_words(kind: Kind, N: int, K: int) -> int:
+    """Size of PackedWeight.data."""
+    return int(_C.linear_packed_words(kind, N, K))
+
+
+def linear_room(
+    kind: Kind, N: int, K: int, gated: bool = False, before: PackedWeight | None = None
+) -> PackedWeight:
+    """Room for a matrix to be packed into: zeros, or the memory of one of as many words.
+
+    What `before` held is lost; the places that only fill up panels are zero again.
+    """
+    outputs = -(-N // _PANEL) * _PANEL
+    if before is None:
+        data = torch.zeros(linear_packed_words(kind, N, K), dtype=torch.int32)
+        scale = torch.zeros(outputs) if kind == "int8" else None
+    else:
+        data, scale = before.data, before.scale
+        if outputs != N or K % 2:
+            data.zero_()
+    return PackedWeight(data, scale, kind, N, K, gated)
+
+
 def linear_pack(
     weights: Tensor | Sequence[Tensor],
     kind: Kind,
@@ -63,11 +86,7 @@ def linear_pack(
         )
     N, K = sum(w.shape[0] for w in parts), parts[0].shape[1]
     if out is None:
-        words = _C.linear_packed_words(kind, N, K)
-        data = torch.zeros(words, dtype=torch.int32)
-        outputs = -(-N // _PANEL) * _PANEL
-        scale = torch.zeros(outputs) if kind == "int8" else None
-        out = PackedWeight(data, scale, kind, N, K, gated)
+        out = linear_room(kind, N, K, gated)
     else:
         _check_out(out, kind, N, K, gated)
     first = 0
@@ -90,8 +109,7 @@ def linear_pack_columns(
     _check_parts(parts)
     N, K = parts[0].shape[1], sum(w.shape[0] for w in parts)
     if out is None:
-        data = torch.zeros(_C.linear_packed_words(kind, N, K), dtype=torch.int32)
-        out = PackedWeight(data, None, kind, N, K)
+        out = linear_room(kind, N, K)
     else:
         _check_out(out, kind, N, K, gated=False)
     first = 0
@@ -110,8 +128,7 @@ def linear_transpose(weight: PackedWeight, out: PackedWeight | None = None) -> P
     """
     kind, N, K = weight.kind, weight.N, weight.K
     if out is None:
-        data = torch.empty(_C.linear_packed_words(kind, K, N), dtype=torch.int32)
-        out = PackedWeight(data, None, kind, K, N)
+        out = linear_room(kind, K, N)
     else:
         _check_out(out, kind, K, N, gated=False)
     _C.linear_transpose(weight.data, out.data, kind, N, K, weight.gated)

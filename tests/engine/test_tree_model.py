@@ -26,7 +26,7 @@ from torch import Tensor
 
 import pyengine as pe
 from pyengine import _C
-from pyengine.engine.gradients import Gradients
+from pyengine.engine.gradients import Gradients, RowGradient
 from pyengine.engine.packed import PackedDecoder
 from pyengine.engine.packing import Tree, pack
 from pyengine.engine.tree_model import TreeModel
@@ -94,6 +94,39 @@ def test_every_family_has_the_samplers_bits_and_autograds_slopes(case: Path, dty
             torch.testing.assert_close(ours[name], slope, rtol=0, atol=2e-5 * scale, msg=name)
     else:  # two roundings of one gradient
         assert F.cosine_similarity(flat(ours), flat(theirs), dim=0) > 0.999
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packing_in_passing_changes_no_bit(case: Path, dtype: str) -> None:
+    """A reference that no session has packed takes memory for one layer; and it follows changes."""
+    decoder = pe.Engine.from_pretrained(case, dtype=dtype, reference="none")._policy
+    batch = pack(trees_of(groups_of(SHAPES, decoder.spec.vocab_size)), CPU)
+    kept, passing = PackedDecoder(decoder, dtype), PackedDecoder(decoder, dtype)  # type: ignore[arg-type]
+    all_kept, in_passing = TreeModel(kept), TreeModel(passing, keep=False)
+    for _ in range(2):
+        assert torch.equal(in_passing.token_logps(batch), all_kept.token_logps(batch))
+        assert passing.num_bytes == 0 < kept.num_bytes
+        with torch.no_grad():
+            decoder.layers[0].mlp.down.weight.mul_(1.5)
+    passing.refresh()  # as a session does
+    assert passing.num_bytes == kept.num_bytes
+    assert torch.equal(in_passing.token_logps(batch), all_kept.token_logps(batch))
+
+
+def test_a_row_gradient_goes_on_like_a_whole_table() -> None:
+    """Rows come again, in one call and in the next, and are gone after `clear`."""
+    generator = torch.Generator().manual_seed(0)
+    rows, width = 40, 5
+    sparse, dense = RowGradient(rows, width), torch.zeros(rows, width)
+    for _ in range(2):
+        dense.zero_()
+        for count in (7, 0, 30):
+            ids = torch.randint(rows, (count,), generator=generator)
+            dx = torch.randn(count, width, generator=generator)
+            sparse.add(ids, dx)
+            dense.index_add_(0, ids, dx)
+        assert torch.equal(sparse.add_to(torch.zeros(rows, width)), dense)
+        sparse.clear()
 
 
 def test_bfloat16_is_as_near_to_float32_as_torch(case: Path) -> None:
