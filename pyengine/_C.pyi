@@ -1,5 +1,7 @@
 """Raw kernel calls on borrowed tensors; csrc/include/pyengine/ops holds their contracts."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 cuda_built: bool
@@ -171,6 +173,20 @@ def adamw_step_8bit(
     grad_scale: float,
 ) -> None: ...
 def adamw_sum_squares(grads: list[Tensor]) -> float: ...
+def segment_sum_forward(
+    values: Tensor, weights: Tensor | None, cu_seqlens: Tensor, sums: Tensor
+) -> None: ...
+def segment_sum_backward(
+    dsums: Tensor, weights: Tensor | None, cu_seqlens: Tensor, dvalues: Tensor
+) -> None: ...
+def pairwise_loss(
+    operands: Sequence[tuple[Tensor, Tensor | None, Tensor | None]],
+    terms: Sequence[tuple[str, Sequence[float | Tensor], float | Tensor, float | Tensor, float]],
+    weight: Tensor | None,
+    losses: Tensor,
+    slopes: Tensor,
+    dsums: Tensor | None,
+) -> None: ...
 def philox_uniform(
     seed: Tensor, request: Tensor, sample: Tensor, position: Tensor, u: Tensor, stream: int = 0
 ) -> None: ...

@@ -16,10 +16,12 @@ from pyengine.ops.linear_logprob import (
     linear_logprob_stats,
     sequence_logprobs,
 )
+from pyengine.ops.pairwise_loss import PairOperand, PairTerm, PairwiseLoss, pairwise_loss
 from pyengine.ops.philox_uniform import philox_uniform
 from pyengine.ops.rms_norm import rms_norm
 from pyengine.ops.rope import rope
 from pyengine.ops.sample import LogitAdjustments, Sampled, sample
+from pyengine.ops.segment_sum import segment_sum, segment_sum_backward
 
 __all__ = [
     "KlForward",
@@ -28,6 +30,9 @@ __all__ = [
     "LogprobStats",
     "Moment8bit",
     "PackedWeight",
+    "PairOperand",
+    "PairTerm",
+    "PairwiseLoss",
     "Sampled",
     "adamw",
     "adamw_grad_norm",
@@ -44,9 +49,12 @@ __all__ = [
     "linear_logprob_forward",
     "linear_logprob_stats",
     "linear_pack",
+    "pairwise_loss",
     "philox_uniform",
     "rms_norm",
     "rope",
     "sample",
+    "segment_sum",
+    "segment_sum_backward",
     "sequence_logprobs",
 ]

@@ -52,6 +52,7 @@ int main(int argc, char** argv) {
     timed("log", [&] { native::test_log(options); });
     timed("activations", [&] { native::test_activations(options); });
     timed("adamw", [&] { native::test_adamw(options); });
+    timed("pairwise_loss", [&] { native::test_pairwise_loss(options); });
     timed("philox_uniform", [&] { native::test_philox_uniform(options); });
     timed("rms_norm", [&] { native::test_rms_norm(options); });
     timed("linear", [&] { native::test_linear(options); });
@@ -63,6 +64,7 @@ int main(int argc, char** argv) {
     timed("attention", [&] { native::test_attention(options); });
     timed("attention_backward", [&] { native::test_attention_backward(options); });
     timed("sample", [&] { native::test_sample(options); });
+    timed("segment_sum", [&] { native::test_segment_sum(options); });
     timed("block_manager", [] { native::test_block_manager(); });
     timed("scheduler", [&] { native::test_scheduler(options); });
     timed("session_values", [&] { native::test_session_values(options); });

@@ -1,0 +1,145 @@
+#include "pyengine/ops/pairwise_loss.h"
+
+#include "pyengine/ops/pairwise_loss_families.h"
+#include "pyengine/parallel.h"
+
+namespace pe::cpu::PE_ISA {
+namespace {
+
+constexpr int kBlock = 16;
+constexpr int64_t kLeastToShare = 8192;  // below it opening a region costs more than it saves
+constexpr int64_t kPerTask = 1024;
+
+typedef double Lanes[kBlock];
+
+// The block's comparisons [begin, begin + n), n <= 16; lanes past them hold 0 and are not written.
+struct Block {
+    int64_t begin;
+    int n;
+};
+
+template <typename T>
+PE_INLINE void read(const T* p, Block b, Lanes out) {
+    p += b.begin;
+    if (b.n == kBlock) {
+        for (int j = 0; j < kBlock; ++j) out[j] = p[j];
+    } else {
+        for (int j = 0; j < kBlock; ++j) out[j] = j < b.n ? static_cast<double>(p[j]) : 0.0;
+    }
+}
+
+template <typename T>
+PE_INLINE void gather(const T* p, const int64_t* index, Block b, Lanes out) {
+    if (index == nullptr) return read(p, b, out);
+    for (int j = 0; j < kBlock; ++j) {
+        out[j] = j < b.n ? static_cast<double>(p[index[b.begin + j]]) : 0.0;
+    }
+}
+
+PE_INLINE void gather(const VectorView& v, const int64_t* index, Block b, Lanes out) {
+    if (v.dtype == DType::kF64) {
+        gather(ptr<double>(v), index, b, out);
+    } else {
+        gather(ptr<float>(v), index, b, out);
+    }
+}
+
+PE_INLINE void read(const PairCoefficient& c, Block b, Lanes out) {
+    if (c.data == nullptr) {
+        for (int j = 0; j < kBlock; ++j) out[j] = c.value;
+    } else if (c.dtype == DType::kF64) {
+        read(static_cast<const double*>(c.data), b, out);
+    } else {
+        read(static_cast<const float*>(c.data), b, out);
+    }
+}
+
+PE_INLINE bool takes_part(const PairCoefficient& c) { return c.data != nullptr || c.value != 0.0; }
+
+PE_INLINE void read_rho(const PairOperand& operand, Block b, Lanes rho) {
+    const auto* index = ptr<int64_t>(operand.index);
+    gather(operand.policy, index, b, rho);
+    if (!operand.reference) return;
+    Lanes reference;
+    gather(operand.reference, index, b, reference);
+    for (int j = 0; j < kBlock; ++j) rho[j] -= reference[j];
+}
+
+// Adds one term to the block's losses and slopes.
+PE_INLINE void add_term(const PairTerm& term, const Family& f, int K, Block b, const Lanes* rho,
+                        Lanes loss, Lanes* slope) {
+    Lanes x = {}, c, scale;
+    for (int k = 0; k < K; ++k) {
+        if (!takes_part(term.coefficients[k])) continue;
+        read(term.coefficients[k], b, c);
+        for (int j = 0; j < kBlock; ++j) x[j] += c[j] * rho[k][j];
+    }
+    read(term.shift, b, c);
+    alignas(64) float rounded[kBlock], value[kBlock], derivative[kBlock];
+    for (int j = 0; j < kBlock; ++j) rounded[j] = static_cast<float>(x[j] + c[j]);
+    f(rounded, value, derivative);
+    read(term.scale, b, scale);
+    for (int j = 0; j < kBlock; ++j) loss[j] += scale[j] * static_cast<double>(value[j]);
+    for (int j = 0; j < kBlock; ++j) scale[j] *= static_cast<double>(derivative[j]);
+    for (int k = 0; k < K; ++k) {
+        if (!takes_part(term.coefficients[k])) continue;
+        read(term.coefficients[k], b, c);
+        for (int j = 0; j < kBlock; ++j) slope[k][j] += scale[j] * c[j];
+    }
+}
+
+PE_INLINE void write(const Lanes x, Block b, float* out) {
+    out += b.begin;
+    if (b.n == kBlock) {
+        for (int j = 0; j < kBlock; ++j) out[j] = static_cast<float>(x[j]);
+    } else {
+        for (int j = 0; j < b.n; ++j) out[j] = static_cast<float>(x[j]);
+    }
+}
+
+void compute(const PairwiseLossArgs& a, const Family* families, Block b) {
+    alignas(64) Lanes rho[kPairOperands], slope[kPairOperands], loss = {};
+    for (int k = 0; k < a.K; ++k) {
+        read_rho(a.operands[k], b, rho[k]);
+        for (int j = 0; j < kBlock; ++j) slope[k][j] = 0.0;
+    }
+    for (int i = 0; i < a.I; ++i) add_term(a.terms[i], families[i], a.K, b, rho, loss, slope);
+    write(loss, b, ptr<float>(a.losses));
+    for (int k = 0; k < a.K; ++k) write(slope[k], b, row_ptr<float>(a.slopes, k));
+}
+
+// One thread, in order: a response may be in many comparisons.
+void add_up(const PairwiseLossArgs& a) {
+    auto* dsums = ptr<double>(a.dsums);
+    memset(dsums, 0, static_cast<size_t>(a.dsums.size) * sizeof(double));
+    Lanes weight;
+    for (int64_t begin = 0; begin < a.C; begin += kBlock) {
+        const Block b{begin, static_cast<int>(a.C - begin < kBlock ? a.C - begin : kBlock)};
+        read(a.weight, b, weight);
+        for (int j = 0; j < b.n; ++j) {
+            const int64_t c = begin + j;
+            for (int k = 0; k < a.K; ++k) {
+                const double slope = row_ptr<float>(a.slopes, k)[c];
+                dsums[ptr<int64_t>(a.operands[k].index)[c]] += weight[j] * slope;
+            }
+        }
+    }
+}
+
+}  // namespace
+
+void pairwise_loss(const PairwiseLossArgs& a) {
+    Family families[kPairTerms];
+    for (int i = 0; i < a.I; ++i) families[i] = Family(a.terms[i]);
+    const int threads = a.C < kLeastToShare ? 1 : num_threads();
+    parallel_tasks((a.C + kPerTask - 1) / kPerTask, threads, [&](int64_t task) {
+        const int64_t first = task * kPerTask,
+                      last = first + kPerTask < a.C ? first + kPerTask : a.C;
+        for (int64_t c = first; c < last; c += kBlock) {
+            compute(a, families, {c, static_cast<int>(last - c < kBlock ? last - c : kBlock)});
+        }
+    });
+    if (a.dsums) parallel_tasks(1, 1, [&](int64_t) { add_up(a); });
+}
+
+}  // namespace pe::cpu::PE_ISA

@@ -1,0 +1,225 @@
+// pairwise_loss on every instruction set: float64 values and slopes of each family, sums by response, bits, nothing
+// written outside.
+#include <algorithm>
+
+#include "check.h"
+#include "pyengine/ops/pairwise_loss.h"
+
+namespace native {
+namespace {
+
+using pe::DType;
+using pe::PairFamily;
+
+constexpr PairFamily kFamilies[] = {
+    PairFamily::kLogistic, PairFamily::kSquare,      PairFamily::kHinge, PairFamily::kSigmoid,
+    PairFamily::kLinear,   PairFamily::kExpLogistic, PairFamily::kExo};
+constexpr int kCount = 7;
+
+double parameter_of(PairFamily family) {
+    if (family == PairFamily::kExpLogistic) return 0.5;
+    return family == PairFamily::kExo ? 1e-3 : 0.0;
+}
+
+// Exactly n elements of eight bytes, f64 or i64.
+struct Wide {
+    Memory memory;
+    int64_t n;
+
+    explicit Wide(int64_t size) : memory(8 * size), n(size) {}
+    double* f64() const { return static_cast<double*>(memory.data()); }
+    int64_t* i64() const { return static_cast<int64_t*>(memory.data()); }
+    pe::VectorView doubles() const { return {memory.data(), DType::kF64, n}; }
+    pe::VectorView integers() const { return {memory.data(), DType::kI64, n}; }
+};
+
+// Two operands of S responses (or of C without an index), one term of each family: coefficients an array of f32 and
+// the number -0.5, the shift an array of f64.
+struct Case {
+    int64_t C, S;
+    bool indexed;
+    Wide policy, index0, index1, weight, shift;
+    Matrix reference, coefficient;
+
+    Case(int64_t comparisons, bool with_index)
+        : C(comparisons),
+          S(with_index ? (comparisons > 0 ? comparisons / 3 + 1 : 0) : comparisons),
+          indexed(with_index),
+          policy(S),
+          index0(C),
+          index1(C),
+          weight(C),
+          shift(C),
+          reference(floats(S)),
+          coefficient(floats(C)) {
+        Rng rng(static_cast<uint64_t>(C) + 5);
+        reference.fill_normal(rng, 3.0f), coefficient.fill_normal(rng);
+        for (int64_t j = 0; j < S; ++j)
+            policy.f64()[j] = reference.get(j) + 2.0 * static_cast<double>(rng.normal());
+        for (int64_t c = 0; c < C; ++c) {
+            index0.i64()[c] = rng.below(S), index1.i64()[c] = rng.below(S);
+            weight.f64()[c] = rng.uniform(), shift.f64()[c] = rng.uniform();
+        }
+    }
+    double rho(int k, int64_t c) const {
+        const int64_t j = !indexed ? c : k == 0 ? index0.i64()[c] : index1.i64()[c];
+        return policy.f64()[j] - static_cast<double>(reference.get(j));
+    }
+    double x(int64_t c) const {
+        return static_cast<double>(coefficient.get(c)) * rho(0, c) - 0.5 * rho(1, c) +
+               shift.f64()[c];
+    }
+};
+
+double scale_of(int i) { return 1.0 + 0.25 * i; }
+
+struct Result {
+    Matrix losses, slopes;
+    Wide dsums;
+
+    Result(const Case& c, int first, int terms)
+        : losses(floats(c.C)), slopes(DType::kF32, 2, c.C, 3), dsums(c.indexed ? c.S : 0) {
+        pe::PairwiseLossArgs args;
+        args.C = c.C, args.K = 2, args.I = terms;
+        for (int k = 0; k < 2; ++k) {
+            pe::PairOperand& operand = args.operands[k];
+            operand.policy = c.policy.doubles(), operand.reference = c.reference.vector();
+            if (c.indexed) operand.index = (k == 0 ? c.index0 : c.index1).integers();
+        }
+        for (int i = 0; i < terms; ++i) {
+            pe::PairTerm& term = args.terms[i];
+            term.family = kFamilies[first + i];
+            term.parameter = parameter_of(term.family);
+            term.coefficients[0] = {c.coefficient.vector().data, DType::kF32, 0.0};
+            term.coefficients[1].value = -0.5;
+            term.shift = {c.shift.f64(), DType::kF64, 0.0};
+            term.scale.value = scale_of(first + i);
+        }
+        args.losses = losses.vector(), args.slopes = slopes.view();
+        args.weight = {c.weight.f64(), DType::kF64, 0.0};
+        if (c.indexed) args.dsums = dsums.doubles();
+        pe::cpu::pairwise_loss(args);
+    }
+    bool same(const Result& other) const {
+        return losses.same_bits(other.losses) && slopes.same_bits(other.slopes) &&
+               (dsums.n == 0 || memcmp(dsums.f64(), other.dsums.f64(), dsums.memory.bytes()) == 0);
+    }
+};
+
+struct Exact {
+    double value, slope;
+};
+
+double softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::fabs(x))); }
+double sigmoid(double x) { return std::exp(-softplus(-x)); }
+
+Exact exact(PairFamily family, double x) {
+    const double p = parameter_of(family), s = sigmoid(x), q = sigmoid(-x);
+    switch (family) {
+        case PairFamily::kLogistic: return {softplus(-x), -q};
+        case PairFamily::kSquare: return {x * x, 2 * x};
+        case PairFamily::kHinge: return {std::max(x, 0.0), x > 0 ? 1.0 : 0.0};
+        case PairFamily::kSigmoid: return {s, s * q};
+        case PairFamily::kLinear: return {x, 1.0};
+        case PairFamily::kExpLogistic: {
+            const double g = sigmoid(x / p), r = sigmoid(-x / p), e = std::exp(std::min(-x, 80.0));
+            return {r * softplus(-x) + g * e,
+                    g * r / p * (e - softplus(-x)) - r * q - (x < -80 ? 0.0 : g * e)};
+        }
+        case PairFamily::kExo: {
+            const double a = std::log1p(-p), b = std::log(p);
+            return {s * (-softplus(-x) - a) + q * (-softplus(x) - b), s * q * (x + b - a)};
+        }
+    }
+    return {0, 0};
+}
+
+// Every term alone, against float64 with the rounding of x: 4 half ulps of what was added.
+double check_values(const Case& c) {
+    double worst = 0;
+    for (int i = 0; i < kCount; ++i) {
+        const Result r(c, i, 1);
+        CHECK(r.slopes.padding_is_intact(), "pairwise_loss: between the rows");
+        for (int64_t n = 0; n < c.C; ++n) {
+            const double x = c.x(n), scale = scale_of(i), size = 1 + std::fabs(x);
+            const Exact e = exact(kFamilies[i], x);
+            const std::string what =
+                "pairwise_loss family " + std::to_string(i) + " at " + std::to_string(n);
+            // Values and slopes are at most e^-x large, or x^2, or log eps.
+            const double large = (1 + std::fabs(e.value) + std::fabs(e.slope) + 7) * size;
+            const double bound = 4 * kUnit * scale * large;
+            worst = std::max(worst, share(r.losses.get(n), scale * e.value, bound, what));
+            for (int k = 0; k < 2; ++k) {
+                const double a = k == 0 ? static_cast<double>(c.coefficient.get(n)) : -0.5;
+                if (kFamilies[i] == PairFamily::kHinge && std::fabs(x) < 1e-5) continue;
+                const double slope = r.slopes.get(k, n);
+                worst = std::max(worst, share(slope, scale * e.slope * a,
+                                              bound * std::fabs(a) + 1e-30, what + " slope"));
+            }
+        }
+    }
+    return worst;
+}
+
+// dsums are the sums of the f32 slopes in order, to the last bit.
+void check_dsums(const Case& c, const Result& r) {
+    if (!c.indexed) return;
+    std::vector<double> sums(static_cast<size_t>(c.S), 0.0);
+    for (int64_t n = 0; n < c.C; ++n) {
+        for (int k = 0; k < 2; ++k) {
+            const int64_t j = (k == 0 ? c.index0 : c.index1).i64()[n];
+            sums[static_cast<size_t>(j)] +=
+                c.weight.f64()[n] * static_cast<double>(r.slopes.get(k, n));
+        }
+    }
+    for (int64_t j = 0; j < c.S; ++j) {
+        CHECK(sums[static_cast<size_t>(j)] == r.dsums.f64()[j],
+              "pairwise_loss: dsums at " + std::to_string(j));
+    }
+}
+
+// Far out: finite, whatever the family.
+void check_extremes() {
+    Case c(40, false);
+    for (int64_t n = 0; n < c.C; ++n) {
+        c.reference.set(0, n, 0.0f), c.coefficient.set(0, n, 1.0f), c.shift.f64()[n] = 0.0;
+        c.policy.f64()[n] =
+            2.0 * (n % 2 ? -1.0 : 1.0) * std::pow(10.0, 0.1 * static_cast<double>(n));
+    }
+    for (int i = 0; i < kCount; ++i) {
+        const Result r(c, i, 1);
+        for (int64_t n = 0; n < c.C; ++n) {
+            CHECK(std::isfinite(r.losses.get(n)) && std::isfinite(r.slopes.get(0, n)),
+                  "pairwise_loss family " + std::to_string(i) + ": finite");
+        }
+    }
+}
+
+}  // namespace
+
+void test_pairwise_loss(const Options& options) {
+    pe::set_num_threads(1);
+    double worst = 0;
+    for (const int64_t C : {0, 1, 15, 16, 17, 111, 4099, 9001}) {
+        for (const bool indexed : {false, true}) {
+            const Case c(C, indexed);
+            std::vector<Result> fma;
+            for (const auto isa : isas(options)) {
+                pe::cpu::set_active_isa(isa);
+                if (C < 9001) worst = std::max(worst, check_values(c));
+                check_extremes();
+                Result all(c, 0, kCount);
+                check_dsums(c, all);
+                pe::set_num_threads(2);
+                CHECK(Result(c, 0, kCount).same(all), "pairwise_loss: two threads");
+                pe::set_num_threads(1);
+                if (!has_fma(isa)) continue;
+                if (!fma.empty()) CHECK(all.same(fma[0]), "pairwise_loss: sets with FMA");
+                fma.push_back(std::move(all));
+            }
+        }
+    }
+    printf("  pairwise_loss %d families, largest error / bound %.3f\n", kCount, worst);
+}
+
+}  // namespace native

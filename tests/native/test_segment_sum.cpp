@@ -1,0 +1,113 @@
+// segment_sum on every instruction set: exact products in order, bits, threads, nothing written outside.
+#include <algorithm>
+
+#include "check.h"
+#include "pyengine/ops/segment_sum.h"
+
+namespace native {
+namespace {
+
+using pe::DType;
+
+// Exactly n elements of eight bytes, f64 or i64.
+struct Wide {
+    Memory memory;
+    int64_t n;
+
+    explicit Wide(int64_t size) : memory(8 * size), n(size) {}
+    double* f64() const { return static_cast<double*>(memory.data()); }
+    int64_t* i64() const { return static_cast<int64_t*>(memory.data()); }
+    pe::VectorView doubles() const { return {memory.data(), DType::kF64, n}; }
+    pe::VectorView integers() const { return {memory.data(), DType::kI64, n}; }
+    bool same(const Wide& other) const {
+        return n == 0 || memcmp(memory.data(), other.memory.data(), memory.bytes()) == 0;
+    }
+};
+
+struct Case {
+    Wide cu_seqlens;
+    Matrix values, weights;
+    int64_t S, N;
+
+    explicit Case(const std::vector<int64_t>& lengths)
+        : cu_seqlens(static_cast<int64_t>(lengths.size()) + 1),
+          values(floats(total(lengths))),
+          weights(floats(total(lengths))),
+          S(static_cast<int64_t>(lengths.size())),
+          N(total(lengths)) {
+        int64_t end = 0, s = 0;
+        cu_seqlens.i64()[0] = 0;
+        for (const int64_t n : lengths) cu_seqlens.i64()[++s] = end += n;
+        Rng rng(static_cast<uint64_t>(N) + 1);
+        values.fill_normal(rng), weights.fill_normal(rng);
+    }
+    static int64_t total(const std::vector<int64_t>& lengths) {
+        int64_t sum = 0;
+        for (const int64_t n : lengths) sum += n;
+        return sum;
+    }
+};
+
+struct Result {
+    Wide sums;
+    Matrix dvalues;
+
+    Result(const Case& c, bool weighted) : sums(c.S), dvalues(floats(c.N)) {
+        const pe::VectorView weights = weighted ? c.weights.vector() : pe::VectorView{};
+        pe::cpu::segment_sum_forward({.values = c.values.vector(),
+                                      .weights = weights,
+                                      .cu_seqlens = c.cu_seqlens.integers(),
+                                      .sums = sums.doubles()});
+        pe::cpu::segment_sum_backward({.dsums = sums.doubles(),
+                                       .weights = weights,
+                                       .cu_seqlens = c.cu_seqlens.integers(),
+                                       .dvalues = dvalues.vector()});
+    }
+    bool same(const Result& other) const {
+        return sums.same(other.sums) && dvalues.same_bits(other.dvalues);
+    }
+};
+
+void check_values(const Case& c, const Result& r, bool weighted) {
+    for (int64_t s = 0; s < c.S; ++s) {
+        long double exact = 0, size = 0;
+        for (int64_t i = c.cu_seqlens.i64()[s]; i < c.cu_seqlens.i64()[s + 1]; ++i) {
+            const double w = weighted ? static_cast<double>(c.weights.get(i)) : 1.0;
+            const double term = w * static_cast<double>(c.values.get(i));
+            exact += term, size += std::fabs(term);
+            CHECK(r.dvalues.get(i) == static_cast<float>(r.sums.f64()[s] * w),
+                  "segment_sum: dvalues at " + std::to_string(i));
+        }
+        share(r.sums.f64()[s], static_cast<double>(exact), 1e-14 * static_cast<double>(size),
+              "segment_sum " + std::to_string(s));
+    }
+}
+
+}  // namespace
+
+void test_segment_sum(const Options& options) {
+    std::vector<std::vector<int64_t>> cases = {{}, {0}, {0, 0, 0}, {1}, {40000, 0, 5, 30000}};
+    cases.push_back({0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 111, 0, 4099, 0});
+    std::vector<int64_t> many;
+    for (int64_t s = 0; s < 3000; ++s) many.push_back(s % 29);
+    cases.push_back(many);
+    for (const auto& lengths : cases) {
+        const Case c(lengths);
+        for (const bool weighted : {false, true}) {
+            std::vector<Result> first;
+            for (const auto isa : isas(options)) {
+                pe::cpu::set_active_isa(isa);
+                pe::set_num_threads(1);
+                first.emplace_back(c, weighted);
+                check_values(c, first.back(), weighted);
+                CHECK(first.back().same(first[0]), "segment_sum: every instruction set");
+                pe::set_num_threads(2);
+                CHECK(Result(c, weighted).same(first[0]), "segment_sum: two threads");
+            }
+        }
+    }
+    pe::set_num_threads(1);
+    printf("  segment_sum %zu cases\n", cases.size());
+}
+
+}  // namespace native
