@@ -2,64 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from pyengine.engine.batches import LossBatch, loss_batch
 from pyengine.engine.learning import Learner
-from pyengine.engine.packing import PackedBatch, Tree, check_tree, micro_batches, pack
+from pyengine.engine.packing import check_tree, micro_batches, pack
 from pyengine.errors import RequestError
-from pyengine.objectives.base import LossInputs, Objective
-from pyengine.preferences.groups import Comparison, Preferences
+from pyengine.objectives.base import LossInputs, LossOutput, Objective
+from pyengine.preferences.groups import Preferences
 
 
-@dataclass
-class _Part:
-    """The compared responses of one group, and its comparisons with indices into them."""
-
-    tree: Tree
-    comparisons: list[Comparison] = field(default_factory=list)
-
-
-def compared_parts(batch: Preferences, vocab_size: int, max_positions: int) -> list[_Part]:
-    """The groups that take part in a comparison, each with only the responses that do.
-
-    In order of group and response; comparisons of weight 0 take no part.
-    Raises RequestError for a batch without comparisons, or ids and lengths the model cannot take.
-    """
-    by_group: dict[int, list[Comparison]] = {}
-    for c in batch.comparisons:
-        if c.weight > 0:
-            by_group.setdefault(c.group, []).append(c)
-    if not by_group:
-        raise RequestError(
-            "[update] the batch must hold at least one comparison of positive weight but holds none"
-        )
-    parts = []
-    for g in sorted(by_group):
-        group, comparisons = batch.groups[g], by_group[g]
-        used = sorted({i for c in comparisons for i in (c.winner, c.loser)})
-        place = {response: i for i, response in enumerate(used)}
-        tree = Tree(group.prompt_ids, [group.responses[i].token_ids for i in used])
-        check_tree("update", g, tree, vocab_size, max_positions)
-        renumbered = [
-            Comparison(g, place[c.winner], place[c.loser], c.probability, c.margin, c.weight)
-            for c in comparisons
-        ]
-        parts.append(_Part(tree, renumbered))
-    return parts
-
-
-def checked_parts(
+def checked_batch(
     batch: Preferences,
     objective: Objective,
+    learner: Learner,
     has_reference: bool,
     vocab_size: int,
     max_positions: int,
-) -> list[_Part]:
-    """`compared_parts` of what a caller handed in. Raises RequestError for what cannot be used."""
+) -> LossBatch:
+    """`loss_batch` of what a caller handed in. Raises RequestError for what cannot be used."""
     if not isinstance(batch, Preferences):
         raise RequestError(f"[update] batch must be Preferences but is {type(batch).__name__}")
     if not isinstance(objective, Objective):
@@ -71,20 +36,35 @@ def checked_parts(
             f"[update] {objective.name} needs a reference but the engine has none "
             "(reference='none')"
         )
-    return compared_parts(batch, vocab_size, max_positions)
+    if objective.needs_kl:
+        raise RequestError(
+            f"[update] {objective.name} takes the gradient of a KL over the vocabulary, which "
+            "updates do not compute yet: use the plain function with pe.ops.linear_kl"
+        )
+    for model in objective.models:
+        if not learner.has_model(model):
+            raise RequestError(
+                f"[update] {objective.name} needs a snapshot called {model!r}: take one with "
+                f"engine.snapshot({model!r})"
+            )
+    made = loss_batch(batch, objective, vocab_size, max_positions)
+    if objective.needs_mismatched:
+        for i, tree in enumerate(made.mismatched_trees()):
+            check_tree("update", i, tree, vocab_size, max_positions)
+    return made
 
 
 @dataclass
 class Totals:
-    """Loss and metrics of a batch, summed over its micro-batches: weighted means of comparisons."""
+    """Loss and metrics of a batch, summed over its micro-batches: weighted means of examples."""
 
     total_weight: float
     loss: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
 
-    def add(self, loss: Tensor, metrics: dict[str, Tensor], weight: Tensor) -> None:
-        self.loss += float(loss)
-        for name, values in metrics.items():
+    def add(self, output: LossOutput, weight: Tensor) -> None:
+        self.loss += float(output.loss)
+        for name, values in output.metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(
                 (values.double() * weight.double()).sum()
             )
@@ -95,58 +75,92 @@ class Totals:
 
 def forward_backward(
     learner: Learner,
-    parts: Sequence[_Part],
+    batch: LossBatch,
     objective: Objective,
     micro_batch_tokens: int,
     device: torch.device,
 ) -> dict[str, float]:
     """Adds the gradient of the batch loss to the learner's.
 
-    The loss is a mean over the whole batch however it is cut. Returns loss and metrics, plus
-    "tokens": rows computed, each prompt once.
+    The loss is a mean over the whole batch however it is cut. Where an example's loss depends on
+    the others, several micro-batches are computed twice: all log-probs first, then, with the loss's
+    gradient known, log-probs again with the way back. Returns loss and metrics, plus "tokens":
+    response and prompt rows of the batch, each prompt once.
     """
-    totals = Totals(sum(c.weight for p in parts for c in p.comparisons))
-    reference: list[Tensor] | None = None
-    if objective.needs_reference:
-        reference = learner.reference_logps([p.tree for p in parts])
-    rows = 0
-    for r in micro_batches([p.tree.num_rows for p in parts], micro_batch_tokens):
-        part = [parts[i] for i in r]
-        batch = pack([p.tree for p in part], device)
-        rows += len(batch.token_ids)
-        reference_logps = None if reference is None else torch.cat([reference[i] for i in r])
-        policy_logps, backward = learner.policy_logps(batch)
-        inputs = _loss_inputs(part, batch, policy_logps, reference_logps, totals.total_weight)
+    fixed = _Fixed.of(learner, batch, objective, device)
+    spans = list(micro_batches([t.num_rows for t in batch.trees], micro_batch_tokens))
+    totals = Totals(batch.total_weight)
+    whole: Tensor | None = None
+    if len(spans) > 1 and (objective.batch_global or batch.crosses_groups):
+        logps = [learner.logps(pack([batch.trees[i] for i in r], device)) for r in spans]
+        inputs = fixed.inputs(range(len(batch.trees)), torch.cat(logps))
         output = objective(inputs)
-        backward(output.dlogps)
-        totals.add(output.loss, output.metrics, inputs.weight)
+        totals.add(output, inputs.weight)
+        whole = output.dlogps
+    rows = first = 0
+    for r in spans:
+        packed = pack([batch.trees[i] for i in r], device)
+        rows += len(packed.token_ids)
+        policy_logps, backward = learner.policy_logps(packed)
+        if whole is None:
+            inputs = fixed.inputs(r, policy_logps)
+            output = objective(inputs)
+            totals.add(output, inputs.weight)
+            backward(output.dlogps)
+        else:
+            backward(whole[first : first + len(policy_logps)])
+        first += len(policy_logps)
     return totals.means() | {"tokens": float(rows)}
 
 
-def _loss_inputs(
-    parts: Sequence[_Part],
-    batch: PackedBatch,
-    policy_logps: Tensor,
-    reference_logps: Tensor | None,
-    total_weight: float,
-) -> LossInputs:
-    chosen, rejected, probability, weight = [], [], [], []
-    first = 0
-    for part in parts:
-        for c in part.comparisons:
-            chosen.append(first + c.winner)
-            rejected.append(first + c.loser)
-            probability.append(c.probability)
-            weight.append(c.weight)
-        first += len(part.tree.responses)
-    device, dtype = policy_logps.device, policy_logps.dtype
-    return LossInputs(
-        policy_token_logps=policy_logps,
-        reference_token_logps=reference_logps,
-        cu_seqlens=batch.cu_seqlens,
-        chosen=torch.tensor(chosen, device=device),
-        rejected=torch.tensor(rejected, device=device),
-        probability=torch.tensor(probability, dtype=dtype, device=device),
-        weight=torch.tensor(weight, dtype=dtype, device=device),
-        total_weight=total_weight,
-    )
+@dataclass(frozen=True)
+class _Fixed:
+    """What a loss takes beside the policy's log-probs, for each tree of the batch."""
+
+    batch: LossBatch
+    unit: str
+    device: torch.device
+    reference: list[Tensor] | None
+    models: Mapping[str, list[Tensor]]
+    mismatched_kl: float | None
+
+    @classmethod
+    def of(
+        cls, learner: Learner, batch: LossBatch, objective: Objective, device: torch.device
+    ) -> _Fixed:
+        reference = None
+        if objective.needs_reference:
+            reference = learner.reference_logps(batch.trees)
+        models = {name: learner.model_logps(name, batch.trees) for name in objective.models}
+        kl = _mismatched_kl(learner, batch, device) if objective.needs_mismatched else None
+        return cls(batch, objective.unit, device, reference, models, kl)
+
+    def inputs(self, part: range, policy_logps: Tensor) -> LossInputs:
+        """Of the trees `part`."""
+
+        def joined(of_trees: Sequence[Tensor]) -> Tensor:
+            return torch.cat([of_trees[i] for i in part])
+
+        lengths = [len(r) for i in part for r in self.batch.trees[i].responses]
+        return self.batch.inputs(
+            part,
+            self.unit,
+            torch.tensor([0, *lengths], device=self.device).cumsum(0),
+            policy_logps,
+            None if self.reference is None else joined(self.reference),
+            {name: joined(logps) for name, logps in self.models.items()},
+            self.mismatched_kl,
+        )
+
+
+def _mismatched_kl(learner: Learner, batch: LossBatch, device: torch.device) -> float:
+    """Mean log-ratio of policy and reference over responses to other prompts, at least 0."""
+    trees = batch.mismatched_trees()
+    reference = learner.reference_logps(trees)
+    assert reference is not None
+    total, count = 0.0, 0
+    for tree, of_tree in zip(trees, reference, strict=True):
+        logps = learner.logps(pack([tree], device))
+        total += float(logps.double().sum() - of_tree.double().sum())
+        count += len(tree.responses)
+    return max(0.0, total / count)

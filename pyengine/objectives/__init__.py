@@ -1,85 +1,164 @@
 """What an update minimises: pure functions of log-probabilities, one paper a file."""
 
-from __future__ import annotations
-
-import dataclasses
-from typing import Any
-
-from torch import Tensor
-
-from pyengine.errors import ConfigError
-from pyengine.objectives.base import LossInputs, LossOutput, Objective, PairwiseObjective
+from pyengine.objectives.advantage_estimators import (
+    advantages,
+    discounted_returns,
+    gae,
+    masked_whiten,
+    overlong_penalty,
+)
+from pyengine.objectives.alphapo import AlphaPO
+from pyengine.objectives.aot import AOT
+from pyengine.objectives.apo import APODown, APOZero
+from pyengine.objectives.base import LossInputs, LossOutput, Objective
+from pyengine.objectives.bco import BCO
+from pyengine.objectives.bco_pair import BCOPair
+from pyengine.objectives.bfpo import BFPO
+from pyengine.objectives.cpl import CPL
+from pyengine.objectives.cpo import CPO
+from pyengine.objectives.discopop import DiscoPOP
+from pyengine.objectives.dno import DNO
 from pyengine.objectives.dpo import DPO
-
-_REGISTRY: dict[str, type[Any]] = {DPO.name: DPO}
-
-
-def available() -> list[str]:
-    """Names that `get` takes."""
-    return sorted(_REGISTRY)
-
-
-def get(name: str, **options: Any) -> Objective:
-    """The objective called `name`, e.g. get("dpo", beta=0.1).
-
-    Raises ConfigError for an unknown name or option.
-    """
-    if name not in _REGISTRY:
-        raise ConfigError(
-            f"[objectives] name must be one of {', '.join(available())} but is {name!r}"
-        )
-    cls = _REGISTRY[name]
-    known = {f.name for f in dataclasses.fields(cls)}
-    for option in options:
-        if option not in known:
-            raise ConfigError(
-                f"[objectives] {name} has no option {option!r}; it has {', '.join(sorted(known))}"
-            )
-    objective: Objective = cls(**options)
-    return objective
-
-
-def pairwise_loss(
-    name: str,
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor | None = None,
-    ref_rejected_logps: Tensor | None = None,
-    **options: Any,
-) -> Tensor:
-    """(B,) losses of the named objective for summed log-probs, all (B,).
-
-    Differentiable; float64 in gives float64 out.
-    Raises ConfigError (name, option), ValueError (shapes, a missing reference).
-    """
-    objective = get(name, **options)
-    if not isinstance(objective, PairwiseObjective):
-        raise ConfigError(f"[pairwise_loss] {name} is not a pairwise objective")
-    given = {
-        "rejected_logps": rejected_logps,
-        "ref_chosen_logps": ref_chosen_logps,
-        "ref_rejected_logps": ref_rejected_logps,
-    }
-    for label, tensor in given.items():
-        if tensor is None:
-            if objective.needs_reference:
-                raise ValueError(f"[pairwise_loss] {name} needs {label} but it is None")
-        elif tensor.shape != chosen_logps.shape:
-            raise ValueError(
-                f"[pairwise_loss] {label} must have shape {tuple(chosen_logps.shape)} "
-                f"like chosen_logps but got {tuple(tensor.shape)}"
-            )
-    losses, _ = objective.losses(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
-    return losses
-
+from pyengine.objectives.dpo_nll import DPONLL
+from pyengine.objectives.dpo_rationale import DPORationale
+from pyengine.objectives.dpop import DPOP
+from pyengine.objectives.dr_dpo import DrDPO
+from pyengine.objectives.dro import DRO
+from pyengine.objectives.exo_pair import EXOPair
+from pyengine.objectives.f_dpo import FDPO
+from pyengine.objectives.functions import listwise_loss, pairwise_loss, pointwise_loss, token_loss
+from pyengine.objectives.grpo import GRPO
+from pyengine.objectives.hinge import Hinge
+from pyengine.objectives.infonca import InfoNCA, NCAReward
+from pyengine.objectives.inpo import INPO
+from pyengine.objectives.ipo import IPO
+from pyengine.objectives.irepo import IREPO
+from pyengine.objectives.kl import kl_estimate, kl_shaped_rewards
+from pyengine.objectives.kto import KTO
+from pyengine.objectives.lipo_lambda import LipoLambda
+from pyengine.objectives.listwise import ListwiseObjective
+from pyengine.objectives.mcts_dpo import MCTSDPO
+from pyengine.objectives.mmpo import MMPO
+from pyengine.objectives.nash_md import NashMD
+from pyengine.objectives.nca_pair import NCAPair
+from pyengine.objectives.nll import NLL
+from pyengine.objectives.npo import NPO
+from pyengine.objectives.onpo import ONPO
+from pyengine.objectives.orpo import ORPO
+from pyengine.objectives.p3o import P3O
+from pyengine.objectives.pairwise_list import PairwiseList
+from pyengine.objectives.plackett_luce import PlackettLuce
+from pyengine.objectives.pmpo import PMPO
+from pyengine.objectives.pointwise_dpo import PointwiseDPO
+from pyengine.objectives.ppo import PPO, ppo_value_loss
+from pyengine.objectives.rdpo import RDPO
+from pyengine.objectives.rebel import REBEL
+from pyengine.objectives.registry import available, get
+from pyengine.objectives.reinforce import Reinforce
+from pyengine.objectives.reward_losses import ensemble_reward, gpm_score, reward_loss
+from pyengine.objectives.rloo import RLOO
+from pyengine.objectives.sequence import Examples, PairwiseObjective, PointwiseObjective
+from pyengine.objectives.sigmoid_norm import SigmoidNorm
+from pyengine.objectives.simpo import SimPO
+from pyengine.objectives.slic import SLiC
+from pyengine.objectives.soft_dpo import SoftDPO
+from pyengine.objectives.softmax_list import SoftmaxList
+from pyengine.objectives.spin import SPIN
+from pyengine.objectives.sppo import SPPO
+from pyengine.objectives.srpo import SRPO
+from pyengine.objectives.tdpo import TDPO
+from pyengine.objectives.terms import Term
+from pyengine.objectives.token_level import TokenBatch, TokenObjective
+from pyengine.objectives.topr import TOPR
+from pyengine.objectives.ulma import ULMA
+from pyengine.objectives.weighted_dpo import WeightedDPO
+from pyengine.objectives.xpo import XPO
 
 __all__ = [
+    "AOT",
+    "BCO",
+    "BFPO",
+    "CPL",
+    "CPO",
+    "DNO",
     "DPO",
+    "DPONLL",
+    "DPOP",
+    "DRO",
+    "FDPO",
+    "GRPO",
+    "INPO",
+    "IPO",
+    "IREPO",
+    "KTO",
+    "MCTSDPO",
+    "MMPO",
+    "NLL",
+    "NPO",
+    "ONPO",
+    "ORPO",
+    "P3O",
+    "PMPO",
+    "PPO",
+    "RDPO",
+    "REBEL",
+    "RLOO",
+    "SPIN",
+    "SPPO",
+    "SRPO",
+    "TDPO",
+    "TOPR",
+    "ULMA",
+    "XPO",
+    "APODown",
+    "APOZero",
+    "AlphaPO",
+    "BCOPair",
+    "DPORationale",
+    "DiscoPOP",
+    "DrDPO",
+    "EXOPair",
+    "Examples",
+    "Hinge",
+    "InfoNCA",
+    "LipoLambda",
+    "ListwiseObjective",
     "LossInputs",
     "LossOutput",
+    "NCAPair",
+    "NCAReward",
+    "NashMD",
     "Objective",
+    "PairwiseList",
     "PairwiseObjective",
+    "PlackettLuce",
+    "PointwiseDPO",
+    "PointwiseObjective",
+    "Reinforce",
+    "SLiC",
+    "SigmoidNorm",
+    "SimPO",
+    "SoftDPO",
+    "SoftmaxList",
+    "Term",
+    "TokenBatch",
+    "TokenObjective",
+    "WeightedDPO",
+    "advantages",
     "available",
+    "discounted_returns",
+    "ensemble_reward",
+    "gae",
     "get",
+    "gpm_score",
+    "kl_estimate",
+    "kl_shaped_rewards",
+    "listwise_loss",
+    "masked_whiten",
+    "overlong_penalty",
     "pairwise_loss",
+    "pointwise_loss",
+    "ppo_value_loss",
+    "reward_loss",
+    "token_loss",
 ]

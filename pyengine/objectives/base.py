@@ -1,24 +1,27 @@
 """The contract of an objective: log-probs in; loss, its gradient with respect to them, metrics out.
 
-An objective sees no model, no tokenizer and no logits. To add one, subclass `PairwiseObjective`,
-write `losses`, and name it in `pyengine/objectives/__init__.py`.
+An objective sees no model, no tokenizer and no logits.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from pyengine.errors import RequestError
+from pyengine.objectives.hyperparameters import check_hyperparameters
+from pyengine.ops.segment_sum import segment_sum, segment_sum_backward
+
+Unit = Literal["comparison", "response", "group"]
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """Packed log-probabilities of S responses (N tokens in all) and C comparisons between them.
+    """Packed log-probabilities of S responses (N tokens in all), and what is known about them.
 
     policy_token_logps     (N,) float32 (or float64): log-prob of each response token under the
                            policy
@@ -26,10 +29,20 @@ class LossInputs:
     cu_seqlens             (S + 1,) int64: response s owns tokens cu_seqlens[s] to cu_seqlens[s + 1]
     chosen, rejected       (C,) int64: the responses that a comparison is between
     probability            (C,) P(chosen is preferred)
-    weight                 (C,) weight of the comparison in the mean
+    weight                 weight in the mean of each comparison (C,), or of each response (S,) or
+                           group (G,) for objectives of those
     total_weight           sum of the weights over the whole batch, of which these may be a part:
                            the loss is sum(weight * loss) / total_weight, so that micro-batches add
                            up to the batch
+    margin                 (C,) of the comparisons; None where not all have one
+    auxiliary              (C, K) int64: K further responses of each comparison, in the order of the
+                           objective's operands, or (C,) of one; None where not all have as many
+    group                  (S,) int64: the prompt of each response, counted from 0 without gaps
+    total_tokens           response tokens of the whole batch
+    columns                name -> (S,) numbers of each response: "rewards", "labels", ...
+    sampler_token_logps    (N,) under the model that sampled the responses
+    model_token_logps      name -> (N,) under further models (Engine.snapshot)
+    mismatched_kl          mean log-ratio of responses to other prompts of the batch (KTO's z0)
     """
 
     policy_token_logps: Tensor
@@ -40,18 +53,48 @@ class LossInputs:
     probability: Tensor
     weight: Tensor
     total_weight: float
+    margin: Tensor | None = None
+    auxiliary: Tensor | None = None
+    group: Tensor | None = None
+    total_tokens: int | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    sampler_token_logps: Tensor | None = None
+    model_token_logps: Mapping[str, Tensor] = field(default_factory=dict)
+    mismatched_kl: float | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """(S,) int64 tokens of each response."""
+        return self.cu_seqlens.diff()
+
+    @property
+    def on_kernels(self) -> bool:
+        """Whether sums and losses are the kernels': float32 on the CPU. Else they are torch's."""
+        logps = self.policy_token_logps
+        return logps.dtype == torch.float32 and logps.device.type == "cpu"
 
     def sequence_logps(self, token_logps: Tensor) -> Tensor:
-        """(S,) float64 sums over each response's tokens, in order.
+        """(S,) float64 sums over each response's tokens.
 
         They stay float64: sums near -500 differ by 0.1, of which float32 would lose 3e-5.
         """
-        lengths = self.cu_seqlens.diff()
-        owner = torch.repeat_interleave(
-            torch.arange(len(lengths), device=lengths.device), lengths, output_size=len(token_logps)
+        if self.on_kernels:
+            return segment_sum(token_logps.detach(), self.cu_seqlens)
+        sums = torch.zeros(len(self.lengths), dtype=torch.float64, device=token_logps.device)
+        return sums.index_add(0, self._owner(), token_logps.double())
+
+    def token_gradient(self, dsums: Tensor) -> Tensor:
+        """(N,) d loss / d policy_token_logps from that of the sums (S,) float64."""
+        if self.on_kernels:
+            return segment_sum_backward(dsums, self.cu_seqlens)
+        return dsums[self._owner()].to(self.policy_token_logps.dtype)
+
+    def _owner(self) -> Tensor:
+        """(N,) the response of each token."""
+        responses = torch.arange(len(self.lengths), device=self.cu_seqlens.device)
+        return torch.repeat_interleave(
+            responses, self.lengths, output_size=len(self.policy_token_logps)
         )
-        sums = torch.zeros(len(lengths), dtype=torch.float64, device=token_logps.device)
-        return sums.index_add(0, owner, token_logps.double())
 
 
 @dataclass(frozen=True)
@@ -60,7 +103,7 @@ class LossOutput:
 
     loss     this part's share of the batch loss
     dlogps   (N,) d loss / d policy_token_logps
-    metrics  (C,) each
+    metrics  as long as `LossInputs.weight` each
     """
 
     loss: Tensor
@@ -69,50 +112,31 @@ class LossOutput:
 
 
 class Objective(ABC):
-    """A function LossInputs -> LossOutput.
+    """A function LossInputs -> LossOutput; its fields are its hyperparameters.
 
+    name             in the registry
+    unit             what the mean is over: comparisons, responses or groups
+    batch_global     whether an example's loss depends on the other examples of the batch: the
+                     engine then gives it the whole batch at once, whatever the micro-batches are
     needs_reference  whether reference_token_logps must be given
+    needs_sampler    whether sampler_token_logps must be given
+    needs_mismatched whether mismatched_kl must be given
+    needs_kl         whether it takes the gradient of a KL over the vocabulary, which updates do not
+                     compute yet
+    models           names of further models whose log-probs it takes
     """
 
     name: ClassVar[str]
+    unit: ClassVar[Unit] = "comparison"
+    batch_global: ClassVar[bool] = False
     needs_reference: bool = True
+    needs_sampler: ClassVar[bool] = False
+    needs_mismatched: ClassVar[bool] = False
+    needs_kl: bool = False
+    models: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_hyperparameters(self)
 
     @abstractmethod
     def __call__(self, inputs: LossInputs) -> LossOutput: ...
-
-
-class PairwiseObjective(Objective):
-    """An objective that is a weighted mean of one loss per comparison of two summed log-probs."""
-
-    @abstractmethod
-    def losses(
-        self,
-        chosen_logps: Tensor,
-        rejected_logps: Tensor,
-        ref_chosen_logps: Tensor | None,
-        ref_rejected_logps: Tensor | None,
-        probability: Tensor | float = 1.0,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(C,) losses, differentiable in the first two arguments, and metrics; all are (C,)."""
-
-    def __call__(self, inputs: LossInputs) -> LossOutput:
-        token_logps = inputs.policy_token_logps.detach().requires_grad_()
-        reference: Tensor | None = None
-        if inputs.reference_token_logps is not None:
-            reference = inputs.sequence_logps(inputs.reference_token_logps)
-        elif self.needs_reference:
-            raise RequestError(
-                f"[{self.name}] needs reference log-probs but the engine has no reference"
-            )
-        with torch.enable_grad():
-            policy = inputs.sequence_logps(token_logps)
-            losses, metrics = self.losses(
-                policy[inputs.chosen],
-                policy[inputs.rejected],
-                None if reference is None else reference[inputs.chosen],
-                None if reference is None else reference[inputs.rejected],
-                inputs.probability,
-            )
-            loss = (inputs.weight * losses).sum() / inputs.total_weight
-        (dlogps,) = torch.autograd.grad(loss, token_logps)
-        return LossOutput(loss.detach(), dlogps, {k: v.detach() for k, v in metrics.items()})

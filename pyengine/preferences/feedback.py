@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pyengine.errors import RequestError
 from pyengine.preferences.groups import Group
@@ -27,6 +27,10 @@ class Feedback:
     errors      the first few messages of what went wrong
     components  name of a reward function -> its own rewards, shaped like `rewards`
     labels      [group][response]: desirable or not; None if the source gives no labels
+    columns     name -> [group][response]: further numbers that an objective asks for by that name
+                ("safe", "win_rate", "visits", "values"); None where there is none
+    preference_matrix  [group][i][j]: P(response i is preferred to response j), in [0, 1]; None if
+                the source compares nothing
     """
 
     rewards: list[list[float | None]]
@@ -34,18 +38,39 @@ class Feedback:
     errors: list[str] = field(default_factory=list)
     components: dict[str, list[list[float | None]]] = field(default_factory=dict)
     labels: list[list[bool]] | None = None
+    columns: dict[str, list[list[float | None]]] = field(default_factory=dict)
+    preference_matrix: list[list[list[float]]] | None = None
 
     def __post_init__(self) -> None:
         sizes = [len(row) for row in self.rewards]
-        for name, table in (("status", self.status), ("labels", self.labels)):
+        tables: dict[str, Any] = {"status": self.status, "labels": self.labels}
+        tables |= {f"columns[{name!r}]": table for name, table in self.columns.items()}
+        for name, table in tables.items():
             if table is not None and [len(row) for row in table] != sizes:
                 raise RequestError(
                     f"[Feedback] {name} must have the shape of rewards, {sizes} responses a group, "
                     f"but has {[len(row) for row in table]}"
                 )
+        if self.preference_matrix is not None:
+            _check_matrix(self.preference_matrix, sizes)
         for g, row in enumerate(self.rewards):
             for k, reward in enumerate(row):
                 self._check(g, k, reward)
+        for name, column in self.columns.items():
+            for g, values in enumerate(column):
+                for k, value in enumerate(values):
+                    if value is not None and not math.isfinite(value):
+                        raise RequestError(
+                            f"[Feedback] columns[{name!r}][{g}][{k}] must be finite but is {value}"
+                        )
+
+    def check_shape(self, sizes: Sequence[int]) -> None:
+        """Raises RequestError unless there is an entry for each of `sizes` responses a group."""
+        if [len(row) for row in self.rewards] != list(sizes):
+            raise RequestError(
+                f"[Feedback] rewards must have the shape of the groups, {list(sizes)} responses, "
+                f"but has {[len(row) for row in self.rewards]}"
+            )
 
     def _check(self, g: int, k: int, reward: float | None) -> None:
         has_value = self.status[g][k] == "value"
@@ -99,6 +124,22 @@ class Feedback:
                 result[f"rewards/{name}/mean"] = mean
                 result[f"rewards/{name}/std"] = math.sqrt(variance)
         return result
+
+
+def _check_matrix(matrix: Sequence[Sequence[Sequence[float]]], sizes: Sequence[int]) -> None:
+    shapes = [[len(row) for row in table] for table in matrix]
+    if shapes != [[size] * size for size in sizes]:
+        raise RequestError(
+            f"[Feedback] preference_matrix must be square for each group, {sizes} responses a "
+            f"group, but has rows of {shapes}"
+        )
+    for g, table in enumerate(matrix):
+        for i, row in enumerate(table):
+            for j, p in enumerate(row):
+                if not 0 <= p <= 1:
+                    raise RequestError(
+                        f"[Feedback] preference_matrix[{g}][{i}][{j}] must be in [0, 1] but is {p}"
+                    )
 
 
 class Source(Protocol):

@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pyengine.errors import RequestError
+
+if TYPE_CHECKING:
+    from pyengine.preferences.feedback import Feedback
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -67,6 +70,9 @@ class Group:
 class Comparison:
     """Response `winner` of group `group` is preferred to response `loser` with probability
     `probability`.
+
+    auxiliary  further responses whose log-probs the objective takes (XPO's exploration, SLiC's
+               target, a rationale): the index of one in the group, or (group, index) of each
     """
 
     group: int
@@ -75,16 +81,31 @@ class Comparison:
     probability: float = 1.0
     margin: float | None = None
     weight: float = 1.0
+    auxiliary: int | Sequence[tuple[int, int]] = ()
+
+    @property
+    def further(self) -> list[tuple[int, int]]:
+        """(group, index) of each auxiliary response."""
+        if isinstance(self.auxiliary, int):
+            return [(self.group, self.auxiliary)]
+        return list(self.auxiliary)
 
 
 @dataclass
 class Preferences:
-    """Groups and the comparisons between their responses: what `Engine.update` learns from."""
+    """Groups and what is known about their responses: what `Engine.update` learns from.
+
+    comparisons  for objectives of pairs
+    feedback     rewards, labels and other numbers of the responses, for objectives that take them
+    """
 
     groups: Sequence[Group]
-    comparisons: Sequence[Comparison]
+    comparisons: Sequence[Comparison] = ()
+    feedback: Feedback | None = None
 
     def __post_init__(self) -> None:
+        if self.feedback is not None:
+            self.feedback.check_shape([len(g.responses) for g in self.groups])
         for i, c in enumerate(self.comparisons):
             self._check(i, c)
 
@@ -107,6 +128,8 @@ class Preferences:
                     f"[Preferences] comparisons[{i}].{role} is response {index} of "
                     f"group {c.group}, which has no tokens: an empty response cannot be compared"
                 )
+        for place in c.further:
+            self._check_auxiliary(i, *place)
         if c.winner == c.loser:
             raise RequestError(
                 f"[Preferences] comparisons[{i}] compares response {c.winner} with itself"
@@ -123,6 +146,13 @@ class Preferences:
         if not 0.0 <= c.weight < float("inf"):
             raise RequestError(
                 f"[Preferences] comparisons[{i}].weight must be finite and >= 0 but is {c.weight}"
+            )
+
+    def _check_auxiliary(self, i: int, g: int, k: int) -> None:
+        if not (0 <= g < len(self.groups) and 0 <= k < len(self.groups[g].responses)):
+            raise RequestError(
+                f"[Preferences] comparisons[{i}].auxiliary must be a response of the batch but is "
+                f"response {k} of group {g}"
             )
 
     def __iter__(self) -> Iterator[Comparison]:

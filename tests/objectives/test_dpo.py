@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyengine.errors import ConfigError
-from pyengine.objectives import DPO, pairwise_loss
+from pyengine.objectives import DPO, Examples, pairwise_loss
 
 LOG2 = math.log(2.0)
 
@@ -25,6 +25,13 @@ def four(seed: int = 0, count: int = 6) -> list[torch.Tensor]:
     return list(base)
 
 
+def examples(*logps: torch.Tensor) -> Examples:
+    """Chosen, rejected, and their references; every chosen wins."""
+    names = ("chosen", "rejected")
+    policy, reference = (dict(zip(names, pair, strict=True)) for pair in (logps[:2], logps[2:]))
+    return Examples(policy, reference, {"target": 1.0})
+
+
 def test_hand_arithmetic():
     """beta 0.5, chosen -10 (reference -12), rejected -11 (reference -10).
 
@@ -35,7 +42,8 @@ def test_hand_arithmetic():
     d loss / d chosen -0.5 * sigmoid(-1.5) = -0.5 * 0.18242552 = -0.09121276
     """
     chosen, rejected = f64(-10.0).requires_grad_(), f64(-11.0).requires_grad_()
-    losses, metrics = DPO(beta=0.5).losses(chosen, rejected, f64(-12.0), f64(-10.0))
+    x = examples(chosen, rejected, f64(-12.0), f64(-10.0))
+    losses, metrics = DPO(beta=0.5).losses(x), DPO(beta=0.5).metrics(x)
     losses.sum().backward()
     assert losses.item() == pytest.approx(0.20141328, abs=5e-9)
     assert chosen.grad.item() == pytest.approx(-0.09121276, abs=5e-9)
@@ -52,7 +60,8 @@ def test_hand_arithmetic():
 
 def test_at_policy_equal_to_reference_loss_is_log_2_and_gradient_half_beta():
     chosen, rejected = f64(-33.25).requires_grad_(), f64(-7.5).requires_grad_()
-    losses, metrics = DPO(beta=0.3).losses(chosen, rejected, f64(-33.25), f64(-7.5))
+    x = examples(chosen, rejected, f64(-33.25), f64(-7.5))
+    losses, metrics = DPO(beta=0.3).losses(x), DPO(beta=0.3).metrics(x)
     losses.sum().backward()
     assert losses.item() == pytest.approx(LOG2, rel=1e-15)
     assert chosen.grad.item() == pytest.approx(-0.15, rel=1e-15)
@@ -88,7 +97,7 @@ def test_probability_is_the_target_of_a_cross_entropy():
     """With P(chosen wins) = p the loss is the cross entropy of (p, 1 - p) and sigmoid(z)."""
     chosen, rejected, ref_chosen, ref_rejected = four(2)
     p = torch.linspace(0, 1, 6, dtype=torch.float64)
-    losses, _ = DPO(beta=0.1).losses(chosen, rejected, ref_chosen, ref_rejected, p)
+    losses = pairwise_loss("dpo", chosen, rejected, ref_chosen, ref_rejected, target=p)
     win = torch.sigmoid(0.1 * ((chosen - ref_chosen) - (rejected - ref_rejected)))
     expected = -p * win.log() - (1 - p) * (1 - win).log()
     torch.testing.assert_close(losses, expected, rtol=1e-11, atol=1e-12)
@@ -99,9 +108,8 @@ def test_probability_and_smoothing_together():
     chosen log-prob is beta (sigmoid(0) - 0.74) = -0.24 beta.
     """
     chosen = f64(-4.0).requires_grad_()
-    losses, _ = DPO(beta=0.5, label_smoothing=0.1).losses(
-        chosen, f64(-6.0), f64(-4.0), f64(-6.0), f64(0.8)
-    )
+    given = chosen, f64(-6.0), f64(-4.0), f64(-6.0)
+    losses = pairwise_loss("dpo", *given, target=0.8, beta=0.5, label_smoothing=0.1)
     losses.sum().backward()
     assert losses.item() == pytest.approx(LOG2, rel=1e-14)
     assert chosen.grad.item() == pytest.approx(-0.12, rel=1e-13)
@@ -109,8 +117,8 @@ def test_probability_and_smoothing_together():
 
 def test_swapping_the_pair_is_the_complementary_probability():
     chosen, rejected, ref_chosen, ref_rejected = four(3)
-    one, _ = DPO().losses(chosen, rejected, ref_chosen, ref_rejected, 0.7)
-    other, _ = DPO().losses(rejected, chosen, ref_rejected, ref_chosen, 1 - 0.7)
+    one = pairwise_loss("dpo", chosen, rejected, ref_chosen, ref_rejected, target=0.7)
+    other = pairwise_loss("dpo", rejected, chosen, ref_rejected, ref_chosen, target=1 - 0.7)
     torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
 
 

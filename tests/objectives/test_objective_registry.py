@@ -7,7 +7,7 @@ import torch
 
 from pyengine import objectives
 from pyengine.errors import ConfigError
-from pyengine.objectives import DPO, LossInputs, LossOutput, Objective
+from pyengine.objectives import DPO
 
 B = torch.zeros(3)
 
@@ -63,14 +63,28 @@ def test_pairwise_loss_names_the_tensor_of_another_shape(wrong):
     )
 
 
-def test_pairwise_loss_refuses_an_objective_of_another_kind(monkeypatch):
-    class Pointwise(Objective):
-        name = "pointwise"
-
-        def __call__(self, inputs: LossInputs) -> LossOutput:
-            raise NotImplementedError
-
-    monkeypatch.setattr(objectives, "get", lambda name, **options: Pointwise())
+def test_a_loss_of_another_kind_is_refused():
     with pytest.raises(ConfigError) as caught:
-        objectives.pairwise_loss("pointwise", B, B)
-    assert str(caught.value) == "[pairwise_loss] pointwise is not a pairwise objective"
+        objectives.pairwise_loss("kto", B, B)
+    assert str(caught.value) == "[pairwise_loss] kto is not a pairwise objective"
+    with pytest.raises(ConfigError) as caught:
+        objectives.pointwise_loss("dpo", B, B)
+    assert str(caught.value) == "[pointwise_loss] dpo is not a pointwise objective"
+
+
+def test_what_an_objective_needs_must_be_given():
+    with pytest.raises(ValueError) as caught:
+        objectives.pointwise_loss("kto", B, B)
+    assert str(caught.value) == "[pointwise_loss] kto needs labels but it is None"
+    with pytest.raises(ValueError) as caught:
+        objectives.pairwise_loss("ipo", B, B, B, B)
+    assert str(caught.value) == ("[objectives] chosen_lengths must be given to average over tokens")
+
+
+def test_log_probs_must_be_one_number_a_sequence():
+    with pytest.raises(ValueError) as caught:
+        objectives.pairwise_loss("dpo", B[None], B[None], B[None], B[None])
+    assert str(caught.value) == (
+        "[pairwise_loss] log-probs must be floating point of shape (B,) "
+        "but are torch.float32 of shape (1, 3)"
+    )

@@ -1,0 +1,74 @@
+"""Group relative policy optimisation, and what followed it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from pyengine.objectives.hyperparameters import (
+    NOT_NEGATIVE,
+    OPEN_FRACTION,
+    hyperparameter,
+    one_of,
+)
+from pyengine.objectives.kl import k3, over_tokens
+from pyengine.objectives.token_level import (
+    ESTIMATOR,
+    OPTIONAL_CLIP,
+    OPTIONAL_COUNT,
+    REDUCTION,
+    TokenBatch,
+    TokenObjective,
+    clipped,
+    ratio_of,
+)
+
+
+@dataclass(frozen=True)
+class GRPO(TokenObjective):
+    """-min(r A, clip(r, 1 - clip, 1 + clip_high) A) + beta k3 of each token, r = policy / sampler.
+
+    A is the response's reward, normalised within its group: (r - mean) / (std + 1e-4); 0 in a group
+    of equal rewards. k3 = e^(lr - lp) - (lr - lp) - 1 estimates the KL to the reference.
+    The defaults are the paper's; TRL's are beta=0 and reduction="token". Dr. GRPO is
+    reduction="constant", advantage_estimator="dr_grpo", beta=0; DAPO reduction="token",
+    clip_high=0.28, beta=0; GSPO level="sequence".
+
+    beta                 weight of k3; 0: no reference is needed
+    clip, clip_high      how far r may fall below 1, and rise above it (as clip where None)
+    reduction            "sequence" (the paper), "token", "constant", "sum"; see TokenObjective
+    level                r of each "token", or of the "sequence": e^(mean log-ratio of its tokens)
+    max_length           tokens that reduction "constant" divides by
+    advantage_estimator  of the rewards in the engine
+    Source: Shao et al., arXiv:2402.03300, eq. 3; Liu et al., arXiv:2503.20783; Yu et al.,
+    arXiv:2503.14476; Zheng et al., arXiv:2507.18071.
+    """
+
+    name: ClassVar[str] = "grpo"
+    needs_sampler: ClassVar[bool] = True
+    engine_only: ClassVar[tuple[str, ...]] = ("advantage_estimator",)
+    beta: float = hyperparameter(0.04, NOT_NEGATIVE)
+    clip: float = hyperparameter(0.2, OPEN_FRACTION)
+    clip_high: float | None = hyperparameter(None, OPTIONAL_CLIP)
+    reduction: str = hyperparameter("sequence", REDUCTION)
+    level: str = hyperparameter("token", one_of("token", "sequence"))
+    max_length: int | None = hyperparameter(None, OPTIONAL_COUNT)
+    advantage_estimator: str = hyperparameter("grpo", ESTIMATOR)
+
+    @property
+    def uses_reference(self) -> bool:
+        """Only for k3."""
+        return self.beta > 0
+
+    def losses(self, x: TokenBatch) -> Tensor:
+        """See the class."""
+        log_ratio = x.log_ratio
+        if self.level == "sequence":
+            log_ratio = (over_tokens(log_ratio) / x.counts).unsqueeze(1)
+        high = self.clip if self.clip_high is None else self.clip_high
+        losses = clipped(ratio_of(log_ratio), x.advantages, self.clip, high)
+        if self.beta > 0:
+            losses = losses + self.beta * k3(x.log_ratio_to_reference)
+        return losses

@@ -1,0 +1,59 @@
+"""Fields of objectives that are checked when an objective is made: a default and a rule each."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from pyengine.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a value must be, in words and as a test of it."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def _number(test: Callable[[float], bool]) -> Callable[[Any], bool]:
+    def holds(value: Any) -> bool:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number and math.isfinite(value) and test(value)
+
+    return holds
+
+
+POSITIVE = Rule("> 0 and finite", _number(lambda v: v > 0))
+NOT_NEGATIVE = Rule(">= 0 and finite", _number(lambda v: v >= 0))
+FINITE = Rule("finite", _number(lambda v: True))
+ABOVE_ONE = Rule("> 1 and finite", _number(lambda v: v > 1))
+FLIP_RATE = Rule("in [0, 0.5)", _number(lambda v: 0 <= v < 0.5))
+FRACTION = Rule("in [0, 1]", _number(lambda v: 0 <= v <= 1))
+OPEN_FRACTION = Rule("in (0, 1)", _number(lambda v: 0 < v < 1))
+OPEN_HALF = Rule("in (0, 0.5)", _number(lambda v: 0 < v < 0.5))
+SHARE = Rule("in (0, 1]", _number(lambda v: 0 < v <= 1))
+NUMBER_OR_NONE = Rule("None or finite", lambda v: v is None or FINITE.holds(v))
+SWITCH = Rule("True or False", lambda value: isinstance(value, bool))
+
+
+def one_of(*names: Any) -> Rule:
+    """The value is one of these."""
+    return Rule(f"one of {', '.join(map(str, names))}", lambda value: value in names)
+
+
+def hyperparameter(default: Any, rule: Rule) -> Any:
+    """A field of an objective, which is a frozen dataclass."""
+    return dataclasses.field(default=default, metadata={"rule": rule})
+
+
+def check_hyperparameters(objective: Any) -> None:
+    """Raises ConfigError naming the first field that breaks its rule."""
+    for field in dataclasses.fields(objective):
+        rule, value = field.metadata.get("rule"), getattr(objective, field.name)
+        if rule is not None and not rule.holds(value):
+            raise ConfigError(
+                f"[{objective.name}] {field.name} must be {rule.text} but is {value!r}"
+            )

@@ -1,0 +1,61 @@
+"""Noise-contrastive alignment with rewards of K responses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyengine.objectives.hyperparameters import POSITIVE, hyperparameter
+from pyengine.objectives.listwise import ListwiseObjective
+
+
+@dataclass(frozen=True)
+class InfoNCA(ListwiseObjective):
+    """-sum_i softmax(r / temperature)_i log softmax(s)_i.
+
+    Least, the entropy of the soft labels, where scores are rewards / temperature up to a constant.
+    temperature to 0 with K = 2 is DPO.
+
+    beta         scores are beta times log-ratios; > 0
+    temperature  alpha, of the rewards' softmax; > 0, by the rewards' scale
+    rewards      r, (G, K)
+    Source: Chen et al., arXiv:2402.05369.
+    """
+
+    name: ClassVar[str] = "infonca"
+    needs: ClassVar[str] = "rewards"
+    beta: float = hyperparameter(0.1, POSITIVE)
+    temperature: float = hyperparameter(1.0, POSITIVE)
+
+    def losses(self, scores: Tensor, x: Tensor) -> Tensor:
+        """See the class."""
+        labels = torch.softmax(x / self.temperature, 1)
+        return -(labels * torch.log_softmax(scores, 1)).sum(1)
+
+
+@dataclass(frozen=True)
+class NCAReward(ListwiseObjective):
+    """-sum_i [softmax(r / temperature)_i log sigmoid(s_i) + 1/K log sigmoid(-s_i)].
+
+    Unlike InfoNCA it holds each score to its own level, so that a good response's likelihood does
+    not fall. K = 2 with temperature to 0 is nca_pair.
+
+    beta         scores are beta times log-ratios; > 0
+    temperature  alpha, of the rewards' softmax; > 0, by the rewards' scale
+    rewards      r, (G, K)
+    Source: Chen et al., arXiv:2402.05369.
+    """
+
+    name: ClassVar[str] = "nca_reward"
+    needs: ClassVar[str] = "rewards"
+    beta: float = hyperparameter(0.1, POSITIVE)
+    temperature: float = hyperparameter(1.0, POSITIVE)
+
+    def losses(self, scores: Tensor, x: Tensor) -> Tensor:
+        """See the class."""
+        labels = torch.softmax(x / self.temperature, 1)
+        return -(labels * F.logsigmoid(scores) + F.logsigmoid(-scores) / scores.shape[1]).sum(1)

@@ -1,0 +1,140 @@
+"""Objectives of K responses to one prompt at a time: one loss a group."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pyengine.errors import RequestError
+from pyengine.objectives.arguments import first_tensor, like, permutation
+from pyengine.objectives.base import LossInputs, LossOutput, Objective, Unit
+from pyengine.objectives.hyperparameters import POSITIVE, hyperparameter
+
+
+def equal_groups(group: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Groups of equal size together: which groups (n,), and where their responses are (n, K).
+
+    `group` (S,) is the group of each response, counted from 0; responses keep their order.
+    """
+    sizes = torch.bincount(group)
+    places = group.argsort(stable=True)
+    first = sizes.cumsum(0) - sizes
+    found = []
+    for size in sorted(set(sizes.tolist())):
+        if size > 0:
+            which = (sizes == size).nonzero().squeeze(1)
+            steps = torch.arange(size, device=group.device)
+            found.append((which, places[first[which].unsqueeze(1) + steps]))
+    return found
+
+
+def descending(values: Tensor) -> Tensor:
+    """(G, K) places of the largest value first; ties by index."""
+    return values.argsort(stable=True, dim=1, descending=True)
+
+
+class ListwiseObjective(Objective):
+    """A weighted mean of one loss a group, of its scores beta * log-ratio of policy and reference.
+
+    needs  what the loss takes besides the scores: "relevance" or "rewards" (G, K), or "order"
+           (G, K), the best response's place first. In the engine the first two are the column of
+           that name, or else "rewards"; the order is that of the rewards.
+    """
+
+    unit: ClassVar[Unit] = "group"
+    needs: ClassVar[str]
+    beta: float = hyperparameter(0.1, POSITIVE)
+
+    @abstractmethod
+    def losses(self, scores: Tensor, x: Tensor) -> Tensor:
+        """(G,) losses of scores (G, K), differentiable in them; x (G, K) is what the loss needs."""
+
+    def check(self, who: str, x: Tensor) -> None:
+        """Raises ValueError where the loss is not defined for x."""
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise ValueError(f"[{who}] {self.needs} must be finite everywhere")
+
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        if inputs.reference_token_logps is None:
+            raise RequestError(
+                f"[{self.name}] needs reference log-probs but the engine has no reference"
+            )
+        if inputs.group is None:
+            raise RequestError(f"[{self.name}] needs the group of every response")
+        policy = inputs.sequence_logps(inputs.policy_token_logps).detach()
+        reference = inputs.sequence_logps(inputs.reference_token_logps)
+        rewards = self._column(inputs)
+        leaf = policy.requires_grad_()
+        losses = torch.zeros(len(inputs.weight), dtype=leaf.dtype, device=leaf.device)
+        metrics = {name: torch.zeros_like(losses) for name in METRICS}
+        with torch.enable_grad():
+            scores = self.beta * (leaf - reference)
+            for which, places in equal_groups(inputs.group):
+                x = rewards[places]
+                if self.needs == "order":
+                    x = descending(x)
+                else:
+                    self.check(self.name, x)
+                losses = losses.index_put((which,), self.losses(scores[places], x))
+                of_these = ranking_metrics(scores.detach()[places], rewards[places])
+                for name, values in of_these.items():
+                    metrics[name][which] = values
+            loss = (inputs.weight * losses).sum() / inputs.total_weight
+        (dsums,) = torch.autograd.grad(loss, leaf)
+        return LossOutput(loss.detach(), inputs.token_gradient(dsums), metrics)
+
+    def _column(self, inputs: LossInputs) -> Tensor:
+        """(S,) float64: the column that the loss needs, or the rewards."""
+        for name in (self.needs, "rewards"):
+            if name in inputs.columns:
+                return inputs.columns[name].double()
+        raise RequestError(
+            f"[{self.name}] needs rewards of every response: give it in Feedback.columns"
+        )
+
+
+METRICS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+
+
+def ranking_metrics(scores: Tensor, rewards: Tensor) -> dict[str, Tensor]:
+    """(G,) each: scores of the best and the worst by reward, and how many pairs are in order.
+
+    The accuracy is of pairs whose rewards differ; 0 where there is none.
+    """
+    order = descending(rewards)
+    chosen = scores.gather(1, order[:, :1]).squeeze(1)
+    rejected = scores.gather(1, order[:, -1:]).squeeze(1)
+    better = rewards.unsqueeze(2) > rewards.unsqueeze(1)
+    agree = better & (scores.unsqueeze(2) > scores.unsqueeze(1))
+    accuracy = agree.sum((1, 2)) / better.sum((1, 2)).clamp(min=1)
+    values = (chosen, rejected, chosen - rejected, accuracy.to(scores.dtype))
+    return dict(zip(METRICS, values, strict=True))
+
+
+def plain_losses(objective: ListwiseObjective, scores: Any, given: Mapping[str, Any]) -> Tensor:
+    """(G,) losses of the plain function's arguments, once they are checked."""
+    who = "listwise_loss"
+    s = first_tensor(who, "scores", scores, "(G, K)", 2)
+    if s.shape[1] == 0:
+        raise ValueError(f"[{who}] scores must have at least one response a group")
+    value = given.get(objective.needs)
+    if objective.needs == "order":
+        return objective.losses(s, permutation(who, "order", value, s))
+    x = like(who, objective.needs, value, s, tuple(s.shape))
+    objective.check(who, x)
+    return objective.losses(s, x)
+
+
+def preferred(relevance: Tensor) -> Tensor:
+    """(G, K, K) bool: whether the first response is more relevant than the second."""
+    return relevance.unsqueeze(2) > relevance.unsqueeze(1)
+
+
+def over_pairs(values: Tensor, pairs: Tensor, reduction: str) -> Tensor:
+    """(G,) sum or mean of values (G, K, K) over the pairs that count; 0 where there is none."""
+    total = values.masked_fill(~pairs, 0).sum((1, 2))
+    return total if reduction == "sum" else total / pairs.sum((1, 2)).clamp(min=1)

@@ -1,0 +1,52 @@
+"""Nash learning by mirror descent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from pyengine.objectives.base import LossInputs
+from pyengine.objectives.hyperparameters import NOT_NEGATIVE, hyperparameter, one_of
+from pyengine.objectives.kl import over_tokens
+from pyengine.objectives.token_level import TokenBatch, TokenObjective
+
+
+@dataclass(frozen=True)
+class NashMD(TokenObjective):
+    """-(A - beta rho) lp of each response, A = P(y > y') - 1/2, with a slope through lp only.
+
+    y is the policy's, y' of the mixture policy^(1 - c) reference^c; rho is y's log-ratio to the
+    reference. In the engine the column "rewards" is P(y > y').
+
+    beta   weight of the divergence from the reference; >= 0
+    level  "sequence": rho of the whole response times its lp (the paper's gradient); "token":
+           each token's own, summed (TRL); the same for one token
+    Source: Munos et al., arXiv:2312.00886.
+    """
+
+    name: ClassVar[str] = "nash_md"
+    per_token: ClassVar[bool] = False
+    engine_only: ClassVar[tuple[str, ...]] = ()
+    beta: float = hyperparameter(0.1, NOT_NEGATIVE)
+    level: str = hyperparameter("sequence", one_of("sequence", "token"))
+
+    @property
+    def uses_reference(self) -> bool:
+        """Only for the divergence."""
+        return self.beta > 0
+
+    def batch_advantages(self, rewards: Tensor, inputs: LossInputs) -> Tensor:
+        """Probabilities, centred."""
+        return rewards - 0.5
+
+    def losses(self, x: TokenBatch) -> Tensor:
+        """See the class."""
+        gain = x.response_advantages * over_tokens(x.policy)
+        if self.beta == 0:
+            return -gain
+        rho = x.log_ratio_to_reference.detach()
+        if self.level == "token":
+            return self.beta * over_tokens(rho * x.policy) - gain
+        return self.beta * over_tokens(rho) * over_tokens(x.policy) - gain

@@ -1,0 +1,84 @@
+"""Proximal policy optimisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pyengine.objectives.arguments import first_tensor, like
+from pyengine.objectives.hyperparameters import (
+    NOT_NEGATIVE,
+    OPEN_FRACTION,
+    hyperparameter,
+)
+from pyengine.objectives.kl import token_mask
+from pyengine.objectives.token_level import (
+    ESTIMATOR,
+    OPTIONAL_CLIP,
+    OPTIONAL_COUNT,
+    OPTIONAL_DUAL_CLIP,
+    REDUCTION,
+    TokenBatch,
+    TokenObjective,
+    clipped,
+    ratio_of,
+)
+
+
+@dataclass(frozen=True)
+class PPO(TokenObjective):
+    """-min(r A, clip(r, 1 - clip, 1 + clip_high) A) of each token, r = policy / sampler.
+
+    At policy == sampler the loss is the mean of -A and its slope on each log-prob -A over the
+    number of tokens. There is no critic in the engine: with per-token advantages (`gae`) use
+    `token_loss` and `ppo_value_loss`. With advantage_estimator "reinforce_pp" it is REINFORCE++,
+    whose advantages are normalised over the whole batch, whatever its micro-batches are.
+
+    clip                 how far r may fall below 1, in (0, 1)
+    clip_high            how far it may rise above 1; as clip where None
+    dual_clip            c > 1: at A < 0 the loss is at most -c A; None: no bound
+    reduction            "token" as TRL and OpenRLHF have it; see TokenObjective
+    max_length           tokens that reduction "constant" divides by
+    advantage_estimator  of the rewards in the engine
+    kl_coef              of the log-ratio of sampler and reference in the engine's rewards; >= 0
+    Source: Schulman et al., arXiv:1707.06347, eq. 7; dual clip: Ye et al., arXiv:1912.09729;
+    REINFORCE++: Hu, arXiv:2501.03262.
+    """
+
+    name: ClassVar[str] = "ppo"
+    needs_sampler: ClassVar[bool] = True
+    clip: float = hyperparameter(0.2, OPEN_FRACTION)
+    clip_high: float | None = hyperparameter(None, OPTIONAL_CLIP)
+    dual_clip: float | None = hyperparameter(None, OPTIONAL_DUAL_CLIP)
+    reduction: str = hyperparameter("token", REDUCTION)
+    max_length: int | None = hyperparameter(None, OPTIONAL_COUNT)
+    advantage_estimator: str = hyperparameter("reinforce_pp", ESTIMATOR)
+    kl_coef: float = hyperparameter(0.0, NOT_NEGATIVE)
+
+    def losses(self, x: TokenBatch) -> Tensor:
+        """See the class."""
+        high = self.clip if self.clip_high is None else self.clip_high
+        return clipped(ratio_of(x.log_ratio), x.advantages, self.clip, high, self.dual_clip)
+
+
+def ppo_value_loss(
+    values: Any, old_values: Any, returns: Any, mask: Any, clip: float | None = 0.2
+) -> Tensor:
+    """() mean over tokens of max((V - R)^2, (V_clipped - R)^2) / 2, all (B, T).
+
+    V_clipped keeps within clip of the old value; None: no clipping. Raises ValueError (shapes).
+    Source: the code of Schulman et al., arXiv:1707.06347.
+    """
+    who = "ppo_value_loss"
+    v = first_tensor(who, "values", values, "(B, T)", 2)
+    keep = token_mask(who, mask, v)
+    target = like(who, "returns", returns, v, tuple(v.shape))
+    squared = (v - target) ** 2
+    if clip is not None:
+        old = like(who, "old_values", old_values, v, tuple(v.shape))
+        near = old + (v - old).clamp(-clip, clip)
+        squared = torch.maximum(squared, (near - target) ** 2)
+    return squared.masked_fill(~keep, 0).sum() / 2 / keep.sum().clamp(min=1)

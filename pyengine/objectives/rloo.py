@@ -1,0 +1,48 @@
+"""REINFORCE with a leave-one-out baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from pyengine.objectives.hyperparameters import NOT_NEGATIVE, OPEN_FRACTION, hyperparameter
+from pyengine.objectives.kl import over_tokens
+from pyengine.objectives.token_level import (
+    ESTIMATOR,
+    OPTIONAL_CLIP,
+    TokenBatch,
+    TokenObjective,
+    clipped,
+    ratio_of,
+)
+
+
+@dataclass(frozen=True)
+class RLOO(TokenObjective):
+    """-min(r A, clip(r, 1 - clip, 1 + clip_high) A) of each response, r = policy / sampler of all
+    its tokens, A its reward minus the mean of its group's others.
+
+    At policy == sampler the slope on each log-prob is REINFORCE's, -A over the number of responses.
+    The clipping is TRL's; the paper takes one step a sample, where r = 1.
+
+    clip, clip_high      how far r may fall below 1, and rise above it (as clip where None)
+    advantage_estimator  of the rewards in the engine
+    kl_coef              of the log-ratio (k1) of sampler and reference in the rewards; >= 0
+    Source: Ahmadian et al., arXiv:2402.14740.
+    """
+
+    name: ClassVar[str] = "rloo"
+    needs_sampler: ClassVar[bool] = True
+    per_token: ClassVar[bool] = False
+    clip: float = hyperparameter(0.2, OPEN_FRACTION)
+    clip_high: float | None = hyperparameter(None, OPTIONAL_CLIP)
+    advantage_estimator: str = hyperparameter("rloo", ESTIMATOR)
+    kl_coef: float = hyperparameter(0.05, NOT_NEGATIVE)
+
+    def losses(self, x: TokenBatch) -> Tensor:
+        """See the class."""
+        high = self.clip if self.clip_high is None else self.clip_high
+        ratio = ratio_of(over_tokens(x.log_ratio))
+        return clipped(ratio, x.response_advantages, self.clip, high)

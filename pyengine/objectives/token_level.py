@@ -1,0 +1,275 @@
+"""Objectives of sampled responses and their advantages, token by token."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pyengine.errors import ConfigError, RequestError
+from pyengine.objectives.advantage_estimators import advantages
+from pyengine.objectives.arguments import first_tensor, like
+from pyengine.objectives.base import LossInputs, LossOutput, Objective, Unit
+from pyengine.objectives.hyperparameters import POSITIVE, Rule, one_of
+from pyengine.objectives.kl import over_tokens, token_mask
+from pyengine.objectives.listwise import equal_groups
+
+WHO = "token_loss"
+MAX_LOG_RATIO = 20.0
+ESTIMATOR = one_of("rewards", "grpo", "dr_grpo", "rloo", "remax", "reinforce_pp")
+REDUCTION = one_of("sequence", "token", "constant", "sum")
+
+
+def _or_none(rule: Rule) -> Rule:
+    return Rule(f"{rule.text}, or None", lambda value: value is None or rule.holds(value))
+
+
+OPTIONAL_CLIP = _or_none(POSITIVE)
+OPTIONAL_DUAL_CLIP = _or_none(Rule("> 1 and finite", lambda v: POSITIVE.holds(v) and v > 1))
+OPTIONAL_COUNT = _or_none(Rule("an integer >= 1", lambda v: type(v) is int and v >= 1))
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """B responses of at most T tokens; 0 off the mask.
+
+    policy         (B, T) log-probs of the tokens, differentiable
+    old            (B, T) under the model that sampled them; None where it was not given
+    reference      (B, T) under the reference; None where it was not given
+    advantages     (B, T)
+    mask           (B, T) bool
+    weight         (B,) of each response in the mean
+    total_weight   of the whole batch, of which these may be a part
+    total_tokens   likewise
+    """
+
+    policy: Tensor
+    old: Tensor | None
+    reference: Tensor | None
+    advantages: Tensor
+    mask: Tensor
+    weight: Tensor
+    total_weight: float
+    total_tokens: float
+
+    @property
+    def counts(self) -> Tensor:
+        """(B,) tokens of each response, at least 1."""
+        return self.mask.sum(1).clamp(min=1).to(self.policy.dtype)
+
+    @property
+    def response_advantages(self) -> Tensor:
+        """(B,) advantage of each response, where all its tokens have the same; 0 without tokens."""
+        if self.mask.shape[1] == 0:
+            return self.advantages.sum(1)
+        first = self.mask.int().argmax(1, keepdim=True)
+        return self.advantages.gather(1, first).squeeze(1)
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """(B, T) policy minus the sampling model."""
+        assert self.old is not None
+        return self.policy - self.old
+
+    @property
+    def log_ratio_to_reference(self) -> Tensor:
+        """(B, T) policy minus reference."""
+        assert self.reference is not None
+        return self.policy - self.reference
+
+
+class TokenObjective(Objective):
+    """A mean over responses or tokens of losses that are weighted by advantages.
+
+    In the engine advantages come from the column "rewards" within each group, by the method that
+    `advantage_estimator` names; a penalty kl_coef * (log-ratio of sampler and reference, summed)
+    is taken off the rewards first. Both are the caller's in `token_loss`, which takes advantages.
+
+    reduction    "sequence": mean of each response's tokens, then of responses; "token": mean of the
+                 batch's tokens; "constant": sums over max_length, then the mean of responses;
+                 "sum": sums, then the mean of responses
+    engine_only  hyperparameters that only say where the engine's advantages come from
+    per_token    whether advantages may differ between a response's tokens
+    """
+
+    unit: ClassVar[Unit] = "response"
+    engine_only: ClassVar[tuple[str, ...]] = ("advantage_estimator", "kl_coef")
+    per_token: ClassVar[bool] = True
+    reduction: str = "sequence"
+    max_length: int | None = None
+    advantage_estimator: str = "rewards"
+    kl_coef: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reduction == "constant" and self.max_length is None:
+            raise ConfigError(f"[{self.name}] max_length must be given with reduction 'constant'")
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the loss itself takes reference log-probs."""
+        return False
+
+    @property
+    def needs_reference(self) -> bool:  # type: ignore[override]
+        """Whether the loss or the rewards take the divergence from the reference."""
+        return self.uses_reference or self.kl_coef != 0
+
+    @property
+    def batch_global(self) -> bool:  # type: ignore[override]
+        """Whether advantages depend on the whole batch's rewards."""
+        return self.advantage_estimator == "reinforce_pp"
+
+    @abstractmethod
+    def losses(self, x: TokenBatch) -> Tensor:
+        """(B, T) losses of tokens, or (B,) of responses, differentiable in `x.policy`."""
+
+    def reduce(self, losses: Tensor, x: TokenBatch) -> Tensor:
+        """The loss: of responses, their weighted mean; of tokens, by `reduction`."""
+        if losses.dim() == 1:
+            return (x.weight * losses).sum() / x.total_weight
+        sums = over_tokens(losses.masked_fill(~x.mask, 0))
+        if self.reduction == "token":
+            return (x.weight * sums).sum() / max(x.total_tokens, 1)
+        if self.reduction == "sequence":
+            sums = sums / x.counts
+        elif self.reduction == "constant":
+            assert self.max_length is not None
+            sums = sums / self.max_length
+        return (x.weight * sums).sum() / x.total_weight
+
+    def batch_advantages(self, rewards: Tensor, inputs: LossInputs) -> Tensor:
+        """(S,) advantages of the rewards (S,), each within its group."""
+        name = self.advantage_estimator
+        if name == "rewards":
+            return rewards
+        if name == "reinforce_pp":
+            lengths = inputs.lengths.unsqueeze(0)
+            return advantages(name, rewards.unsqueeze(0), lengths=lengths).squeeze(0)
+        if inputs.group is None:
+            raise RequestError(f"[{self.name}] needs the group of every response")
+        found = torch.zeros_like(rewards)
+        for _, places in equal_groups(inputs.group):
+            options = {}
+            if name == "remax":
+                options["greedy_rewards"] = self._column("greedy_rewards", inputs)[places[:, 0]]
+            found[places] = advantages(name, rewards[places], **options)
+        return found
+
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        sampler, reference = inputs.sampler_token_logps, inputs.reference_token_logps
+        if self.needs_sampler and sampler is None:
+            raise RequestError(f"[{self.name}] needs log-probs under the model that sampled")
+        if self.needs_reference and reference is None:
+            raise RequestError(
+                f"[{self.name}] needs reference log-probs but the engine has no reference"
+            )
+        rewards = self._column("rewards", inputs)
+        if self.kl_coef != 0:
+            assert reference is not None
+            old = inputs.policy_token_logps.detach() if sampler is None else sampler
+            log_ratio = inputs.sequence_logps(old) - inputs.sequence_logps(reference)
+            rewards = rewards - self.kl_coef * log_ratio
+        found = self.batch_advantages(rewards, inputs)
+        leaf = inputs.policy_token_logps.detach().double().requires_grad_()
+        with torch.enable_grad():
+            x = self._laid_out(leaf, found, inputs)
+            loss = self.reduce(self.losses(x), x)
+        (dlogps,) = torch.autograd.grad(loss, leaf, materialize_grads=True)
+        metrics = {"rewards": rewards, "advantages": found} | self.metrics(x)
+        metrics = {name: value.detach() for name, value in metrics.items()}
+        return LossOutput(loss.detach(), dlogps.to(inputs.policy_token_logps.dtype), metrics)
+
+    def _laid_out(self, policy: Tensor, found: Tensor, inputs: LossInputs) -> TokenBatch:
+        """Packed tokens as (B, T) in float64."""
+        lengths = inputs.lengths
+        width = int(lengths.max()) if len(lengths) else 0
+        mask = torch.arange(width, device=lengths.device) < lengths.unsqueeze(1)
+
+        def rows(values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
+            empty = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
+            return empty.masked_scatter(mask, values.double())
+
+        laid = rows(policy)
+        assert laid is not None
+        total = inputs.total_tokens
+        return TokenBatch(
+            policy=laid,
+            old=rows(inputs.sampler_token_logps),
+            reference=rows(inputs.reference_token_logps),
+            advantages=found.unsqueeze(1).expand(mask.shape).masked_fill(~mask, 0),
+            mask=mask,
+            weight=inputs.weight.double(),
+            total_weight=inputs.total_weight,
+            total_tokens=float(len(policy) if total is None else total),
+        )
+
+    def _column(self, name: str, inputs: LossInputs) -> Tensor:
+        """(S,) float64, all finite."""
+        if name not in inputs.columns:
+            raise RequestError(
+                f"[{self.name}] needs {name} of every response: give it in Feedback.columns"
+            )
+        values = inputs.columns[name].double()
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"[{self.name}] {name} must be finite everywhere")
+        return values
+
+    def metrics(self, x: TokenBatch) -> dict[str, Tensor]:
+        """(S,) each: log-prob, and how far the policy is from sampler and reference."""
+        values = {"logps": over_tokens(x.policy)}
+        if x.old is not None:
+            values["policy/log_ratio"] = over_tokens(x.log_ratio) / x.counts
+        if x.reference is not None:
+            values["objective/kl"] = over_tokens(x.log_ratio_to_reference)
+        return values
+
+
+def clipped(
+    ratio: Tensor, advantages: Tensor, low: float, high: float, dual: float | None = None
+) -> Tensor:
+    """-min(r A, clip(r, 1 - low, 1 + high) A); with `dual` c, at most -c A where A < 0."""
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    if dual is not None:
+        bounded = torch.maximum(surrogate, dual * advantages)
+        surrogate = torch.where(advantages < 0, bounded, surrogate)
+    return -surrogate
+
+
+def ratio_of(log_ratio: Tensor) -> Tensor:
+    """e^log_ratio, cut at e^-20 and e^20."""
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def plain_loss(objective: TokenObjective, given: Mapping[str, Any]) -> Tensor:
+    """() of the plain function's arguments, once they are checked."""
+    policy = first_tensor(WHO, "token_logps", given["token_logps"], "(B, T)", 2)
+    shape = tuple(policy.shape)
+    mask = token_mask(WHO, given["mask"], policy)
+
+    def optional(name: str, needed: bool) -> Tensor | None:
+        if given[name] is None and not needed:
+            return None
+        return like(WHO, name, given[name], policy, shape).masked_fill(~mask, 0)
+
+    of_tokens = torch.as_tensor(given["advantages"])
+    if of_tokens.dim() == 1 or not objective.per_token:
+        of_tokens = like(WHO, "advantages", of_tokens, policy, shape[:1])
+        of_tokens = of_tokens.unsqueeze(1).expand(shape)
+    x = TokenBatch(
+        policy=policy.masked_fill(~mask, 0),
+        old=optional("old_token_logps", objective.needs_sampler),
+        reference=optional("ref_token_logps", objective.uses_reference),
+        advantages=like(WHO, "advantages", of_tokens, policy, shape).masked_fill(~mask, 0),
+        mask=mask,
+        weight=torch.ones(shape[0], dtype=policy.dtype, device=policy.device),
+        total_weight=float(max(shape[0], 1)),
+        total_tokens=float(mask.sum()),
+    )
+    return objective.reduce(objective.losses(x), x)
