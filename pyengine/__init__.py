@@ -1,7 +1,7 @@
 """pyengine: sample, score, judge and update one set of weights in one process."""
 
 from pyengine import loops, objectives, ops, preferences
-from pyengine.engine import Engine, LoraConfig, SamplingParams, Score, TokenEvent
+from pyengine.engine import Engine, LoraConfig, RewardModel, SamplingParams, Score, TokenEvent
 from pyengine.preferences.groups import Comparison, Group, Preferences, Response
 from pyengine.runtime import get_num_threads, set_num_threads
 
@@ -14,6 +14,7 @@ __all__ = [
     "LoraConfig",
     "Preferences",
     "Response",
+    "RewardModel",
     "SamplingParams",
     "Score",
     "TokenEvent",

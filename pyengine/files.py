@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from pyengine.errors import CheckpointError
 
@@ -58,12 +59,23 @@ def atomic_write(path: str | Path, data: str | bytes) -> None:
 
     Raises: CheckpointError where the disk refuses; the old content is then intact.
     """
+    with atomic_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Yields an empty file beside `path` that takes its place when the block ends.
+
+    Raises: CheckpointError where the disk refuses; what stood there is then intact, as it is when
+    the block raises.
+    """
     target = Path(path)
     temp = target.parent / f"{target.name}.tmp-{secrets.token_hex(6)}"
     with _disk_errors(target):
         try:
             with temp.open("xb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temp.replace(target)
@@ -212,3 +224,26 @@ def _exchange(first: Path, second: Path) -> bool:
     if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
         return False
     raise OSError(code, os.strerror(code), str(second))
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> Path:
+    """Makes `target` the same file as `source`, by a link where the file system can; atomic.
+
+    For files that are replaced and never written in place. Returns the target.
+    Raises: CheckpointError where the disk refuses.
+    """
+    source, target = Path(source), Path(target)
+    temp = target.parent / f"{target.name}.tmp-{secrets.token_hex(6)}"
+    with _disk_errors(target):
+        if target.exists() and target.samefile(source):
+            return target
+        try:
+            try:
+                os.link(source, temp)
+            except OSError:  # another file system
+                shutil.copyfile(source, temp)
+                fsync_file(temp)
+            temp.replace(target)
+        finally:
+            temp.unlink(missing_ok=True)
+    return target

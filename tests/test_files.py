@@ -13,7 +13,15 @@ import pytest
 
 from pyengine import files
 from pyengine.errors import CheckpointError
-from pyengine.files import atomic_folder, atomic_write, fsync_file, fsync_folder, sha256_file
+from pyengine.files import (
+    atomic_file,
+    atomic_folder,
+    atomic_write,
+    fsync_file,
+    fsync_folder,
+    link_or_copy,
+    sha256_file,
+)
 
 EXCHANGES = [True, False]  # with the OS's one-step exchange, and without
 
@@ -46,6 +54,34 @@ def test_atomic_write_replaces(data: str | bytes, tmp_path: Path) -> None:
     atomic_write(tmp_path / "x", data)
     assert (tmp_path / "x").read_bytes() == (data if isinstance(data, bytes) else data.encode())
     assert names(tmp_path) == ["x"]
+
+
+def test_atomic_file_keeps_the_old_file_when_the_block_raises(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("old")
+    with pytest.raises(TypeError), atomic_file(tmp_path / "x") as file:
+        file.writelines([b"new", None])  # type: ignore[list-item]
+    assert names(tmp_path) == ["x"]
+    assert (tmp_path / "x").read_text() == "old"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_link_or_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def elsewhere(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    if not links:
+        monkeypatch.setattr(files.os, "link", elsewhere)
+    source, target = tmp_path / "x", tmp_path / "y"
+    source.write_text("new")
+    target.write_text("old")
+    for _ in range(2):  # the second time they are one file already
+        assert link_or_copy(source, target) == target
+        assert target.read_text() == "new"
+        assert target.samefile(source) is links
+        assert names(tmp_path) == ["x", "y"]
+    with pytest.raises(CheckpointError, match=r"z must be writable but No such file or directory"):
+        link_or_copy(tmp_path / "none", tmp_path / "z")
+    assert names(tmp_path) == ["x", "y"]
 
 
 def test_atomic_write_keeps_the_old_file_when_the_disk_is_full(

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from pyengine.errors import CheckpointError
-from pyengine.files import atomic_folder, sha256_file
+from pyengine.files import atomic_folder, link_or_copy, sha256_file
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
+SNAPSHOT = "snapshot-"  # begins the names of snapshots' files
 _REQUIRED = (STATE, "config.json", "policy.safetensors")
 _STEP = re.compile(r"step-(\d+)")
 # What a checkpoint may hold: replacing one deletes these and nothing else.
@@ -44,12 +45,15 @@ class Checkpoint:
              "reference"
     model    JSON files of the model: file name -> content
     digests  file name -> SHA-256, of a checkpoint that was read
+    files    further files to write, each where it is and its SHA-256; of a checkpoint that was
+             read they are left where they are
     """
 
     state: dict[str, Any]
     tensors: dict[str, Mapping[str, Tensor]]
     model: dict[str, dict[str, Any]]
     digests: dict[str, str] = field(default_factory=dict)
+    files: dict[str, tuple[Path, str]] = field(default_factory=dict)
 
 
 def write(
@@ -84,6 +88,12 @@ def write(
                 continue
             contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
             _save_tensors(contiguous, folder / name)
+        for name, (source, sha256) in checkpoint.files.items():
+            if sha256_file(link_or_copy(source, folder / name)) != sha256:
+                raise CheckpointError(
+                    f"[checkpoint] {source} does not match its SHA-256; nothing was written to "
+                    f"{path}"
+                )
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         if tokenizer is not None:
@@ -178,7 +188,7 @@ def read(path: str | Path) -> Checkpoint:
     tensors = {
         Path(name).stem: _load_tensors(folder / name)
         for name in files
-        if name.endswith(".safetensors")
+        if name.endswith(".safetensors") and not name.startswith(SNAPSHOT)
     }
     model = {
         name: _read_json(folder / name)

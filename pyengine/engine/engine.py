@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor
 
 from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine import checkpoint as checkpoints
@@ -22,9 +21,11 @@ from pyengine.engine.config import (
     device_of,
     dtype_name,
 )
+from pyengine.engine.export import ExportCalls
 from pyengine.engine.generation import Progress
 from pyengine.engine.inference import check_model, mixture_of
 from pyengine.engine.lora import engine_models, lora_settings
+from pyengine.engine.named_models import KEPT
 from pyengine.engine.optimizer import Optimizer, OptimizerConfig, Schedule
 from pyengine.engine.packing import Tree, check_tree
 from pyengine.engine.parts import make_parts
@@ -34,28 +35,29 @@ from pyengine.engine.persistence import (
     fixed_files,
     load_tokenizer,
     rebuilt_models,
+    restored_snapshots,
 )
 from pyengine.engine.prompts import Prompt, as_written, prompt_list, requests_of, stop_ids
+from pyengine.engine.references import asked_reference, load_reference
 from pyengine.engine.sampling import SamplingParams
 from pyengine.engine.scoring import Score
+from pyengine.engine.snapshot_calls import SnapshotCalls
+from pyengine.engine.snapshots import Snapshots
 from pyengine.engine.streaming import Stream
-from pyengine.engine.training import checked_parts, forward_backward
+from pyengine.engine.training import checked_batch, forward_backward
 from pyengine.errors import NonFiniteError, RequestError
-from pyengine.files import atomic_folder
-from pyengine.models.adapter_format import peft_tensors, write_adapter
 from pyengine.models.decoder import Decoder
 from pyengine.models.loader import load_model
 from pyengine.models.lora import Lora, LoraConfig
 from pyengine.models.source import resolve
 from pyengine.models.spec import DecoderSpec
-from pyengine.models.writer import check_save_folder, hf_tensors, write_model
 from pyengine.objectives.base import Objective
 from pyengine.preferences.groups import Group, Preferences
 
 MAX_SKIPPED_STEPS = 5  # non-finite steps in a row after which training has failed
 
 
-class Engine:
+class Engine(SnapshotCalls, ExportCalls):
     """One set of weights that samples, scores and learns.
 
     Make one with `from_pretrained` or `load_checkpoint`.
@@ -78,6 +80,7 @@ class Engine:
         config: EngineConfig,
         device: torch.device,
         reference_cache: str | Path | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         check_device(config, device)
         self.tokenizer = tokenizer
@@ -106,7 +109,8 @@ class Engine:
             lora=None if lora is None else lora.config,
         )
         self._stop_ids = stop_ids(tokenizer, model_config, generation_config)
-        self._inference, self._learner = make_parts(
+        self._snapshots = Snapshots(decoder, lora, None) if snapshots is None else snapshots
+        self._inference, self._learner, self._models = make_parts(
             self._policy,
             self._reference,
             self._lora,
@@ -116,6 +120,7 @@ class Engine:
             self._recompute,
             tokenizer,
             self._stop_ids,
+            self._snapshots,
         )
         self._skipped_in_a_row = 0
         # Files of a checkpoint whose tensors never change: name -> where it is, SHA-256.
@@ -129,7 +134,7 @@ class Engine:
         path: str | Path,
         device: str | torch.device = "cpu",
         dtype: str = "auto",
-        reference: Reference = "frozen",
+        reference: Reference | str | Path = "frozen",
         learning_rate: float = 1e-6,
         seed: int = 0,
         kv_tokens: int | None = None,
@@ -146,6 +151,7 @@ class Engine:
         optimizer_bits: int = 32,
         gradient_checkpointing: bool | None = None,
         reference_cache: str | Path | None = None,
+        snapshot_folder: str | Path | None = None,
     ) -> Self:
         """Loads a model.
 
@@ -158,7 +164,8 @@ class Engine:
                             but does not train
         reference           "frozen": a copy of these weights; "none"; "adapter": the model without
                             its adapters, of which there is no copy (also what "frozen" is where
-                            the adapters are new, since they add nothing yet)
+                            the adapters are new, since they add nothing yet); the path of a model
+                            of the same shape; the name of a snapshot in `snapshot_folder`
         seed                mixed into every draw
         kv_tokens           size of the KV cache; None: planned from memory
         micro_batch_tokens  tokens per forward/backward; None: planned from memory
@@ -166,17 +173,20 @@ class Engine:
                             back: less memory, the same bits; None: where memory asks for it
         reference_cache     a folder that keeps the reference's log-probs of training responses, for
                             other runs too; None: they are kept in memory only
+        snapshot_folder     where snapshots stay, also those of an earlier run; None: a temporary
+                            folder
         lora                adapters to train instead of the weights, new ones or those of a folder
                             in the format of `peft`
         The rest are AdamW's, see OptimizerConfig.
         Raises ConfigError (setting or model option), ModelFileError (file).
         """
         device = device_of(device)
-        adapters, reference = lora_settings(lora, reference)
+        asked = asked_reference(reference, snapshot_folder)
+        adapters, own = lora_settings(lora, asked.own)
         config = EngineConfig(
             source=str(path),
             dtype=dtype_name(dtype, device),
-            reference=reference,
+            reference=own,
             seed=seed,
             kv_tokens=kv_tokens,
             micro_batch_tokens=micro_batch_tokens,
@@ -198,15 +208,24 @@ class Engine:
         source = resolve(path)
         tokenizer = load_tokenizer(source)
         model = load_model(source, DTYPES[config.dtype])
-        models = engine_models(model.decoder, config, lora)
+        policy, frozen, of_policy = engine_models(model.decoder, config, lora)
+        if asked.path is not None:
+            frozen = load_reference(asked.path, policy.spec, policy.compute_dtype)
+            config = dataclasses.replace(config, reference="frozen")
+        snapshots = Snapshots(policy, of_policy, snapshot_folder)
+        snapshots.adopt_folder()
+        snapshots.reference = asked.snapshot
         return cls(
-            *models,
+            policy,
+            frozen,
+            of_policy,
             tokenizer,
             model.config,
             model.generation_config,
             config,
             device,
             reference_cache,
+            snapshots,
         )
 
     @property
@@ -227,7 +246,7 @@ class Engine:
 
     @property
     def has_reference(self) -> bool:
-        return self._reference is not None
+        return self._reference is not None or self._snapshots.reference is not None
 
     @property
     def kv_tokens(self) -> int:
@@ -249,7 +268,9 @@ class Engine:
             optimizer_bits=self.config.optimizer.optimizer_bits,
             recompute=self._recompute,
             lora=self.config.lora,
-            shared_reference=self.config.reference == "adapter",
+            # Without adapters it is the policy; a snapshot of them shares all else with it.
+            shared_reference=self._lora is not None and self._reference in (self._policy, None),
+            snapshots=min(len(self._models.others), KEPT),
         )
 
     # Sampling
@@ -273,7 +294,8 @@ class Engine:
         request_ids  identity of each request for its draws, an integer; default: its position
         progress     called between steps with (tokens sampled, sequences finished, sequences in
                      all)
-        models       several models in lock step: tokens are drawn from sum of coefficient * logits,
+        models       several models in lock step, snapshots among them: tokens are drawn from sum of
+                     coefficient * logits,
                      e.g. {"policy": 0.5, "reference": 0.5} for the geometric mixture of Nash-MD
                      (arXiv:2312.00886) or {"policy": 1.5, "reference": -0.5} for extrapolation;
                      `logprobs` are those of the first, `model_logprobs` those of each
@@ -287,7 +309,7 @@ class Engine:
         """
         given = prompt_list(prompts)
         requests = requests_of(given, params, request_ids, self.tokenizer, self.config.seed)
-        mixture = mixture_of(models, self.has_reference)
+        mixture = mixture_of(models, self.has_reference, self.snapshots)
         responses = self._inference.generate(requests, mixture, progress, stream, cancel)
         return [
             Group(request.prompt_ids, each, as_written(prompt))
@@ -307,18 +329,19 @@ class Engine:
     def score(
         self,
         groups: Sequence[Group],
-        model: Literal["policy", "reference"] = "policy",
+        model: str = "policy",
         progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Score]]:
         """Log-probs of every response: scores[g][k] for response k of group g.
 
         Each group's prompt is computed once. On the CPU the log-probs of sampled tokens are those
         that `generate` returned, bit for bit.
+        model     "policy", "reference" or a snapshot's name
         progress  called with (groups done, groups in all)
         Raises RequestError for an unknown model, or ids and lengths the model cannot take, naming
         the group; NonFiniteError where the weights give logits that are not finite.
         """
-        check_model("score", model, self.has_reference)
+        check_model("score", model, self.has_reference, self.snapshots)
         trees = [Tree(g.prompt_ids, [r.token_ids for r in g.responses]) for g in groups]
         for i, tree in enumerate(trees):
             check_tree("score", i, tree, self.spec.vocab_size, self.max_positions)
@@ -345,13 +368,18 @@ class Engine:
         Raises RequestError before any work.
         """
         self._refuse_without_masters("update")
-        parts = checked_parts(
-            batch, objective, self.has_reference, self.spec.vocab_size, self.max_positions
+        examples = checked_batch(
+            batch,
+            objective,
+            self._learner,
+            self.has_reference,
+            self.spec.vocab_size,
+            self.max_positions,
         )
         try:
             return forward_backward(
                 self._learner,
-                parts,
+                examples,
                 objective,
                 self._micro_batch_tokens,
                 self.device,
@@ -387,47 +415,7 @@ class Engine:
                 "the model in 'float32' or 'bfloat16'"
             )
 
-    def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, gradient) under Hugging Face names and shapes, for every weight that has one.
-
-        With LoRA, those of the adapters under the names of `peft`.
-        """
-        yield from self._named(self._learner.gradients())
-
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, fp32 master) of what is trained, named as in `named_gradients`."""
-        yield from self._named({n: p.detach() for n, p in self._trained.items()})
-
-    def _named(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        return hf_tensors(self.spec, tensors) if self._lora is None else peft_tensors(tensors)
-
     # Saving
-
-    def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
-        """Writes the policy as an fp32 Hugging Face folder that transformers loads; atomic.
-
-        With LoRA, the sums of weights and adapters; `save_adapter` writes the adapters alone.
-        Raises ConfigError where `path` holds anything but a saved model (unless `overwrite`),
-        CheckpointError where the disk refuses or a weight is not finite.
-        """
-        self._refuse_without_masters("save_pretrained")
-        check_save_folder(path, overwrite)
-        policy = self._policy if self._lora is None else self._lora.merged(self._policy)
-        with atomic_folder(path) as folder:
-            write_model(folder, policy, self._model_config, self._generation_config)
-            if self.tokenizer is not None:
-                self.tokenizer.save(folder)
-
-    def save_adapter(self, path: str | Path, overwrite: bool = False) -> None:
-        """Writes the adapters as a folder that `peft` loads; atomic.
-
-        Raises RequestError without LoRA, ConfigError where `path` holds anything but a saved
-        adapter (unless `overwrite`), CheckpointError where the disk refuses or a number is not
-        finite.
-        """
-        if self._lora is None:
-            raise RequestError("[save_adapter] there are no adapters: load the model with lora=")
-        write_adapter(path, self._lora, self.config.source, overwrite)
 
     def save_checkpoint(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
         """Writes everything that `load_checkpoint` needs to go on bit for bit; atomic.
@@ -451,6 +439,9 @@ class Engine:
             state={
                 "step_count": self.step_count,
                 "skipped_in_a_row": self._skipped_in_a_row,
+                "moments_reset_at": self._optimizer.reset_at,
+                "snapshots": self.snapshots,
+                "reference_snapshot": self.reference_snapshot,
                 "config": dataclasses.asdict(self.config),
                 "extra": extra or {},
             },
@@ -458,12 +449,13 @@ class Engine:
                 "config.json": self._model_config,
                 "generation_config.json": self._generation_config,
             },
+            snapshots=self._snapshots.files(),
         )
         digests = checkpoints.write(target, content, self._written, self.tokenizer)
         self._remember(target, digests)
 
     def _remember(self, checkpoint: Path, digests: Mapping[str, str]) -> None:
-        names = fixed_files(self.config)
+        names = [name for name in fixed_files(self.config) if name in digests]
         self._written = {name: (checkpoint / name, digests[name]) for name in names}
 
     @classmethod
@@ -472,14 +464,17 @@ class Engine:
         path: str | Path,
         device: str | torch.device = "cpu",
         reference_cache: str | Path | None = None,
+        snapshot_folder: str | Path | None = None,
     ) -> Self:
         """The engine that `save_checkpoint` wrote, after verifying every file.
 
-        `extra` holds the caller's data. Raises CheckpointError naming file and rule.
+        `extra` holds the caller's data; the snapshots are those of then, put into `snapshot_folder`
+        (None: a temporary one). Raises CheckpointError naming file and rule.
         """
         content = checkpoints.read(path)
         state = engine_state(content, path)
-        models = rebuilt_models(content, state.config, path)
+        models = rebuilt_models(content, state, path)
+        snapshots = restored_snapshots(models, state, content, path, snapshot_folder)
         engine = cls(
             *models,
             load_tokenizer(resolve(path)),
@@ -488,8 +483,10 @@ class Engine:
             state.config,
             device_of(device),
             reference_cache,
+            snapshots,
         )
-        engine._optimizer.load_state_tensors(content.tensors.get("optimizer", {}), state.step_count)
+        moments = content.tensors.get("optimizer", {})
+        engine._optimizer.load_state_tensors(moments, state.step_count, state.moments_reset_at)
         engine._skipped_in_a_row = state.skipped_in_a_row
         engine.extra = state.extra
         engine._remember(Path(path), content.digests)

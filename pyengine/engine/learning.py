@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol, cast
+from typing import Generic, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from pyengine.engine.gradients import Gradients
 from pyengine.engine.logprob_cache import LogprobCache
 from pyengine.engine.lora import LoraGradients, PackedLora
+from pyengine.engine.named_models import Model, NamedModels
 from pyengine.engine.packed import PackedDecoder
 from pyengine.engine.packing import PackedBatch, Tree, micro_batches, pack
 from pyengine.engine.tree_model import TreeModel
@@ -33,8 +34,20 @@ class Learner(Protocol):
         What was asked before is not computed again.
         """
 
+    def model_logps(self, name: str, trees: Sequence[Tree]) -> list[Tensor]:
+        """The same under a snapshot by its name, or "reference"."""
+
+    def has_model(self, name: str) -> bool:
+        """Whether `model_logps` knows a name."""
+
+    def drop_reference(self) -> None:
+        """Lets go of the reference, since a snapshot takes its place."""
+
     def policy_logps(self, batch: PackedBatch) -> tuple[Tensor, Backward]:
         """(N,) float32 under the policy, and the way back to its weights."""
+
+    def logps(self, batch: PackedBatch) -> Tensor:
+        """(N,) float32 under the policy: the same bits, without the way back."""
 
     def settle(self) -> None:
         """Parameters' `grad` become whole: to be called before they are applied."""
@@ -80,7 +93,69 @@ class CachedReference:
         ]
 
 
-class KernelLearner:
+class NamedLogps(Generic[Model]):
+    """Log-probs under snapshots, kept by the digest of their weights.
+
+    compute  (N,) float32 log-probs of a packed batch under a model
+    """
+
+    def __init__(
+        self,
+        named: NamedModels[Model],
+        compute: Callable[[Model, PackedBatch], Tensor],
+        cache: LogprobCache,
+        device: torch.device,
+    ) -> None:
+        self._named, self._compute = named, compute
+        self._cache, self._device = cache.of(b""), device
+
+    def has(self, name: str) -> bool:
+        """Whether a name is a snapshot's, or "reference" where one stands for it."""
+        return (self._named.source(name) or "") in self._named.snapshots
+
+    def logps(self, name: str, trees: Sequence[Tree]) -> list[Tensor]:
+        """See Learner.model_logps. The model is loaded only where something is missing."""
+        source = self._named.source(name)
+        assert source is not None
+
+        def compute(batch: PackedBatch) -> Tensor:
+            return self._compute(self._named.take([source])[source], batch)
+
+        cache = self._cache.of(self._named.snapshots.digest(source))
+        return CachedReference(compute, cache, self._device).logps(trees)
+
+
+class _WithModels:
+    """What learners have in common: a reference of their own, and snapshots by name."""
+
+    _reference: CachedReference | None
+    _named: NamedLogps[PackedDecoder] | NamedLogps[Decoder] | None
+
+    @torch.no_grad()
+    def reference_logps(self, trees: Sequence[Tree]) -> list[Tensor] | None:
+        """See Learner."""
+        return self.model_logps("reference", trees) if self.has_model("reference") else None
+
+    @torch.no_grad()
+    def model_logps(self, name: str, trees: Sequence[Tree]) -> list[Tensor]:
+        """See Learner."""
+        if self._named is not None and self._named.has(name):
+            return self._named.logps(name, trees)
+        assert name == "reference"
+        assert self._reference is not None
+        return self._reference.logps(trees)
+
+    def has_model(self, name: str) -> bool:
+        """See Learner."""
+        own = name == "reference" and self._reference is not None
+        return own or (self._named is not None and self._named.has(name))
+
+    def drop_reference(self) -> None:
+        """See Learner."""
+        self._reference = None
+
+
+class KernelLearner(_WithModels):
     """On the CPU, with the kernels that sample: log-probs have the sampler's bits.
 
     A batch's gradient has the same bits however it is cut into micro-batches.
@@ -92,18 +167,17 @@ class KernelLearner:
         reference: PackedDecoder | None,
         cache: LogprobCache,
         recompute: bool = False,
+        named: NamedModels[PackedDecoder] | None = None,
     ) -> None:
+        device = torch.device("cpu")
         self._policy = TreeModel(policy, recompute)
-        self._reference: CachedReference | None = None
+        self._reference = None
+        self._named = None if named is None else NamedLogps(named, _passing_logps, cache, device)
         if reference is not None:
             # Frozen and asked once a step, in large batches: packing again is a hundredth of that.
             compute = TreeModel(reference, keep=False).token_logps
-            self._reference = CachedReference(compute, cache, torch.device("cpu"))
+            self._reference = CachedReference(compute, cache, device)
         self._gradients: Gradients | None = None
-
-    def reference_logps(self, trees: Sequence[Tree]) -> list[Tensor] | None:
-        """See Learner."""
-        return None if self._reference is None else self._reference.logps(trees)
 
     def policy_logps(self, batch: PackedBatch) -> tuple[Tensor, Backward]:
         """See Learner."""
@@ -116,6 +190,10 @@ class KernelLearner:
             self._policy.backward(tape, dlogps, self._gradients)
 
         return tape.logps, backward
+
+    def logps(self, batch: PackedBatch) -> Tensor:
+        """See Learner."""
+        return self._policy.token_logps(batch)
 
     def _make_gradients(self) -> Gradients:
         packed = self._policy.packed
@@ -135,7 +213,11 @@ class KernelLearner:
         return self._gradients.totals()
 
 
-class TorchLearner:
+def _passing_logps(model: PackedDecoder, batch: PackedBatch) -> Tensor:
+    return TreeModel(model, keep=False).token_logps(batch)
+
+
+class TorchLearner(_WithModels):
     """On any device, with the training modules and autograd."""
 
     def __init__(
@@ -144,17 +226,14 @@ class TorchLearner:
         reference: Decoder | None,
         cache: LogprobCache,
         device: torch.device,
+        named: NamedModels[Decoder] | None = None,
     ) -> None:
         self._policy = policy
-        self._reference: CachedReference | None = None
+        self._reference = None
+        self._named = None if named is None else NamedLogps(named, token_logps, cache, device)
         if reference is not None:
             compute = partial(token_logps, reference)
             self._reference = CachedReference(compute, cache, device)
-
-    @torch.no_grad()
-    def reference_logps(self, trees: Sequence[Tree]) -> list[Tensor] | None:
-        """See Learner."""
-        return None if self._reference is None else self._reference.logps(trees)
 
     def policy_logps(self, batch: PackedBatch) -> tuple[Tensor, Backward]:
         """See Learner."""
@@ -164,6 +243,11 @@ class TorchLearner:
             logps.backward(dlogps)  # type: ignore[no-untyped-call]
 
         return logps.detach(), backward
+
+    @torch.no_grad()
+    def logps(self, batch: PackedBatch) -> Tensor:
+        """See Learner."""
+        return token_logps(self._policy, batch)
 
     def settle(self) -> None:
         """Autograd's gradients are whole already."""

@@ -25,13 +25,18 @@ MEMORY_BYTES = 1 << 28
 _FILE = "logprobs.sqlite3"
 
 
-def weights_digest(decoder: Decoder) -> bytes:
-    """SHA-256 of the weights as they are multiplied, and of what they are multiplied with."""
+def arithmetic(decoder: Decoder) -> str:
+    """What a decoder's weights are multiplied with, as far as it decides about bits."""
     device = decoder.embed.weight.device
     # Instruction sets with FMA give equal bits; the one without its own, and a GPU too.
     on_cpu = "baseline" if _C.isa() == "baseline" else "fma"
-    arithmetic = on_cpu if device.type == "cpu" else torch.cuda.get_device_name(device)
-    digest = hashlib.sha256(f"{decoder.spec} {decoder.compute_dtype} {arithmetic}".encode())
+    return on_cpu if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
+def weights_digest(decoder: Decoder) -> bytes:
+    """SHA-256 of the weights as they are multiplied, and of what they are multiplied with."""
+    text = f"{decoder.spec} {decoder.compute_dtype} {arithmetic(decoder)}"
+    digest = hashlib.sha256(text.encode())
     for name, parameter in decoder.named_parameters():
         value = parameter.detach()
         if value.ndim == 2:
@@ -51,28 +56,52 @@ class LogprobCache:
     def __init__(
         self, decoder: Decoder, folder: str | Path | None = None, memory_bytes: int = MEMORY_BYTES
     ) -> None:
-        self._decoder = decoder
-        self._memory: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._bytes, self._most_bytes = 0, memory_bytes
+        self._store = _Store(folder, memory_bytes)
+        self._decoder: Decoder | None = decoder
         self._digest: bytes | None = None
-        self._file = None if folder is None else _open(Path(folder))
+
+    def of(self, digest: bytes) -> LogprobCache:
+        """That of another model, in the same memory and file; `digest` tells their weights apart.
+
+        It is not empty, and holds on to no decoder.
+        """
+        other = object.__new__(LogprobCache)
+        other._store, other._decoder, other._digest = self._store, None, digest
+        return other
 
     def key(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> bytes:
         """Of a response after a prompt, under this model's weights."""
         if self._digest is None:
+            assert self._decoder is not None
             # Only what is on disk can meet other weights.
-            self._digest = b"" if self._file is None else weights_digest(self._decoder)
+            self._digest = b"" if self._store.file is None else weights_digest(self._decoder)
         digest = hashlib.sha256(self._digest)
         digest.update(array("q", [len(prompt_ids), *prompt_ids, *token_ids]).tobytes())
         return digest.digest()
 
     def find(self, key: bytes) -> Tensor | None:
         """(R,) float32, or None."""
+        return self._store.find(key)
+
+    def store(self, key: bytes, logprobs: Tensor) -> None:
+        """Takes (R,) float32, which nobody may change later."""
+        self._store.store(key, logprobs)
+
+
+class _Store:
+    """Tensors by key, in memory and in a file."""
+
+    def __init__(self, folder: str | Path | None, memory_bytes: int) -> None:
+        self._memory: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._bytes, self._most_bytes = 0, memory_bytes
+        self.file = None if folder is None else _open(Path(folder))
+
+    def find(self, key: bytes) -> Tensor | None:
         found = self._memory.get(key)
         if found is not None:
             self._memory.move_to_end(key)
-        elif self._file is not None:
-            row = self._file.execute("SELECT logprobs FROM logprobs WHERE key = ?", (key,))
+        elif self.file is not None:
+            row = self.file.execute("SELECT logprobs FROM logprobs WHERE key = ?", (key,))
             if (data := row.fetchone()) is not None:
                 values = array("f")
                 values.frombytes(data[0])
@@ -81,11 +110,10 @@ class LogprobCache:
         return found
 
     def store(self, key: bytes, logprobs: Tensor) -> None:
-        """Takes (R,) float32, which nobody may change later."""
         self._keep(key, logprobs)
-        if self._file is not None:
-            with self._file:
-                self._file.execute(
+        if self.file is not None:
+            with self.file:
+                self.file.execute(
                     "INSERT OR REPLACE INTO logprobs VALUES (?, ?)",
                     (key, logprobs.numpy().tobytes()),
                 )

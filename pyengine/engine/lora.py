@@ -82,6 +82,12 @@ class PackedLora(PackedDecoder):
         shared = sum(self._packed[key].num_bytes for key in of_base)
         return super().num_bytes - shared + sum(p.num_bytes for p in small)
 
+    def matrix(self, key: str) -> PackedWeight:
+        """See PackedDecoder."""
+        if self._base is not None and key not in self.sites:
+            return self._base.matrix(key)  # the base may pack it in passing
+        return super().matrix(key)
+
     @torch.no_grad()
     def refresh(self, keep: bool = True) -> None:
         """See PackedDecoder."""

@@ -129,11 +129,13 @@ def memory_plan(
     recompute: bool = False,
     lora: LoraConfig | None = None,
     shared_reference: bool = False,
+    snapshots: int = 0,
 ) -> MemoryPlan:
     """Of an engine of `dtype` ("float32", "bfloat16" or "int8", which does not train).
 
     lora              the adapters that are trained instead of the weights
     shared_reference  the reference is the model without them
+    snapshots         in memory beside the reference
     """
     sizes = _parameter_sizes(spec)
     matrices = sum(n for ndim, n in sizes if ndim == 2)
@@ -153,6 +155,9 @@ def memory_plan(
     multiplied = matrices - tables * spec.hidden_size
     of_reference = 0 if not has_reference else adapted if shared_reference else multiplied
     has_masters, as_multiplied = trains and lora is None, stored * matrices + 4 * others
+    of_snapshot = as_multiplied + packed * multiplied
+    if lora is not None:  # at most: those of adapters are stored as such
+        of_snapshot = 4 * adapted + packed * adapted
     head = spec.vocab_size * spec.hidden_size
     on_cpu = device.type == "cpu"
     compute = torch.float32 if dtype == "float32" else torch.bfloat16
@@ -162,6 +167,7 @@ def memory_plan(
         ("adapters", 4 * adapters),
         ("bf16 copies", 2 * matrices if dtype == "bfloat16" and has_masters and not on_cpu else 0),
         ("reference", as_multiplied if has_reference and not shared_reference else 0),
+        ("snapshots", snapshots * of_snapshot),
         ("packed", packed * (multiplied + of_reference)),
         ("packed by columns", packed * (head + _layer_elements(spec)) if trains else 0),
         ("KV cache", kv_tokens * kv_bytes_per_token(spec, compute)),

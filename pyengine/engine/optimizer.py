@@ -114,9 +114,10 @@ class Optimizer:
                 f"[optimizer] optimizer_bits must be 32 on '{min(elsewhere)}' but is "
                 f"{config.optimizer_bits}: moments of 8 bits are on the CPU only"
             )
-        moments = TorchMoments if elsewhere else CpuMoments
-        self._moments: Moments = moments(self._parameters, config)
+        self._kind = TorchMoments if elsewhere else CpuMoments
+        self._moments: Moments = self._kind(self._parameters, config)
         self.step_count = 0
+        self.reset_at = 0  # steps made when the moments were last set to zero
 
     def step(self) -> dict[str, float]:
         """One update from the parameters' gradients, which are of no use afterwards.
@@ -130,13 +131,18 @@ class Optimizer:
             return {"lr": rate, "grad_norm": norm, "skipped": 1.0}
         limit = self.config.max_grad_norm
         scale = limit / norm if limit is not None and norm > limit else 1.0
-        self._moments.step(rate, scale, self.step_count + 1)
+        self._moments.step(rate, scale, self.step_count - self.reset_at + 1)
         self.step_count += 1
         return {"lr": rate, "grad_norm": norm, "skipped": 0.0}
 
     def zero_grad(self) -> None:
         for parameter in self._parameters.values():
             parameter.grad = None
+
+    def reset(self) -> None:
+        """Moments begin again from zero; the schedule of the learning rate goes on."""
+        self._moments = self._kind(self._parameters, self.config)
+        self.reset_at = self.step_count
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Adam's moments by parameter name; empty before the first step.
@@ -146,11 +152,15 @@ class Optimizer:
         """
         return self._moments.tensors()
 
-    def load_state_tensors(self, state: Mapping[str, Tensor], step_count: int) -> None:
+    def load_state_tensors(
+        self, state: Mapping[str, Tensor], step_count: int, reset_at: int = 0
+    ) -> None:
         """Puts back copies of what `state_tensors` gave after `step_count` steps.
+
+        reset_at  how many of them were made before the moments were last reset
 
         Raises CheckpointError for the state of another model or of other optimizer_bits.
         """
-        if state or step_count > 0:
-            self._moments.load(state, step_count)
-        self.step_count = step_count
+        if state or step_count > reset_at:
+            self._moments.load(state, step_count - reset_at)
+        self.step_count, self.reset_at = step_count, reset_at

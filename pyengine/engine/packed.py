@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -78,6 +78,12 @@ class Scratch:
         self._held[size] = name, out
         return out
 
+    def forget(self, owner: PackedDecoder) -> None:
+        """Lets go of a decoder that will not ask again; the memory stays for others."""
+        for size, (name, out) in self._held.items():
+            if isinstance(name, tuple) and name[0] is owner:
+                self._held[size] = None, out
+
 
 class PackedDecoder:
     """Packed matrices of one decoder, in one kind: "float32", "bfloat16" or "int8".
@@ -96,6 +102,12 @@ class PackedDecoder:
         self._stale = set(self.table)  # not packed as they are now
         self._biases: dict[str, Tensor | None] = {}
         self._seen: dict[str, _State] = {}
+
+    def without_head(self) -> Self:
+        """The same, which packs no head from now on: of a model that reads hidden states."""
+        self.table.pop("head", None)
+        self._stale.discard("head")
+        return self
 
     @property
     def compute_dtype(self) -> torch.dtype:

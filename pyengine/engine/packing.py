@@ -42,6 +42,9 @@ class PackedBatch:
     source_rows, targets  (N,) int64: the row whose hidden state predicts a response token, and that
                           token
     cu_seqlens            (S + 1,) int64: the tokens of each response among the N
+
+    Packed with `last_rows`, the head is one of whole responses: each is one of the N, its source
+    row is that of its last token, and there are no targets.
     """
 
     token_ids: Tensor
@@ -58,8 +61,12 @@ class PackedBatch:
         return self.cu_seqlens[ends]
 
 
-def pack(trees: Sequence[Tree], device: torch.device) -> PackedBatch:
-    """Packs trees whose ids have been checked (check_tree)."""
+def pack(trees: Sequence[Tree], device: torch.device, last_rows: bool = False) -> PackedBatch:
+    """Packs trees whose ids have been checked (check_tree).
+
+    last_rows  the last token of a response has a row too, and that row alone is read; of an empty
+               response it is the prompt's last
+    """
     token_ids: list[int] = []
     positions: list[int] = []
     source_rows: list[int] = []
@@ -73,13 +80,18 @@ def pack(trees: Sequence[Tree], device: torch.device) -> PackedBatch:
         rows = []
         for response in tree.responses:
             start = len(token_ids)
-            token_ids.extend(response[:-1])
-            positions.extend(range(P, P + max(len(response) - 1, 0)))
-            if response:
-                source_rows.append(prompt_end)
-                source_rows.extend(range(start, len(token_ids)))
-            targets.extend(response)
-            cu_seqlens.append(len(targets))
+            if last_rows:
+                token_ids.extend(response)
+                source_rows.append(len(token_ids) - 1 if response else prompt_end)
+                cu_seqlens.append(len(source_rows))
+            else:
+                token_ids.extend(response[:-1])
+                if response:
+                    source_rows.append(prompt_end)
+                    source_rows.extend(range(start, len(token_ids)))
+                targets.extend(response)
+                cu_seqlens.append(len(targets))
+            positions.extend(range(P, P + len(token_ids) - start))
             rows.append(len(token_ids) - start)
         segments.append((P, rows))
         tree_rows.append(len(token_ids))

@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from pyengine.data.tokenizer import Tokenizer
-from pyengine.engine.checkpoint import Checkpoint
+from pyengine.engine.checkpoint import SNAPSHOT, Checkpoint
 from pyengine.engine.config import DTYPES, EngineConfig
 from pyengine.engine.lora import frozen_base, restored_lora
 from pyengine.engine.optimizer import OptimizerConfig
+from pyengine.engine.snapshots import Snapshots
 from pyengine.errors import CheckpointError, ConfigError, ModelFileError
 from pyengine.models.decoder import Decoder
 from pyengine.models.loader import build_decoder
@@ -31,6 +32,9 @@ class EngineState:
     step_count: int
     skipped_in_a_row: int
     extra: dict[str, Any]
+    moments_reset_at: int = 0
+    snapshots: tuple[str, ...] = ()
+    reference_snapshot: str | None = None
 
 
 def engine_state(content: Checkpoint, path: str | Path) -> EngineState:
@@ -52,6 +56,9 @@ def engine_state(content: Checkpoint, path: str | Path) -> EngineState:
             int(content.state["step_count"]),
             int(content.state["skipped_in_a_row"]),
             dict(content.state["extra"]),
+            int(content.state.get("moments_reset_at", 0)),
+            tuple(map(str, content.state.get("snapshots", ()))),
+            content.state.get("reference_snapshot"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"[{path}] state.json is not an engine's: {error}") from error
@@ -67,9 +74,13 @@ def rebuilt(config: dict[str, Any], tensors: Any, path: str | Path, dtype: str) 
 
 
 def rebuilt_models(
-    content: Checkpoint, config: EngineConfig, path: str | Path
+    content: Checkpoint, state: EngineState, path: str | Path
 ) -> tuple[Decoder, Decoder | None, Lora | None]:
-    """Policy, reference and adapters of a checkpoint. Raises CheckpointError."""
+    """Policy, reference (unless it is a snapshot) and adapters of a checkpoint.
+
+    Raises CheckpointError.
+    """
+    config = state.config
 
     def decoder_of(name: str) -> Decoder:
         if name not in content.tensors:
@@ -80,9 +91,38 @@ def rebuilt_models(
     if config.lora is not None:
         policy = frozen_base(policy)
         lora = restored_lora(policy, config.lora, content.tensors.get("adapter", {}), path)
+    if state.reference_snapshot is not None:
+        return policy, None, lora
     if config.reference == "frozen":
         return policy, decoder_of("reference").frozen_copy(), lora
     return policy, policy if config.reference == "adapter" else None, lora
+
+
+def restored_snapshots(
+    models: tuple[Decoder, Decoder | None, Lora | None],
+    state: EngineState,
+    content: Checkpoint,
+    path: str | Path,
+    folder: str | Path | None,
+) -> Snapshots:
+    """The snapshots of a checkpoint, in a folder of the engine's own. Raises CheckpointError."""
+    snapshots = Snapshots(models[0], models[2], folder)
+    for name in state.snapshots:
+        file = snapshot_file(name)
+        if file not in content.digests:
+            raise CheckpointError(f"[{path}] {file} is missing")
+        snapshots.restore(name, Path(path) / file)
+    if state.reference_snapshot is not None and state.reference_snapshot not in snapshots:
+        raise CheckpointError(
+            f"[{path}] reference_snapshot must be a snapshot but is {state.reference_snapshot!r}"
+        )
+    snapshots.reference = state.reference_snapshot
+    return snapshots
+
+
+def snapshot_file(name: str) -> str:
+    """A snapshot's file in a checkpoint."""
+    return f"{SNAPSHOT}{name}.safetensors"
 
 
 def checkpoint_content(
@@ -92,6 +132,7 @@ def checkpoint_content(
     moments: Mapping[str, Tensor],
     state: dict[str, Any],
     model: dict[str, Any],
+    snapshots: Mapping[str, tuple[Path, str]],
 ) -> Checkpoint:
     """What a checkpoint of an engine holds."""
     tensors: dict[str, Any] = {"policy": _tensors(policy)}
@@ -101,7 +142,8 @@ def checkpoint_content(
         tensors["reference"] = _tensors(reference)
     if lora is not None:
         tensors["adapter"] = lora.parameters
-    return Checkpoint(state=state, tensors=tensors, model=model)
+    files = {snapshot_file(name): where for name, where in snapshots.items()}
+    return Checkpoint(state=state, tensors=tensors, model=model, files=files)
 
 
 def _tensors(decoder: Decoder) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from pyengine.models.spec import DecoderSpec
 
 PAGE_TOKENS = 32
 MAX_ROWS = 512  # tokens in one forward pass
+MAX_MODELS = 3  # in lock step in one session
 MAX_SEQUENCES = 512  # with rows in one forward pass
 
 
@@ -27,7 +28,7 @@ def page_bytes(spec: DecoderSpec, dtype: torch.dtype, page_tokens: int = PAGE_TO
 class Sampler:
     """Sessions over one pool of pages. The last session is kept, with what its pages hold.
 
-    models     by name: "policy" and, where there is one, "reference"
+    models     by name: "policy" and, where there is one, "reference"; `put` adds others
     kv_tokens  tokens of the policy that the pool holds; models in lock step share it
     The other arguments never change a bit of what comes out.
     """
@@ -72,6 +73,18 @@ class Sampler:
                 self._session.set_weights(i, each)
         self._session.set_version(sum(model.version for model in chosen))
         return self._session
+
+    def put(self, name: str, model: PackedDecoder) -> None:
+        """Opens sessions with this model from now on when `name` is asked for."""
+        if self.models.get(name) is not model:
+            self.drop(name)
+            self.models[name] = model
+
+    def drop(self, name: str) -> None:
+        """Lets go of a model, with the session that reads it."""
+        if self._opened is not None and name in dict(self._opened):
+            self._session, self._opened = None, None
+        self.models.pop(name, None)
 
     def forget(self) -> None:
         """Nothing that is in the pages now is used again."""

@@ -60,16 +60,23 @@ class SavedLayer:
 
 
 @dataclass
-class Tape:
-    """One forward pass: its log-probs (N,) float32, and what the backward pass needs."""
+class HiddenTape:
+    """One forward pass up to the final norm, of the rows that `source_rows` names."""
 
     batch: PackedBatch
     pages: TreePages
-    logps: Tensor
-    head: LogprobForward
     hidden: Tensor  # (N, D)
     final_norm: SavedNorm
     layers: list[SavedLayer | Tensor]  # a tensor (T, D): the layer's input, to compute it again
+
+
+@dataclass
+class Tape:
+    """One forward pass: its log-probs (N,) float32, and what the backward pass needs."""
+
+    states: HiddenTape
+    logps: Tensor
+    head: LogprobForward
 
 
 def saved_bytes_per_row(spec: DecoderSpec, dtype: torch.dtype) -> int:
@@ -108,7 +115,27 @@ class TreeModel:
         """The same, with what `backward` needs."""
         return self._forward(batch, saves=True)
 
+    @torch.no_grad()
+    def hidden_states(self, batch: PackedBatch) -> Tensor:
+        """(N, D) in the compute dtype: after the final norm, of the rows `source_rows` names."""
+        return self._states(batch, saves=False).hidden
+
+    @torch.no_grad()
+    def forward_hidden(self, batch: PackedBatch) -> HiddenTape:
+        """The same, with what `backward_hidden` needs."""
+        return self._states(batch, saves=True)
+
     def _forward(self, batch: PackedBatch, saves: bool) -> Tape:
+        states = self._states(batch, saves)
+        head = linear_logprob_forward(
+            states.hidden,
+            self.packed.matrix("head"),
+            batch.targets,
+            self.packed.columns("head") if saves else None,
+        )
+        return Tape(states, head.logprob, head)
+
+    def _states(self, batch: PackedBatch, saves: bool) -> HiddenTape:
         self.packed.refresh(self.keep)
         pages = TreePages.of(batch, self._spec, self._dtype)
         rotation = self._rotation(batch)
@@ -124,13 +151,7 @@ class TreeModel:
         rows = x.index_select(0, batch.source_rows)
         hidden, final_norm = _norm(self._decoder.final_norm, rows, _take(rows.shape, self._dtype))
         assert final_norm is not None
-        head = linear_logprob_forward(
-            hidden,
-            self.packed.matrix("head"),
-            batch.targets,
-            self.packed.columns("head") if saves else None,
-        )
-        return Tape(batch, pages, head.logprob, head, hidden, final_norm, layers)
+        return HiddenTape(batch, pages, hidden, final_norm, layers)
 
     def _make_room(self, rows: int, layers: int) -> None:
         size = rows * saved_bytes_per_row(self._spec, self._dtype) + 64 * 16  # and gaps
@@ -215,11 +236,10 @@ class TreeModel:
     @torch.no_grad()
     def backward(self, tape: Tape, dlogps: Tensor, gradients: Gradients) -> None:
         """Adds the gradient of sum(dlogps * tape.logps); the tape is used up."""
-        batch = tape.batch
-        groups = torch.tensor(batch.tree_rows)
+        batch = tape.states.batch
         dhidden = linear_logprob_backward(
             dlogps.contiguous(),
-            tape.hidden,
+            tape.states.hidden,
             self.packed.matrix("head"),
             batch.targets,
             tape.head.lse,
@@ -228,6 +248,14 @@ class TreeModel:
             batch.token_groups(),
         )
         assert dhidden is not None
+        self.backward_hidden(tape.states, dhidden, gradients)
+
+    @torch.no_grad()
+    def backward_hidden(self, tape: HiddenTape, dhidden: Tensor, gradients: Gradients) -> None:
+        """Adds the gradient of sum(dhidden * tape.hidden), dhidden (N, D) float32; the tape is
+        used up."""
+        batch = tape.batch
+        groups = torch.tensor(batch.tree_rows)
         drows = self._norm_backward("final_norm", tape.final_norm, dhidden, gradients)
         dx = torch.zeros(len(batch.token_ids), self._spec.hidden_size)
         dx.index_add_(0, batch.source_rows, drows)

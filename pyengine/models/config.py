@@ -22,6 +22,7 @@ _BOOKKEEPING = """
     output_scores torchscript use_bfloat16 tf_legacy_loss finetuning_task problem_type is_decoder
     num_labels id2label label2id tie_encoder_decoder bos_token_id eos_token_id pad_token_id
     unk_token_id sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id
+    pyengine_head
 """
 _DROPOUT = "attention_dropout hidden_dropout attn_pdrop embd_pdrop resid_pdrop"  # always 0 here
 _CLASSIFIER = """

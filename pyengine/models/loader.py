@@ -31,6 +31,7 @@ __all__ = [
 _STORED_DTYPES = ("F32", "F16", "BF16", "F64")
 _MEMORY_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _HEAD = "lm_head.weight"
+_SCORE = "score.weight"
 
 
 @dataclass
@@ -62,7 +63,7 @@ def load_model(path: str | Path | ModelSource, dtype: torch.dtype = torch.float3
         folder = source.path
         config = read_json(folder, "config.json")
         generation_config = read_json(folder, "generation_config.json", required=False)
-        stored = _checked_headers(folder, config)
+        stored = checked_headers(folder, config)
         decoder = build_decoder(config, read_tensors(stored), str(folder), dtype)
     return LoadedModel(decoder.spec, config, generation_config, decoder, source.name)
 
@@ -75,11 +76,15 @@ def read_spec(path: str | Path | ModelSource) -> DecoderSpec:
     return parse_config(read_json(source.path, "config.json"), str(source.path / "config.json"))
 
 
-def _checked_headers(folder: Path, config: Mapping[str, Any]) -> list[StoredTensor]:
-    """The stored tensors in the order of the model, all of which fit it."""
+def checked_headers(
+    folder: Path, config: Mapping[str, Any], apart: frozenset[str] = frozenset()
+) -> list[StoredTensor]:
+    """The stored tensors in the order of the model, all of which fit it, without those `apart`."""
     plan = _Plan(parse_config(config, str(folder / "config.json")), str(folder))
     stored: dict[str, StoredTensor] = {}
     for tensor in read_headers(folder).values():
+        if tensor.name in apart:
+            continue
         name = plan.accept(tensor.name, tensor.shape, str(tensor.file))
         if name is None:
             continue
@@ -152,8 +157,10 @@ class _Plan:
         if name not in self.shapes:
             if given.endswith(self.family.ignored):
                 return None
+            hint = ": pe.RewardModel loads models with such a head" if given == _SCORE else ""
             raise ModelFileError(
-                f"[{file}] every tensor must belong to {self.spec.family} but {given:.120} does not"
+                f"[{file}] every tensor must belong to {self.spec.family} but {given:.120} does "
+                f"not{hint}"
             )
         if name in self._seen:
             raise ModelFileError(f"[{file}] tensor {name} must be there once but is there twice")

@@ -55,10 +55,12 @@ def write_model(
     config: Mapping[str, Any],
     generation_config: Mapping[str, Any],
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    further: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes config.json, generation_config.json and fp32 safetensors into an existing folder.
 
     Use inside `pyengine.files.atomic_folder`. Shards with an index above `max_shard_bytes`.
+    further  tensors beside the decoder's, by the names that they have in the file
 
     Raises: CheckpointError where the disk refuses or a weight is not finite.
     """
@@ -68,10 +70,8 @@ def write_model(
     _write_json(target / "config.json", kept | {"dtype": "float32"})
     if generation_config:
         _write_json(target / "generation_config.json", generation_config)
-    tensors = {
-        name: tensor.to("cpu", torch.float32).contiguous()
-        for name, tensor in hf_tensors(decoder.spec, _detached(decoder))
-    }
+    whole = dict(hf_tensors(decoder.spec, _detached(decoder))) | dict(further or {})
+    tensors = {n: t.detach().to("cpu", torch.float32).contiguous() for n, t in whole.items()}
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise CheckpointError(f"[save] weights must be finite but {name} is not")

@@ -4,6 +4,7 @@ from pyengine.preferences.feedback import Feedback, SampleStatus, Source
 from pyengine.preferences.groups import Comparison, Group, Preferences, Response
 from pyengine.preferences.pairing import AllPairs, BestWorst, Pairing, Pairs
 from pyengine.preferences.reward import RewardFunction, RewardSum
+from pyengine.preferences.reward_model import RewardModelSource
 
 __all__ = [
     "AllPairs",
@@ -16,6 +17,7 @@ __all__ = [
     "Preferences",
     "Response",
     "RewardFunction",
+    "RewardModelSource",
     "RewardSum",
     "SampleStatus",
     "Source",
