@@ -51,7 +51,7 @@ def test_python_of_the_readme_runs(
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[:2]] == ["1", "2"]  # a line a round
     assert (tmp_path / "aligned" / "model.safetensors").stat().st_size > 5e8
-    assert names["engine"].step_count == 3
+    assert names["engine"].step_count == 6  # two rounds, DPO, GRPO, KTO and a hinge
     assert len(names["response"].logprobs) == len(names["response"].token_ids) <= 8
     assert names["metrics"]["loss"] > 0
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size > 1e6
@@ -66,7 +66,8 @@ def test_first_example_has_at_most_15_lines() -> None:
 def test_python_of_contributing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run_blocks("CONTRIBUTING.md", monkeypatch, tmp_path)
     assert names["loss"].tolist() == pytest.approx([0.8])
-    assert names["metrics"]["rewards/margins"].tolist() == pytest.approx([0.2])
+    margins = names["Hinge"]().metrics(names["x"])["rewards/margins"]
+    assert margins.tolist() == pytest.approx([0.2])
 
 
 def test_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
