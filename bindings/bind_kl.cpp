@@ -106,7 +106,7 @@ void forward(py::object hidden_, py::object weight, py::object hidden2, py::obje
 
 void backward(py::object dkl, py::object hidden_, py::object weight, py::object hidden2,
               py::object weight2, py::object kl, py::object lse, py::object dhidden,
-              py::object dweight, py::object groups, double temperature) {
+              py::object dweight, py::object groups, double temperature, bool reverse) {
     LinearKlBackwardArgs args;
     const Shape s = take_sides(hidden_, weight, hidden2, weight2, temperature, &args);
     const TensorArg hidden = borrow(kOp, "hidden", hidden_);
@@ -117,6 +117,7 @@ void backward(py::object dkl, py::object hidden_, py::object weight, py::object 
     args.dhidden = float_matrix(hidden, borrow_optional(kOp, "dhidden", dhidden), "(T, D)", s.T, D);
     args.dweight = float_matrix(hidden, borrow_optional(kOp, "dweight", dweight), "(V, D)", s.V, D);
     args.groups = group_bounds(borrow_optional(kOp, "groups", groups), s.T);
+    args.reverse = reverse;
     if (s.T == 0) return;
     const auto workspace = workspace_of(&args);
     py::gil_scoped_release release;
@@ -131,7 +132,7 @@ void bind_kl(py::module_& m) {
     m.def("linear_kl_backward", &backward, py::arg("dkl"), py::arg("hidden"), py::arg("weight"),
           py::arg("hidden2"), py::arg("weight2"), py::arg("kl"), py::arg("lse"),
           py::arg("dhidden").none(true), py::arg("dweight").none(true),
-          py::arg("groups") = py::none(), py::arg("temperature") = 1.0);
+          py::arg("groups") = py::none(), py::arg("temperature") = 1.0, py::arg("reverse") = false);
 }
 
 }  // namespace pe::bindings

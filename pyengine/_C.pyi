@@ -106,6 +106,7 @@ def linear_kl_backward(
     dweight: Tensor | None,
     groups: Tensor | None = None,
     temperature: float = 1.0,
+    reverse: bool = False,
 ) -> None: ...
 def linear_logprob_workspace_bytes(
     T: int,

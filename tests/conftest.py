@@ -117,3 +117,14 @@ def write_tiny_tokenizer(folder: Path) -> int:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return len(vocab)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of slow tests and of the real model first: nobody waits for one of them at the end."""
+
+    def is_long(item: pytest.Item) -> bool:
+        names = getattr(item, "fixturenames", ())
+        return bool(item.get_closest_marker("slow")) or any("smollm2" in name for name in names)
+
+    first = {item.path for item in items if is_long(item)}
+    items.sort(key=lambda item: item.path not in first)

@@ -94,7 +94,7 @@ void walk_chunk(const LinearKlBackwardArgs& a, const KlWorkspace& w, const Chunk
         for (int64_t i = 0; i < rows; ++i) {
             coefficients(z.p + i * kVocabBlock, z.q + i * kVocabBlock, words,
                          row_ptr<float>(a.lse, begin + i), ptr<float>(a.kl)[begin + i], 1.0f,
-                         [&](int64_t v, const vec16& x, int64_t n) {
+                         a.reverse, [&](int64_t v, const vec16& x, int64_t n) {
                              write(coefficient + i * kVocabBlock + v, x, n);
                          });
         }
@@ -200,6 +200,7 @@ class WordsTask {
             alignas(64) float row[kTaskWords];
             coefficients(z.p + i * kVocabBlock, z.q + i * kVocabBlock, words_,
                          row_ptr<float>(a_.lse, begin + i), ptr<float>(a_.kl)[begin + i], scale,
+                         a_.reverse,
                          [&](int64_t v, const vec16& x, int64_t) { store16(row + v, x); });
             for (int64_t v = 0; v < words_; ++v) {
                 store_float(c_ + v * w_.step + column + i, row[v]);

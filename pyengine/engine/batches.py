@@ -66,6 +66,7 @@ class LossBatch:
         reference_logps: Tensor | None,
         model_logps: Mapping[str, Tensor],
         mismatched_kl: float | None,
+        token_kl: Tensor | None = None,
     ) -> LossInputs:
         """Of the trees `part`; log-probs and cu_seqlens are theirs alone."""
         device, dtype = policy_logps.device, policy_logps.dtype
@@ -104,6 +105,7 @@ class LossBatch:
             sampler_token_logps=sampled,
             model_token_logps=model_logps,
             mismatched_kl=mismatched_kl,
+            token_kl=token_kl,
         )
 
     def _auxiliary(self, places: Sequence[int], first: int, device: torch.device) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, cast
 
@@ -21,8 +22,23 @@ from pyengine.models.decoder import Decoder
 
 REFERENCE_BATCH_TOKENS = 4096
 
-# Takes d loss / d log-probs (N,) and adds the gradient that follows; to be called once.
-Backward = Callable[[Tensor], None]
+# Takes d loss / d log-probs (N,), and d loss / d KL (N,) where there is one, and adds the gradient
+# that follows; to be called once.
+Backward = Callable[[Tensor, Tensor | None], None]
+
+
+@dataclass(frozen=True)
+class PolicyPass:
+    """What a policy says of a packed batch.
+
+    logps     (N,) float32
+    kl        (N,) float32 KL(reference || policy) over the vocabulary; None where it was not asked
+    backward  the way back to the weights
+    """
+
+    logps: Tensor
+    kl: Tensor | None
+    backward: Backward
 
 
 class Learner(Protocol):
@@ -43,11 +59,15 @@ class Learner(Protocol):
     def drop_reference(self) -> None:
         """Lets go of the reference, since a snapshot takes its place."""
 
-    def policy_logps(self, batch: PackedBatch) -> tuple[Tensor, Backward]:
-        """(N,) float32 under the policy, and the way back to its weights."""
+    @property
+    def computes_kl(self) -> bool:
+        """Whether it can compare whole distributions of policy and reference."""
 
-    def logps(self, batch: PackedBatch) -> Tensor:
-        """(N,) float32 under the policy: the same bits, without the way back."""
+    def policy_pass(self, batch: PackedBatch, with_kl: bool = False) -> PolicyPass:
+        """Log-probs under the policy, and the way back to its weights."""
+
+    def logps(self, batch: PackedBatch, with_kl: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probs and KL as in `policy_pass`: the same bits, without the way back."""
 
     def settle(self) -> None:
         """Parameters' `grad` become whole: to be called before they are applied."""
@@ -113,6 +133,12 @@ class NamedLogps(Generic[Model]):
         """Whether a name is a snapshot's, or "reference" where one stands for it."""
         return (self._named.source(name) or "") in self._named.snapshots
 
+    def model(self, name: str) -> Model:
+        """A snapshot, loaded."""
+        source = self._named.source(name)
+        assert source is not None
+        return self._named.take([source])[source]
+
     def logps(self, name: str, trees: Sequence[Tree]) -> list[Tensor]:
         """See Learner.model_logps. The model is loaded only where something is missing."""
         source = self._named.source(name)
@@ -171,29 +197,52 @@ class KernelLearner(_WithModels):
     ) -> None:
         device = torch.device("cpu")
         self._policy = TreeModel(policy, recompute)
+        self._own: TreeModel | None = None  # the reference that is no snapshot
         self._reference = None
         self._named = None if named is None else NamedLogps(named, _passing_logps, cache, device)
         if reference is not None:
             # Frozen and asked once a step, in large batches: packing again is a hundredth of that.
-            compute = TreeModel(reference, keep=False).token_logps
-            self._reference = CachedReference(compute, cache, device)
+            self._own = TreeModel(reference, keep=False)
+            self._reference = CachedReference(self._own.token_logps, cache, device)
         self._gradients: Gradients | None = None
 
-    def policy_logps(self, batch: PackedBatch) -> tuple[Tensor, Backward]:
+    @property
+    def computes_kl(self) -> bool:
+        """See Learner."""
+        return self.has_model("reference")
+
+    def policy_pass(self, batch: PackedBatch, with_kl: bool = False) -> PolicyPass:
         """See Learner."""
         tape = self._policy.forward(batch)
+        kl = self._policy.forward_kl(tape, self._whole_reference()) if with_kl else None
 
-        def backward(dlogps: Tensor) -> None:
+        def backward(dlogps: Tensor, dkl: Tensor | None) -> None:
             if self._gradients is None:
                 self._gradients = self._make_gradients()
             self._gradients.open()
-            self._policy.backward(tape, dlogps, self._gradients)
+            through_kl = None if kl is None or dkl is None else (kl, dkl)
+            self._policy.backward(tape, dlogps, self._gradients, through_kl)
 
-        return tape.logps, backward
+        return PolicyPass(tape.logps, None if kl is None else kl.kl, backward)
 
-    def logps(self, batch: PackedBatch) -> Tensor:
+    def logps(self, batch: PackedBatch, with_kl: bool = False) -> tuple[Tensor, Tensor | None]:
         """See Learner."""
-        return self._policy.token_logps(batch)
+        if not with_kl:
+            return self._policy.token_logps(batch), None
+        return self._policy.logps_and_kl(batch, self._whole_reference())
+
+    def drop_reference(self) -> None:
+        """See Learner."""
+        super().drop_reference()
+        self._own = None
+
+    def _whole_reference(self) -> TreeModel:
+        if self._named is not None and self._named.has("reference"):
+            model = self._named.model("reference")
+            assert isinstance(model, PackedDecoder)
+            return TreeModel(model, keep=False)
+        assert self._own is not None
+        return self._own
 
     def _make_gradients(self) -> Gradients:
         packed = self._policy.packed
@@ -235,19 +284,26 @@ class TorchLearner(_WithModels):
             compute = partial(token_logps, reference)
             self._reference = CachedReference(compute, cache, device)
 
-    def policy_logps(self, batch: PackedBatch) -> tuple[Tensor, Backward]:
+    @property
+    def computes_kl(self) -> bool:
+        """Not yet: it would store logits."""
+        return False
+
+    def policy_pass(self, batch: PackedBatch, with_kl: bool = False) -> PolicyPass:
         """See Learner."""
+        assert not with_kl
         logps = token_logps(self._policy, batch)
 
-        def backward(dlogps: Tensor) -> None:
+        def backward(dlogps: Tensor, dkl: Tensor | None) -> None:
             logps.backward(dlogps)  # type: ignore[no-untyped-call]
 
-        return logps.detach(), backward
+        return PolicyPass(logps.detach(), None, backward)
 
     @torch.no_grad()
-    def logps(self, batch: PackedBatch) -> Tensor:
+    def logps(self, batch: PackedBatch, with_kl: bool = False) -> tuple[Tensor, Tensor | None]:
         """See Learner."""
-        return token_logps(self._policy, batch)
+        assert not with_kl
+        return token_logps(self._policy, batch), None
 
     def settle(self) -> None:
         """Autograd's gradients are whole already."""

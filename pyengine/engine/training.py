@@ -36,10 +36,10 @@ def checked_batch(
             f"[update] {objective.name} needs a reference but the engine has none "
             "(reference='none')"
         )
-    if objective.needs_kl:
+    if objective.needs_kl and not learner.computes_kl:
         raise RequestError(
-            f"[update] {objective.name} takes the gradient of a KL over the vocabulary, which "
-            "updates do not compute yet: use the plain function with pe.ops.linear_kl"
+            f"[update] {objective.name} needs the KL to a reference over the whole vocabulary: "
+            + ("the engine has none" if not has_reference else "it is computed on the CPU only")
         )
     for model in objective.models:
         if not learner.has_model(model):
@@ -90,27 +90,35 @@ def forward_backward(
     fixed = _Fixed.of(learner, batch, objective, device)
     spans = list(micro_batches([t.num_rows for t in batch.trees], micro_batch_tokens))
     totals = Totals(batch.total_weight)
-    whole: Tensor | None = None
+    with_kl = objective.needs_kl
+    whole: LossOutput | None = None
     if len(spans) > 1 and (objective.batch_global or batch.crosses_groups):
-        logps = [learner.logps(pack([batch.trees[i] for i in r], device)) for r in spans]
-        inputs = fixed.inputs(range(len(batch.trees)), torch.cat(logps))
-        output = objective(inputs)
-        totals.add(output, inputs.weight)
-        whole = output.dlogps
+        passes = [learner.logps(pack([batch.trees[i] for i in r], device), with_kl) for r in spans]
+        logps, kls = zip(*passes, strict=True)
+        inputs = fixed.inputs(range(len(batch.trees)), torch.cat(logps), joined(kls))
+        whole = objective(inputs)
+        totals.add(whole, inputs.weight)
     rows = first = 0
     for r in spans:
         packed = pack([batch.trees[i] for i in r], device)
         rows += len(packed.token_ids)
-        policy_logps, backward = learner.policy_logps(packed)
+        policy = learner.policy_pass(packed, with_kl)
+        last = first + len(policy.logps)
         if whole is None:
-            inputs = fixed.inputs(r, policy_logps)
+            inputs = fixed.inputs(r, policy.logps, policy.kl)
             output = objective(inputs)
             totals.add(output, inputs.weight)
-            backward(output.dlogps)
+            policy.backward(output.dlogps, output.dkl)
         else:
-            backward(whole[first : first + len(policy_logps)])
-        first += len(policy_logps)
+            dkl = None if whole.dkl is None else whole.dkl[first:last]
+            policy.backward(whole.dlogps[first:last], dkl)
+        first = last
     return totals.means() | {"tokens": float(rows)}
+
+
+def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """One after the other; None where there are none."""
+    return torch.cat([part for part in parts if part is not None]) if parts[0] is not None else None
 
 
 @dataclass(frozen=True)
@@ -135,10 +143,10 @@ class _Fixed:
         kl = _mismatched_kl(learner, batch, device) if objective.needs_mismatched else None
         return cls(batch, objective.unit, device, reference, models, kl)
 
-    def inputs(self, part: range, policy_logps: Tensor) -> LossInputs:
+    def inputs(self, part: range, policy_logps: Tensor, kl: Tensor | None) -> LossInputs:
         """Of the trees `part`."""
 
-        def joined(of_trees: Sequence[Tensor]) -> Tensor:
+        def of_part(of_trees: Sequence[Tensor]) -> Tensor:
             return torch.cat([of_trees[i] for i in part])
 
         lengths = [len(r) for i in part for r in self.batch.trees[i].responses]
@@ -147,9 +155,10 @@ class _Fixed:
             self.unit,
             torch.tensor([0, *lengths], device=self.device).cumsum(0),
             policy_logps,
-            None if self.reference is None else joined(self.reference),
-            {name: joined(logps) for name, logps in self.models.items()},
+            None if self.reference is None else of_part(self.reference),
+            {name: of_part(logps) for name, logps in self.models.items()},
             self.mismatched_kl,
+            kl,
         )
 
 
@@ -160,7 +169,7 @@ def _mismatched_kl(learner: Learner, batch: LossBatch, device: torch.device) -> 
     assert reference is not None
     total, count = 0.0, 0
     for tree, of_tree in zip(trees, reference, strict=True):
-        logps = learner.logps(pack([tree], device))
+        logps, _ = learner.logps(pack([tree], device))
         total += float(logps.double().sum() - of_tree.double().sum())
         count += len(tree.responses)
     return max(0.0, total / count)

@@ -24,6 +24,7 @@ from pyengine.models.layers import Block, Norm
 from pyengine.models.rope import Rotation
 from pyengine.models.spec import DecoderSpec
 from pyengine.ops.linear import linear, linear_activation_backward
+from pyengine.ops.linear_kl import KlForward, linear_kl_backward, linear_kl_forward
 from pyengine.ops.linear_logprob import (
     LogprobForward,
     linear_logprob_backward,
@@ -79,6 +80,20 @@ class Tape:
     head: LogprobForward
 
 
+@dataclass
+class KlTape:
+    """KL(other || model) of each response token (N,), and what its way back needs."""
+
+    other: TreeModel
+    hidden2: Tensor  # (N, D2) of the other model
+    forward: KlForward
+
+    @property
+    def kl(self) -> Tensor:
+        """(N,) float32."""
+        return self.forward.kl
+
+
 def saved_bytes_per_row(spec: DecoderSpec, dtype: torch.dtype) -> int:
     """Bytes of a SavedLayer for each row, and of the layer's output."""
     heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
@@ -114,6 +129,20 @@ class TreeModel:
     def forward(self, batch: PackedBatch) -> Tape:
         """The same, with what `backward` needs."""
         return self._forward(batch, saves=True)
+
+    @torch.no_grad()
+    def forward_kl(self, tape: Tape, other: TreeModel) -> KlTape:
+        """Over the whole vocabulary, of the tape's response tokens."""
+        hidden2 = other.hidden_states(tape.states.batch)
+        heads = self.packed.matrix("head"), other.packed.matrix("head")
+        forward = linear_kl_forward(tape.states.hidden, heads[0], hidden2, heads[1], reverse=True)
+        return KlTape(other, hidden2, forward)
+
+    @torch.no_grad()
+    def logps_and_kl(self, batch: PackedBatch, other: TreeModel) -> tuple[Tensor, Tensor]:
+        """Both (N,) float32, without the way back."""
+        tape = self._forward(batch, saves=False)
+        return tape.logps, self.forward_kl(tape, other).kl
 
     @torch.no_grad()
     def hidden_states(self, batch: PackedBatch) -> Tensor:
@@ -234,8 +263,17 @@ class TreeModel:
     # Backward
 
     @torch.no_grad()
-    def backward(self, tape: Tape, dlogps: Tensor, gradients: Gradients) -> None:
-        """Adds the gradient of sum(dlogps * tape.logps); the tape is used up."""
+    def backward(
+        self,
+        tape: Tape,
+        dlogps: Tensor,
+        gradients: Gradients,
+        kl: tuple[KlTape, Tensor] | None = None,
+    ) -> None:
+        """Adds the gradient of sum(dlogps * tape.logps); the tape is used up.
+
+        kl  and of sum(dkl * kl_tape.kl)
+        """
         batch = tape.states.batch
         dhidden = linear_logprob_backward(
             dlogps.contiguous(),
@@ -248,7 +286,27 @@ class TreeModel:
             batch.token_groups(),
         )
         assert dhidden is not None
+        if kl is not None:
+            dhidden += self._kl_backward(tape.states, *kl, gradients)
         self.backward_hidden(tape.states, dhidden, gradients)
+
+    def _kl_backward(
+        self, states: HiddenTape, kl: KlTape, dkl: Tensor, gradients: Gradients
+    ) -> Tensor:
+        dhidden = torch.empty(states.hidden.shape)
+        linear_kl_backward(
+            dkl.contiguous(),
+            states.hidden,
+            self.packed.matrix("head"),
+            kl.hidden2,
+            kl.other.packed.matrix("head"),
+            kl.forward,
+            dhidden,
+            gradients.kl_matrix(),
+            states.batch.token_groups(),
+            reverse=True,
+        )
+        return dhidden
 
     @torch.no_grad()
     def backward_hidden(self, tape: HiddenTape, dhidden: Tensor, gradients: Gradients) -> None:

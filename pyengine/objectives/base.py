@@ -42,6 +42,7 @@ class LossInputs:
     columns                name -> (S,) numbers of each response: "rewards", "labels", ...
     sampler_token_logps    (N,) under the model that sampled the responses
     model_token_logps      name -> (N,) under further models (Engine.snapshot)
+    token_kl               (N,) KL(reference || policy) of each token over the whole vocabulary
     mismatched_kl          mean log-ratio of responses to other prompts of the batch (KTO's z0)
     """
 
@@ -60,6 +61,7 @@ class LossInputs:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     sampler_token_logps: Tensor | None = None
     model_token_logps: Mapping[str, Tensor] = field(default_factory=dict)
+    token_kl: Tensor | None = None
     mismatched_kl: float | None = None
 
     @property
@@ -104,11 +106,13 @@ class LossOutput:
     loss     this part's share of the batch loss
     dlogps   (N,) d loss / d policy_token_logps
     metrics  as long as `LossInputs.weight` each
+    dkl      (N,) d loss / d token_kl; None for objectives that take none
     """
 
     loss: Tensor
     dlogps: Tensor
     metrics: dict[str, Tensor]
+    dkl: Tensor | None = None
 
 
 class Objective(ABC):
@@ -121,8 +125,7 @@ class Objective(ABC):
     needs_reference  whether reference_token_logps must be given
     needs_sampler    whether sampler_token_logps must be given
     needs_mismatched whether mismatched_kl must be given
-    needs_kl         whether it takes the gradient of a KL over the vocabulary, which updates do not
-                     compute yet
+    needs_kl         whether token_kl must be given: the gradient goes through it too
     models           names of further models whose log-probs it takes
     """
 

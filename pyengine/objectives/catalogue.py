@@ -34,15 +34,17 @@ class Entry:
     @property
     def needs(self) -> str:
         """In words."""
-        words = [f"mean over {self.cls.unit}s"]
-        if self.cls.needs_reference is True:
+        objective = self.cls()  # some of this depends on hyperparameters: as with the defaults
+        words = [f"mean over {objective.unit}s"]
+        if objective.needs_reference:
             words.append("reference")
-        if self.cls.needs_sampler:
+        if objective.needs_sampler:
             words.append("sampled log-probs")
-        if isinstance(self.cls.models, tuple):
-            words += [f"snapshot {name!r}" for name in self.cls.models]
+        if objective.needs_kl:
+            words.append("KL to the reference over the vocabulary")
+        words += [f"snapshot {name!r}" for name in objective.models]
         words += [name if must else f"{name} (optional)" for name, must in self.inputs]
-        if self.cls.batch_global:
+        if objective.batch_global:
             words.append("depends on the whole batch")
         return ", ".join(words)
 

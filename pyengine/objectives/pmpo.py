@@ -25,7 +25,7 @@ class PMPO(PointwiseObjective):
     alpha   share of the accepted responses, in [0, 1]
     beta    weight of the KL
     labels  1 accepted, 0 rejected
-    kl      K; differentiable; not needed where beta is 0. `Engine.update` does not compute it yet
+    kl      K; differentiable; not needed where beta is 0
     The paper's constants could not be checked.
     Source: Abdolmaleki et al., arXiv:2410.04166.
     """

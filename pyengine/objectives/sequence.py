@@ -6,6 +6,7 @@ where the formula is no sum of terms.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -138,6 +139,8 @@ class SequenceObjective(Objective):
                 f"[{self.name}] takes no probabilities but a comparison has one other than 1: "
                 "soft_dpo, dpo and others do"
             )
+        if self.needs_kl:
+            return self._with_kl(inputs, policy, reference)
         places = {name: self._places(name, inputs) for name in self.operands}
         x = self._examples(inputs, policy, reference, places)
         terms = self.terms(x) if inputs.on_kernels and not self.batch_global else None
@@ -159,6 +162,27 @@ class SequenceObjective(Objective):
             (dsums,) = torch.autograd.grad(loss, leaf)
         metrics = {name: value.detach() for name, value in self.metrics(x).items()}
         return LossOutput(loss.detach(), inputs.token_gradient(dsums), metrics)
+
+    def _with_kl(self, inputs: LossInputs, policy: Tensor, reference: Tensor | None) -> LossOutput:
+        """The loss of log-probs and of KLs summed over each response, the column "kl"."""
+        if inputs.token_kl is None:
+            raise RequestError(f"[{self.name}] needs the KL of every token to the reference")
+        places = {name: self._places(name, inputs) for name in self.operands}
+        leaves = [policy.detach(), inputs.sequence_logps(inputs.token_kl)]
+
+        def examples() -> Examples:
+            columns = {**inputs.columns, "kl": leaves[1]}
+            given = dataclasses.replace(inputs, columns=columns)
+            return self._examples(given, leaves[0], reference, places)
+
+        metrics = {name: value.detach() for name, value in self.metrics(examples()).items()}
+        with torch.enable_grad():
+            for leaf in leaves:
+                leaf.requires_grad_()
+            loss = self.reduce(self.losses(examples()), inputs.weight, inputs.total_weight)
+        slopes = torch.autograd.grad(loss, leaves, materialize_grads=True)
+        dlogps, dkl = (inputs.token_gradient(slope) for slope in slopes)
+        return LossOutput(loss.detach(), dlogps, metrics, dkl)
 
     def _places(self, operand: str, inputs: LossInputs) -> Tensor:
         """(B,) the responses that are this operand of the examples."""

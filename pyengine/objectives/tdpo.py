@@ -25,7 +25,7 @@ class TDPO(PairwiseObjective):
     beta     as in DPO
     alpha    weight of d; of version 2 only
     version  1 or 2 of the paper (TDPO1, TDPO2)
-    chosen_kl, rejected_kl  K; differentiable. `Engine.update` does not compute them yet
+    chosen_kl, rejected_kl  K; differentiable
     Source: Zeng et al., arXiv:2404.11999.
     """
 

@@ -15,7 +15,12 @@ Weight = Tensor | PackedWeight
 
 
 def linear_kl(
-    hidden: Tensor, weight: Weight, hidden2: Tensor, weight2: Weight, temperature: float = 1.0
+    hidden: Tensor,
+    weight: Weight,
+    hidden2: Tensor,
+    weight2: Weight,
+    temperature: float = 1.0,
+    reverse: bool = False,
 ) -> Tensor:
     """KL(p || p2)[t] = sum_v p[v] (log p[v] - log p2[v]) for every t, always >= 0.
 
@@ -24,13 +29,15 @@ def linear_kl(
     hidden   (T, D), hidden2 (T, D2) float32 or bfloat16
     weight   (V, D), weight2 (V, D2) float32 or bfloat16, or as `linear_pack` packs them: float32,
              or bfloat16 for a bfloat16 hidden
+    reverse  KL(p2 || p) instead, differentiable in hidden and weight all the same
     Returns (T,) float32, 0 where both have the same logits bit for bit. Differentiable in hidden
     and in a weight that is a tensor, by making the logits again; hidden2 and weight2 get no
     gradient. A row's value depends on nothing but its rows and the weights: not on T, nor on the
     threads. On the CPU only. A word of p[v] = 0 adds nothing.
     Raises TypeError (kind, dtype) or ValueError (shape, layout, range, device, gradients), naming
     the argument.
-    Source: d KL / d hidden = sum_v p[v] (log p[v] - log p2[v] - KL) weight[v] / temperature.
+    Source: d KL / d hidden = sum_v p[v] (log p[v] - log p2[v] - KL) weight[v] / temperature; with
+    `reverse` sum_v (p[v] - p2[v]) weight[v] / temperature.
     """
     check_tensors("linear_kl", hidden=hidden, hidden2=hidden2)
     for name, x in (("weight", weight), ("weight2", weight2)):
@@ -42,7 +49,7 @@ def linear_kl(
                 f"[linear_kl] {name} must not require a gradient: KL is differentiated in hidden "
                 "and weight only (detach it)"
             )
-    return _LinearKl.apply(hidden, weight, hidden2, weight2, temperature)  # type: ignore[no-any-return, no-untyped-call]
+    return _LinearKl.apply(hidden, weight, hidden2, weight2, temperature, reverse)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class KlForward(NamedTuple):
@@ -53,11 +60,21 @@ class KlForward(NamedTuple):
 
 
 def linear_kl_forward(
-    hidden: Tensor, weight: Weight, hidden2: Tensor, weight2: Weight, *, temperature: float = 1.0
+    hidden: Tensor,
+    weight: Weight,
+    hidden2: Tensor,
+    weight2: Weight,
+    *,
+    temperature: float = 1.0,
+    reverse: bool = False,
 ) -> KlForward:
     """linear_kl below autograd. Raises as it does."""
     T = hidden.shape[0] if hidden.dim() else 0
     kl, lse = torch.empty(T), torch.empty(T, 4)
+    if reverse:
+        exchanged = _operands(hidden2, weight2, hidden, weight)
+        _C.linear_kl_forward(*exchanged, kl, lse, temperature)
+        return KlForward(kl, lse.roll(2, 1))
     operands = _operands(hidden, weight, hidden2, weight2)
     _C.linear_kl_forward(*operands, kl, lse, temperature)
     return KlForward(kl, lse)
@@ -75,10 +92,11 @@ def linear_kl_backward(
     groups: Tensor | None = None,
     *,
     temperature: float = 1.0,
+    reverse: bool = False,
 ) -> None:
     """Makes the gradients that are not None, given dkl (T,) float32.
 
-    forward  of linear_kl_forward
+    forward  of linear_kl_forward, with the same `reverse`
     dhidden  (T, D) float32, assigned
     dweight  (V, D) float32, gone on with: each element is one chain over tokens
     groups   (G + 1,) int64 rising from 0 to T: rows that are never computed in different calls, as
@@ -94,6 +112,7 @@ def linear_kl_backward(
         dweight,
         groups,
         temperature,
+        reverse,
     )
     for out in (dhidden, dweight):
         if out is not None:
@@ -121,17 +140,20 @@ class _LinearKl(torch.autograd.Function):
         hidden2: Tensor,
         weight2: Weight,
         temperature: float,
+        reverse: bool,
     ) -> Tensor:
-        kept = linear_kl_forward(hidden, weight, hidden2, weight2, temperature=temperature)
+        kept = linear_kl_forward(
+            hidden, weight, hidden2, weight2, temperature=temperature, reverse=reverse
+        )
         tensors = [x if isinstance(x, Tensor) else None for x in (weight, weight2)]
         ctx.save_for_backward(hidden, hidden2, *tensors, *kept)
         ctx.packed = [None if isinstance(x, Tensor) else x for x in (weight, weight2)]
-        ctx.temperature = temperature
+        ctx.temperature, ctx.reverse = temperature, reverse
         return kept.kl
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dkl: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, dkl: Tensor) -> tuple[Tensor | None, ...]:
         hidden, hidden2, *weights, kl, lse = ctx.saved_tensors
         weight, weight2 = (p or w for p, w in zip(ctx.packed, weights, strict=True))
         need = ctx.needs_input_grad[:2]
@@ -147,10 +169,12 @@ class _LinearKl(torch.autograd.Function):
             dhidden,
             dweight,
             temperature=ctx.temperature,
+            reverse=ctx.reverse,
         )
         return (
             None if dhidden is None else dhidden.to(hidden.dtype),
             None if dweight is None else dweight.to(weight.dtype),
+            None,
             None,
             None,
             None,

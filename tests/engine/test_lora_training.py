@@ -100,7 +100,7 @@ def test_sampled_scored_and_trained_log_probs_are_one(make_engine, dtype) -> Non
     sampled = torch.tensor([x for g in groups for r in g.responses for x in r.logprobs])
     assert len(sampled) > 100
     assert torch.equal(scored(engine, groups), sampled)
-    assert torch.equal(engine._learner.policy_logps(pack(trees_of(groups), CPU))[0], sampled)
+    assert torch.equal(engine._learner.policy_pass(pack(trees_of(groups), CPU)).logps, sampled)
     assert (scored(engine, groups, "reference") - sampled).abs().max() > 0.1
 
 

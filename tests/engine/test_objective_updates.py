@@ -17,9 +17,10 @@ from torch import Tensor
 import pyengine as pe
 from pyengine import objectives
 from pyengine.engine.batches import loss_batch
-from pyengine.engine.packing import micro_batches, pack
-from pyengine.engine.tree_model_torch import token_logps
+from pyengine.engine.packing import PackedBatch, micro_batches, pack
+from pyengine.engine.tree_model_torch import TreeAttention, token_logps
 from pyengine.errors import RequestError
+from pyengine.models.decoder import Decoder
 from pyengine.objectives import Objective
 
 SIZES = [(7, [5, 9]), (1, [3, 1, 4]), (12, [6, 2, 11]), (4, [8, 8])]
@@ -78,7 +79,7 @@ def batch(objective: Objective) -> pe.Preferences:
 
 
 SEQUENCES = {case.name for case in ALL_CASES}
-CASES = [case for case in ALL_CASES if not objectives.get(case.name, **case.options).needs_kl]
+CASES = list(ALL_CASES)
 CASES += [Case(name) for name in objectives.available() if name not in SEQUENCES]
 CASES += [
     Case("grpo", options={"beta": 0.0, "reduction": "token", "clip_high": 0.28}),
@@ -86,9 +87,27 @@ CASES += [
 ]
 
 
-def test_an_objective_that_cannot_be_computed_is_refused(make_engine) -> None:
-    with pytest.raises(RequestError, match="tdpo takes the gradient of a KL over the vocabulary"):
-        make_engine().update(batch(objectives.TDPO()), objectives.TDPO())
+def test_a_kl_needs_a_reference(make_engine) -> None:
+    objective = objectives.PMPO(beta=0.5)
+    with pytest.raises(RequestError) as caught:
+        make_engine(reference="none").update(batch(objective), objective)
+    assert str(caught.value) == (
+        "[update] pmpo needs the KL to a reference over the whole vocabulary: the engine has none"
+    )
+
+
+def full_kl(engine: pe.Engine, packed: PackedBatch) -> Tensor:
+    """(N,) KL(reference || policy) in torch, differentiable in the policy, from whole logits."""
+
+    def log_softmax(decoder: Decoder) -> Tensor:
+        attend = TreeAttention(packed, decoder.spec.attention_scale)
+        hidden = decoder(packed.token_ids, packed.positions, attend)[packed.source_rows]
+        return torch.log_softmax(hidden @ decoder.head_weight().T, -1)
+
+    assert engine._reference is not None
+    with torch.no_grad():
+        reference = log_softmax(engine._reference)
+    return (reference.exp() * (reference - log_softmax(engine._policy))).sum(-1)
 
 
 def prepared(engine: pe.Engine, objective: Objective) -> pe.Engine:
@@ -129,6 +148,7 @@ def test_gradient_is_autograds(make_engine, case: Case) -> None:
         policy = token_logps(engine._policy, pack(swapped, torch.device("cpu"))).double().sum()
         of_reference = torch.cat(learner.reference_logps(swapped) or []).double().sum()
         kl = max(0.0, (policy - of_reference).item() / sum(len(t.responses) for t in swapped))
+    token_kl = full_kl(engine, packed) if objective.needs_kl else None
     output = objective(
         examples.inputs(
             range(len(examples.trees)),
@@ -138,9 +158,15 @@ def test_gradient_is_autograds(make_engine, case: Case) -> None:
             torch.cat(reference).double(),
             models,
             kl,
+            None if token_kl is None else token_kl.detach().double(),
         )
     )
-    logps.backward(output.dlogps.float())  # type: ignore[no-untyped-call]
+    total = (logps * output.dlogps.float()).sum()
+    if token_kl is not None:
+        assert output.dkl is not None
+        assert output.dkl.abs().sum() > 0
+        total = total + (token_kl * output.dkl.float()).sum()
+    total.backward()  # type: ignore[no-untyped-call]
     theirs = {n: p.grad for n, p in engine._policy.named_parameters() if p.grad is not None}
     assert metrics["loss"] == pytest.approx(output.loss.item(), rel=2e-5, abs=1e-6)
     assert ours.keys() == theirs.keys()

@@ -81,7 +81,7 @@ def test_every_family_has_the_samplers_bits_and_autograds_slopes(case: Path, dty
     groups = groups_of(SHAPES, engine.spec.vocab_size)
     trees = trees_of(groups)
     scores = [s.token_logprobs for of_group in engine.score(groups) for s in of_group]
-    logps = engine._learner.policy_logps(pack(trees, CPU))[0]
+    logps = engine._learner.policy_pass(pack(trees, CPU)).logps
     assert torch.equal(logps, torch.cat(scores))
     ours, theirs = gradient(engine, [trees]), autograd(engine, trees)
     assert ours.keys() == theirs.keys()
@@ -187,7 +187,7 @@ def test_sampled_log_probs_are_the_trainers(make_engine) -> None:
         shift(engine)
         params = pe.SamplingParams(n=4, max_tokens=40, temperature=1.3)
         groups = engine.generate([[5, 6, 7], [9] * 33, [4]], params)
-        logps = engine._learner.policy_logps(pack(trees_of(groups), CPU))[0]
+        logps = engine._learner.policy_pass(pack(trees_of(groups), CPU)).logps
         sampled = [x for g in groups for r in g.responses for x in r.logprobs]
         assert len(sampled) > 100
         assert torch.equal(logps, torch.tensor(sampled))

@@ -120,6 +120,12 @@ void run(const Inputs& in, const Results& out, int64_t begin, int64_t n, int thr
     const Memory backward(pe::cpu::linear_kl_backward_bytes(b));
     b.workspace = backward.data();
     pe::cpu::linear_kl_backward(b);
+    // The other gradient takes the same way; its values are checked from Python.
+    Matrix dhidden(DType::kF32, n, in.hidden.cols());
+    b.dhidden = dhidden.view();
+    b.dweight = {};
+    b.reverse = true;
+    pe::cpu::linear_kl_backward(b);
 }
 
 std::vector<double> log_softmax(const Matrix& hidden, const Matrix& weight, int64_t t) {

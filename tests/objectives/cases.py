@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyengine import objectives
 from pyengine.objectives import PairwiseObjective, pairwise_loss, pointwise_loss
 from pyengine.objectives.registry import class_of
 
@@ -55,6 +56,10 @@ class Case:
     @property
     def is_pairwise(self) -> bool:
         return issubclass(class_of(self.name), PairwiseObjective)
+
+    @property
+    def needs_kl(self) -> bool:
+        return objectives.get(self.name, **self.options).needs_kl
 
     def draw(self, count: int, seed: int = 0, spread: float = 3.0) -> dict[str, Tensor]:
         """Keyword arguments of the plain function, all float64 (count,)."""

@@ -158,11 +158,14 @@ def test_pmpo_of_accepted_responses_only_is_nll() -> None:
 
 
 def test_pmpo_update_is_the_plain_function() -> None:
-    columns = {"labels": [1.0, 0.0, 0.0, 1.0], "kl": [0.1, 0.2, 0.3, 0.4]}
-    x = responses(**columns)
+    labels, kl = [1.0, 0.0, 0.0, 1.0], [0.1, 0.2, 0.3, 0.4]
+    x = responses(labels=labels)
+    of_tokens = (torch.tensor(kl, dtype=torch.float64) / x.lengths).repeat_interleave(x.lengths)
     logps = x.sequence_logps(x.policy_token_logps)
-    expected = pointwise_loss("pmpo", logps, **columns)
-    output = PMPO()(x)
+    expected = pointwise_loss("pmpo", logps, labels=labels, kl=kl)
+    output = PMPO()(dataclasses.replace(x, token_kl=of_tokens))
+    assert output.dkl is not None
+    torch.testing.assert_close(output.dkl, torch.full_like(output.dkl, 0.5 / 4))  # beta / 4
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-14)
     assert output.dlogps[3].item() == pytest.approx(0.25, rel=1e-14)  # response 1, of two rejected
 

@@ -38,10 +38,12 @@ def gradient(T: int) -> Tensor:
     return torch.randn(T, generator=torch.Generator().manual_seed(T))
 
 
-def run(operands: Operands, dkl: Tensor, temperature: float = 1.0) -> tuple[Tensor, ...]:
+def run(
+    operands: Operands, dkl: Tensor, temperature: float = 1.0, reverse: bool = False
+) -> tuple[Tensor, ...]:
     """(kl, dhidden, dweight) through autograd."""
     hidden, weight = (x.detach().requires_grad_() for x in operands[:2])
-    kl = pe.ops.linear_kl(hidden, weight, *operands[2:], temperature)
+    kl = pe.ops.linear_kl(hidden, weight, *operands[2:], temperature, reverse)
     return kl.detach(), *torch.autograd.grad(kl, (hidden, weight), dkl)
 
 
@@ -178,15 +180,39 @@ def test_nan_spoils_no_other_row(isa: str) -> None:
         assert torch.equal(kl, clean)
 
 
-def test_gradient_by_finite_differences() -> None:
+@pytest.mark.parametrize("V", [1, 33, 601])
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=NAMES.get)
+def test_reverse(V: int, dtype: torch.dtype, isa: str) -> None:
+    """KL(p2 || p), differentiated in p: the value of the exchanged models, another gradient."""
+    operands, dkl = make(50, 47, V, dtype), gradient(50)
+    got = run(operands, dkl, 0.8, reverse=True)
+    assert torch.equal(got[0], pe.ops.linear_kl(*operands[2:], *operands[:2], 0.8))
+    exact = linear_kl_with_gradients(*operands, dkl, 0.8, reverse=True)
+    plain = linear_kl_with_gradients(*operands, dkl, 0.8, F32, reverse=True)
+    for name, ours, p, e in zip(("kl", "dhidden", "dweight"), got, plain, exact, strict=True):
+        check_budget(ours, p.to(ours.dtype), e, name)
+
+
+def test_reverse_of_the_same_models_is_zero() -> None:
+    hidden, weight, _, _ = make(31, 48, 300)
+    kl, dhidden, dweight = run((hidden, weight, hidden, weight), gradient(31), reverse=True)
+    assert not kl.any()
+    assert not dhidden.any()
+    assert not dweight.any()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gradient_by_finite_differences(reverse: bool) -> None:
     operands = make(5, 7, 300)
-    _, dhidden, dweight = run(operands, torch.ones(5))
+    _, dhidden, dweight = run(operands, torch.ones(5), reverse=reverse)
     exact = [x.double() for x in operands]
     rng = torch.Generator().manual_seed(0)
     for i, ours in enumerate((dhidden, dweight)):
         way, step = torch.randn(ours.shape, generator=rng).double(), 1e-6
         up, down = list(exact), list(exact)
         up[i], down[i] = exact[i] + step * way, exact[i] - step * way
+        if reverse:
+            up, down = up[2:] + up[:2], down[2:] + down[:2]
         slope = float((reference(*up) - reference(*down)).sum()) / (2 * step)
         terms = ours.double() * way
         error = abs(float(terms.sum()) - slope)

@@ -24,11 +24,14 @@ def linear_kl_with_gradients(
     dkl: Tensor,
     temperature: float = 1.0,
     dtype: torch.dtype = torch.float64,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(kl, dhidden, dweight), everything computed in `dtype`."""
+    """(kl, dhidden, dweight), everything computed in `dtype`; `reverse`: KL(p2 || p)."""
     hidden = hidden.detach().to(dtype).requires_grad_()
     weight = weight.detach().to(dtype).requires_grad_()
-    kl = linear_kl(hidden, weight, hidden2.to(dtype), weight2.to(dtype), temperature)
+    sides = (hidden, weight), (hidden2.to(dtype), weight2.to(dtype))
+    first, second = reversed(sides) if reverse else sides
+    kl = linear_kl(*first, *second, temperature)
     dhidden, dweight = torch.autograd.grad(kl, (hidden, weight), dkl.to(dtype))
     return kl.detach(), dhidden, dweight
 

@@ -76,13 +76,14 @@ PE_INLINE vec16 where_likely(const vec16& p, const vec16& x) {
 // use(offset, 16 of c[t,v] * scale * temperature, how many count) for n words of a row.
 template <typename F>
 PE_INLINE void coefficients(const float* x, const float* y, int64_t n, const float* lse, float kl,
-                            float scale, const F& use) {
+                            float scale, bool reverse, const F& use) {
     const vec16 largest = broadcast16(lse[0]), log_total = broadcast16(lse[1]);
     const vec16 largest2 = broadcast16(lse[2]), log_total2 = broadcast16(lse[3]);
     for_each_16(n, [&](int64_t i, int64_t count) {
         const vec16 log_p = (read(x + i, count) - largest) - log_total;
         const vec16 log_q = (read(y + i, count) - largest2) - log_total2;
         const vec16 p = exp(log_p);
+        if (reverse) return use(i, (p - exp(log_q)) * broadcast16(scale), count);
         const vec16 apart = where_likely(p, (log_p - log_q) - broadcast16(kl));
         use(i, p * apart * broadcast16(scale), count);
     });

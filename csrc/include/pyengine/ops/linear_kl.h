@@ -1,11 +1,13 @@
 // linear_kl: kl[t] = sum_v p[v] (log p[v] - log q[v]),  p = softmax(z),  z[v] = p.hidden[t,:] . p.weight[v,:] / temperature,
 //            q from q.hidden and q.weight in the same way
+//            With `reverse` it is the gradient of KL(q || p), whose value is the forward pass with its sides exchanged
 // shapes       hidden (T, D), weight (V, D), row strides free, last dim contiguous, or `packed` (V, D) as linear packs it; D may
 //              differ between p and q; kl, dkl (T,); lse (T, 4), contiguous: largest z and log sum exp(z - largest), of p and
 //              then of q; dhidden (T, D) and dweight (V, D) of p; no (T, V) matrix is stored: logits live in tiles
 // dtypes       hidden, weight each f32 or bf16; groups i64; all else f32; logits are those of linear_logprob, bit for bit
 // aliasing     q may be p; no other overlap
-// gradient     c[t,v] = p[v] (log p[v] - log q[v] - kl[t]) / temperature, from both logits made again;
+// gradient     c[t,v] = p[v] (log p[v] - log q[v] - kl[t]) / temperature, from both logits made again; with `reverse`
+//              c[t,v] = (p[v] - q[v]) / temperature, and kl is not read;
 //              dhidden[t,:] = dkl[t] sum_v c[t,v] weight[v,:], one chain over words (=);
 //              dweight[v,:] += sum_t dkl[t] c[t,v] hidden[t,:], tokens in order, so that a later call continues the chain.
 //              In bf16 c is rounded, and words and tokens go in pairs; each group of rows starts a new pair of tokens, as in
@@ -52,6 +54,7 @@ struct LinearKlBackwardArgs {
     float inverse_temperature = 1.0f;
     VectorView groups =
         {};  // (G + 1,) i64, from 0 to T: rows groups[g] to groups[g + 1] are group g; null: one group
+    bool reverse = false;  // of KL(q || p); lse still has p first
 };
 
 namespace cpu {
