@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class LossBatch:
         reference_logps: Tensor | None,
         model_logps: Mapping[str, Tensor],
         mismatched_kl: float | None,
-        token_kl: Tensor | None = None,
+        side: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> LossInputs:
         """Of the trees `part`; log-probs and cu_seqlens are theirs alone."""
         device, dtype = policy_logps.device, policy_logps.dtype
@@ -105,7 +106,7 @@ class LossBatch:
             sampler_token_logps=sampled,
             model_token_logps=model_logps,
             mismatched_kl=mismatched_kl,
-            token_kl=token_kl,
+            side=side,
         )
 
     def _auxiliary(self, places: Sequence[int], first: int, device: torch.device) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, cast
@@ -16,9 +16,10 @@ from pyengine.engine.lora import LoraGradients, PackedLora
 from pyengine.engine.named_models import Model, NamedModels
 from pyengine.engine.packed import PackedDecoder
 from pyengine.engine.packing import PackedBatch, Tree, micro_batches, pack
-from pyengine.engine.tree_model import TreeModel
+from pyengine.engine.tree_model import KlTape, Tape, TreeModel
 from pyengine.engine.tree_model_torch import token_logps
 from pyengine.models.decoder import Decoder
+from pyengine.objectives.base import SideOutput
 
 REFERENCE_BATCH_TOKENS = 4096
 
@@ -32,12 +33,12 @@ class PolicyPass:
     """What a policy says of a packed batch.
 
     logps     (N,) float32
-    kl        (N,) float32 KL(reference || policy) over the vocabulary; None where it was not asked
+    side      name -> (N,) float32 of what was asked for: see LossInputs.side
     backward  the way back to the weights
     """
 
     logps: Tensor
-    kl: Tensor | None
+    side: Mapping[str, Tensor]
     backward: Backward
 
 
@@ -59,15 +60,16 @@ class Learner(Protocol):
     def drop_reference(self) -> None:
         """Lets go of the reference, since a snapshot takes its place."""
 
-    @property
-    def computes_kl(self) -> bool:
-        """Whether it can compare whole distributions of policy and reference."""
+    def computes(self, side: Sequence[SideOutput]) -> bool:
+        """Whether it can: a KL needs a reference, and all of them the CPU's kernels."""
 
-    def policy_pass(self, batch: PackedBatch, with_kl: bool = False) -> PolicyPass:
+    def policy_pass(self, batch: PackedBatch, side: Sequence[SideOutput] = ()) -> PolicyPass:
         """Log-probs under the policy, and the way back to its weights."""
 
-    def logps(self, batch: PackedBatch, with_kl: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Log-probs and KL as in `policy_pass`: the same bits, without the way back."""
+    def logps(
+        self, batch: PackedBatch, side: Sequence[SideOutput] = ()
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Log-probs and side outputs as in `policy_pass`: the same bits, without the way back."""
 
     def settle(self) -> None:
         """Parameters' `grad` become whole: to be called before they are applied."""
@@ -206,15 +208,14 @@ class KernelLearner(_WithModels):
             self._reference = CachedReference(self._own.token_logps, cache, device)
         self._gradients: Gradients | None = None
 
-    @property
-    def computes_kl(self) -> bool:
+    def computes(self, side: Sequence[SideOutput]) -> bool:
         """See Learner."""
-        return self.has_model("reference")
+        return "kl" not in side or self.has_model("reference")
 
-    def policy_pass(self, batch: PackedBatch, with_kl: bool = False) -> PolicyPass:
+    def policy_pass(self, batch: PackedBatch, side: Sequence[SideOutput] = ()) -> PolicyPass:
         """See Learner."""
         tape = self._policy.forward(batch)
-        kl = self._policy.forward_kl(tape, self._whole_reference()) if with_kl else None
+        kl, outputs = self._side(tape, side)
 
         def backward(dlogps: Tensor, dkl: Tensor | None) -> None:
             if self._gradients is None:
@@ -223,13 +224,27 @@ class KernelLearner(_WithModels):
             through_kl = None if kl is None or dkl is None else (kl, dkl)
             self._policy.backward(tape, dlogps, self._gradients, through_kl)
 
-        return PolicyPass(tape.logps, None if kl is None else kl.kl, backward)
+        return PolicyPass(tape.logps, outputs, backward)
 
-    def logps(self, batch: PackedBatch, with_kl: bool = False) -> tuple[Tensor, Tensor | None]:
+    def logps(
+        self, batch: PackedBatch, side: Sequence[SideOutput] = ()
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """See Learner."""
-        if not with_kl:
-            return self._policy.token_logps(batch), None
-        return self._policy.logps_and_kl(batch, self._whole_reference())
+        if not side:
+            return self._policy.token_logps(batch), {}
+        tape = self._policy.forward(batch, saves=False)
+        return tape.logps, self._side(tape, side)[1]
+
+    def _side(
+        self, tape: Tape, side: Sequence[SideOutput]
+    ) -> tuple[KlTape | None, dict[str, Tensor]]:
+        outputs, kl = {}, None
+        if "sum_squares" in side:
+            outputs["sum_squares"] = self._policy.sum_squares(tape)
+        if "kl" in side:
+            kl = self._policy.forward_kl(tape, self._whole_reference())
+            outputs["kl"] = kl.kl
+        return kl, outputs
 
     def drop_reference(self) -> None:
         """See Learner."""
@@ -284,26 +299,27 @@ class TorchLearner(_WithModels):
             compute = partial(token_logps, reference)
             self._reference = CachedReference(compute, cache, device)
 
-    @property
-    def computes_kl(self) -> bool:
-        """Not yet: it would store logits."""
-        return False
+    def computes(self, side: Sequence[SideOutput]) -> bool:
+        """None yet: it would store logits."""
+        return not side
 
-    def policy_pass(self, batch: PackedBatch, with_kl: bool = False) -> PolicyPass:
+    def policy_pass(self, batch: PackedBatch, side: Sequence[SideOutput] = ()) -> PolicyPass:
         """See Learner."""
-        assert not with_kl
+        assert not side
         logps = token_logps(self._policy, batch)
 
         def backward(dlogps: Tensor, dkl: Tensor | None) -> None:
             logps.backward(dlogps)  # type: ignore[no-untyped-call]
 
-        return PolicyPass(logps.detach(), None, backward)
+        return PolicyPass(logps.detach(), {}, backward)
 
     @torch.no_grad()
-    def logps(self, batch: PackedBatch, with_kl: bool = False) -> tuple[Tensor, Tensor | None]:
+    def logps(
+        self, batch: PackedBatch, side: Sequence[SideOutput] = ()
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """See Learner."""
-        assert not with_kl
-        return token_logps(self._policy, batch), None
+        assert not side
+        return token_logps(self._policy, batch), {}
 
     def settle(self) -> None:
         """Autograd's gradients are whole already."""

@@ -36,10 +36,10 @@ def checked_batch(
             f"[update] {objective.name} needs a reference but the engine has none "
             "(reference='none')"
         )
-    if objective.needs_kl and not learner.computes_kl:
+    if not learner.computes(objective.side_outputs):
         raise RequestError(
-            f"[update] {objective.name} needs the KL to a reference over the whole vocabulary: "
-            + ("the engine has none" if not has_reference else "it is computed on the CPU only")
+            f"[update] {objective.name} needs {', '.join(objective.side_outputs)} over the whole "
+            "vocabulary, which is computed on the CPU, and a kl with a reference only"
         )
     for model in objective.models:
         if not learner.has_model(model):
@@ -90,22 +90,23 @@ def forward_backward(
     fixed = _Fixed.of(learner, batch, objective, device)
     spans = list(micro_batches([t.num_rows for t in batch.trees], micro_batch_tokens))
     totals = Totals(batch.total_weight)
-    with_kl = objective.needs_kl
+    side = objective.side_outputs
     whole: LossOutput | None = None
     if len(spans) > 1 and (objective.batch_global or batch.crosses_groups):
-        passes = [learner.logps(pack([batch.trees[i] for i in r], device), with_kl) for r in spans]
-        logps, kls = zip(*passes, strict=True)
-        inputs = fixed.inputs(range(len(batch.trees)), torch.cat(logps), joined(kls))
+        passes = [learner.logps(pack([batch.trees[i] for i in r], device), side) for r in spans]
+        logps, sides = zip(*passes, strict=True)
+        joined: dict[str, Tensor] = {n: torch.cat([each[n] for each in sides]) for n in side}
+        inputs = fixed.inputs(range(len(batch.trees)), torch.cat(logps), joined)
         whole = objective(inputs)
         totals.add(whole, inputs.weight)
     rows = first = 0
     for r in spans:
         packed = pack([batch.trees[i] for i in r], device)
         rows += len(packed.token_ids)
-        policy = learner.policy_pass(packed, with_kl)
+        policy = learner.policy_pass(packed, side)
         last = first + len(policy.logps)
         if whole is None:
-            inputs = fixed.inputs(r, policy.logps, policy.kl)
+            inputs = fixed.inputs(r, policy.logps, policy.side)
             output = objective(inputs)
             totals.add(output, inputs.weight)
             policy.backward(output.dlogps, output.dkl)
@@ -114,11 +115,6 @@ def forward_backward(
             policy.backward(whole.dlogps[first:last], dkl)
         first = last
     return totals.means() | {"tokens": float(rows)}
-
-
-def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """One after the other; None where there are none."""
-    return torch.cat([part for part in parts if part is not None]) if parts[0] is not None else None
 
 
 @dataclass(frozen=True)
@@ -143,7 +139,7 @@ class _Fixed:
         kl = _mismatched_kl(learner, batch, device) if objective.needs_mismatched else None
         return cls(batch, objective.unit, device, reference, models, kl)
 
-    def inputs(self, part: range, policy_logps: Tensor, kl: Tensor | None) -> LossInputs:
+    def inputs(self, part: range, policy_logps: Tensor, side: Mapping[str, Tensor]) -> LossInputs:
         """Of the trees `part`."""
 
         def of_part(of_trees: Sequence[Tensor]) -> Tensor:
@@ -158,7 +154,7 @@ class _Fixed:
             None if self.reference is None else of_part(self.reference),
             {name: of_part(logps) for name, logps in self.models.items()},
             self.mismatched_kl,
-            kl,
+            side,
         )
 
 

@@ -29,6 +29,7 @@ from pyengine.ops.linear_logprob import (
     LogprobForward,
     linear_logprob_backward,
     linear_logprob_forward,
+    linear_logprob_stats,
 )
 
 
@@ -126,9 +127,9 @@ class TreeModel:
         return self._forward(batch, saves=False).logps
 
     @torch.no_grad()
-    def forward(self, batch: PackedBatch) -> Tape:
-        """The same, with what `backward` needs."""
-        return self._forward(batch, saves=True)
+    def forward(self, batch: PackedBatch, saves: bool = True) -> Tape:
+        """The same, with what `backward` needs where it is to come (`saves`)."""
+        return self._forward(batch, saves)
 
     @torch.no_grad()
     def forward_kl(self, tape: Tape, other: TreeModel) -> KlTape:
@@ -139,10 +140,14 @@ class TreeModel:
         return KlTape(other, hidden2, forward)
 
     @torch.no_grad()
-    def logps_and_kl(self, batch: PackedBatch, other: TreeModel) -> tuple[Tensor, Tensor]:
-        """Both (N,) float32, without the way back."""
-        tape = self._forward(batch, saves=False)
-        return tape.logps, self.forward_kl(tape, other).kl
+    def sum_squares(self, tape: Tape) -> Tensor:
+        """(N,) float32 sum of p squared of the tape's response tokens."""
+        batch = tape.states.batch
+        stats = linear_logprob_stats(
+            tape.states.hidden, self.packed.matrix("head"), batch.targets, sum_squares=True
+        )
+        assert stats.sum_squares is not None
+        return stats.sum_squares
 
     @torch.no_grad()
     def hidden_states(self, batch: PackedBatch) -> Tensor:

@@ -72,6 +72,7 @@ from pyengine.objectives.token_level import TokenBatch, TokenObjective
 from pyengine.objectives.topr import TOPR
 from pyengine.objectives.ulma import ULMA
 from pyengine.objectives.weighted_dpo import WeightedDPO
+from pyengine.objectives.wpo import WPO
 from pyengine.objectives.xpo import XPO
 
 __all__ = [
@@ -109,6 +110,7 @@ __all__ = [
     "TDPO",
     "TOPR",
     "ULMA",
+    "WPO",
     "XPO",
     "APODown",
     "APOZero",

@@ -17,6 +17,7 @@ from pyengine.objectives.hyperparameters import check_hyperparameters
 from pyengine.ops.segment_sum import segment_sum, segment_sum_backward
 
 Unit = Literal["comparison", "response", "group"]
+SideOutput = Literal["kl", "sum_squares"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class LossInputs:
     columns                name -> (S,) numbers of each response: "rewards", "labels", ...
     sampler_token_logps    (N,) under the model that sampled the responses
     model_token_logps      name -> (N,) under further models (Engine.snapshot)
-    token_kl               (N,) KL(reference || policy) of each token over the whole vocabulary
+    side                   name -> (N,) of each token's distribution over the whole vocabulary:
+                           "kl", KL(reference || policy); "sum_squares", sum_v p_v^2 of the policy
     mismatched_kl          mean log-ratio of responses to other prompts of the batch (KTO's z0)
     """
 
@@ -61,7 +63,7 @@ class LossInputs:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     sampler_token_logps: Tensor | None = None
     model_token_logps: Mapping[str, Tensor] = field(default_factory=dict)
-    token_kl: Tensor | None = None
+    side: Mapping[str, Tensor] = field(default_factory=dict)
     mismatched_kl: float | None = None
 
     @property
@@ -106,7 +108,7 @@ class LossOutput:
     loss     this part's share of the batch loss
     dlogps   (N,) d loss / d policy_token_logps
     metrics  as long as `LossInputs.weight` each
-    dkl      (N,) d loss / d token_kl; None for objectives that take none
+    dkl      (N,) d loss / d side["kl"]; None for objectives that take none
     """
 
     loss: Tensor
@@ -125,7 +127,7 @@ class Objective(ABC):
     needs_reference  whether reference_token_logps must be given
     needs_sampler    whether sampler_token_logps must be given
     needs_mismatched whether mismatched_kl must be given
-    needs_kl         whether token_kl must be given: the gradient goes through it too
+    side_outputs     names of `LossInputs.side` that must be given; the gradient goes through "kl"
     models           names of further models whose log-probs it takes
     """
 
@@ -135,7 +137,7 @@ class Objective(ABC):
     needs_reference: bool = True
     needs_sampler: ClassVar[bool] = False
     needs_mismatched: ClassVar[bool] = False
-    needs_kl: bool = False
+    side_outputs: tuple[SideOutput, ...] = ()
     models: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

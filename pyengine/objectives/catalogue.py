@@ -10,6 +10,11 @@ from pyengine.objectives.base import Objective
 from pyengine.objectives.registry import CLASSES
 from pyengine.objectives.sequence import SequenceObjective
 
+SIDE_WORDS = {
+    "kl": "KL to the reference over the vocabulary",
+    "sum_squares": "sums of squared probabilities",
+}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -40,8 +45,7 @@ class Entry:
             words.append("reference")
         if objective.needs_sampler:
             words.append("sampled log-probs")
-        if objective.needs_kl:
-            words.append("KL to the reference over the vocabulary")
+        words += [SIDE_WORDS[name] for name in objective.side_outputs]
         words += [f"snapshot {name!r}" for name in objective.models]
         words += [name if must else f"{name} (optional)" for name, must in self.inputs]
         if objective.batch_global:

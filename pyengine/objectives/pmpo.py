@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pyengine.objectives.base import SideOutput
 from pyengine.objectives.hyperparameters import FRACTION, NOT_NEGATIVE, hyperparameter
 from pyengine.objectives.sequence import Examples, PointwiseObjective
 
@@ -39,9 +40,9 @@ class PMPO(PointwiseObjective):
     beta: float = hyperparameter(0.5, NOT_NEGATIVE)
 
     @property
-    def needs_kl(self) -> bool:  # type: ignore[override]
-        """Where the KL counts."""
-        return self.beta > 0
+    def side_outputs(self) -> tuple[SideOutput, ...]:  # type: ignore[override]
+        """The KL, where it counts."""
+        return ("kl",) if self.beta > 0 else ()
 
     @property
     def reward_scale(self) -> float:

@@ -63,6 +63,7 @@ from pyengine.objectives.tdpo import TDPO
 from pyengine.objectives.topr import TOPR
 from pyengine.objectives.ulma import ULMA
 from pyengine.objectives.weighted_dpo import WeightedDPO
+from pyengine.objectives.wpo import WPO
 from pyengine.objectives.xpo import XPO
 
 CLASSES: tuple[type[Objective], ...] = (
@@ -124,6 +125,7 @@ CLASSES: tuple[type[Objective], ...] = (
     TOPR,
     ULMA,
     WeightedDPO,
+    WPO,
     XPO,
 )
 _BY_NAME = {cls.name: cls for cls in CLASSES}

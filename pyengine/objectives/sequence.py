@@ -139,8 +139,15 @@ class SequenceObjective(Objective):
                 f"[{self.name}] takes no probabilities but a comparison has one other than 1: "
                 "soft_dpo, dpo and others do"
             )
-        if self.needs_kl:
+        for output in self.side_outputs:
+            if output not in inputs.side:
+                raise RequestError(f"[{self.name}] needs {output} of every token's distribution")
+        if "kl" in self.side_outputs:
             return self._with_kl(inputs, policy, reference)
+        if "sum_squares" in self.side_outputs:
+            excess = inputs.policy_token_logps.detach() - inputs.side["sum_squares"].log()
+            weight = (inputs.sequence_logps(excess) / inputs.lengths.clamp(min=1)).exp()
+            inputs = dataclasses.replace(inputs, columns={**inputs.columns, "weight": weight})
         places = {name: self._places(name, inputs) for name in self.operands}
         x = self._examples(inputs, policy, reference, places)
         terms = self.terms(x) if inputs.on_kernels and not self.batch_global else None
@@ -165,10 +172,8 @@ class SequenceObjective(Objective):
 
     def _with_kl(self, inputs: LossInputs, policy: Tensor, reference: Tensor | None) -> LossOutput:
         """The loss of log-probs and of KLs summed over each response, the column "kl"."""
-        if inputs.token_kl is None:
-            raise RequestError(f"[{self.name}] needs the KL of every token to the reference")
         places = {name: self._places(name, inputs) for name in self.operands}
-        leaves = [policy.detach(), inputs.sequence_logps(inputs.token_kl)]
+        leaves = [policy.detach(), inputs.sequence_logps(inputs.side["kl"])]
 
         def examples() -> Examples:
             columns = {**inputs.columns, "kl": leaves[1]}

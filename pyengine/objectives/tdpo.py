@@ -30,7 +30,7 @@ class TDPO(PairwiseObjective):
     """
 
     name: ClassVar[str] = "tdpo"
-    needs_kl = True
+    side_outputs = ("kl",)
     inputs: ClassVar[Mapping[str, float | None]] = {"chosen_kl": None, "rejected_kl": None}
     beta: float = hyperparameter(0.1, POSITIVE)
     alpha: float = hyperparameter(0.5, NOT_NEGATIVE)

@@ -22,15 +22,14 @@ class WeightedDPO(PairwiseObjective):
 
     h is DPO's. No gradient flows through w, and the mean is over pairs, not over weights: weights
     of 1/2 halve the loss. (A comparison's own weight is the other kind: it counts in the mean.)
-    WPO: w is the product over both responses of exp(mean_t(log p_t - log sum_v p_v^2)); the
-    published code clamps it at 1, TRL does not. UPO: w from the mutual information of label and
+    WPO's w is computed by the objective `wpo`. UPO: w from the mutual information of label and
     dropout (BALD); its exact weighting could not be checked.
 
     beta    how closely to stay to the reference; > 0
     target  P(chosen wins); 1 where it is not given
     weight  w; times chosen_weight and rejected_weight, where those are given (in the engine: the
             responses' column "weight"). One of the three must be.
-    Source: Zhou et al., arXiv:2406.11827 (WPO); Wang et al., arXiv:2409.11212 (UPO).
+    Source: Wang et al., arXiv:2409.11212 (UPO).
     """
 
     name: ClassVar[str] = "weighted_dpo"

@@ -92,22 +92,24 @@ def test_a_kl_needs_a_reference(make_engine) -> None:
     with pytest.raises(RequestError) as caught:
         make_engine(reference="none").update(batch(objective), objective)
     assert str(caught.value) == (
-        "[update] pmpo needs the KL to a reference over the whole vocabulary: the engine has none"
+        "[update] pmpo needs kl over the whole vocabulary, which is computed on the CPU, and a kl "
+        "with a reference only"
     )
 
 
+def log_softmax(decoder: Decoder, packed: PackedBatch) -> Tensor:
+    """(N, V) in torch, of the response tokens."""
+    attend = TreeAttention(packed, decoder.spec.attention_scale)
+    hidden = decoder(packed.token_ids, packed.positions, attend)[packed.source_rows]
+    return torch.log_softmax(hidden @ decoder.head_weight().T, -1)
+
+
 def full_kl(engine: pe.Engine, packed: PackedBatch) -> Tensor:
-    """(N,) KL(reference || policy) in torch, differentiable in the policy, from whole logits."""
-
-    def log_softmax(decoder: Decoder) -> Tensor:
-        attend = TreeAttention(packed, decoder.spec.attention_scale)
-        hidden = decoder(packed.token_ids, packed.positions, attend)[packed.source_rows]
-        return torch.log_softmax(hidden @ decoder.head_weight().T, -1)
-
+    """(N,) KL(reference || policy), differentiable in the policy."""
     assert engine._reference is not None
     with torch.no_grad():
-        reference = log_softmax(engine._reference)
-    return (reference.exp() * (reference - log_softmax(engine._policy))).sum(-1)
+        reference = log_softmax(engine._reference, packed)
+    return (reference.exp() * (reference - log_softmax(engine._policy, packed))).sum(-1)
 
 
 def prepared(engine: pe.Engine, objective: Objective) -> pe.Engine:
@@ -148,7 +150,11 @@ def test_gradient_is_autograds(make_engine, case: Case) -> None:
         policy = token_logps(engine._policy, pack(swapped, torch.device("cpu"))).double().sum()
         of_reference = torch.cat(learner.reference_logps(swapped) or []).double().sum()
         kl = max(0.0, (policy - of_reference).item() / sum(len(t.responses) for t in swapped))
-    token_kl = full_kl(engine, packed) if objective.needs_kl else None
+    token_kl = full_kl(engine, packed) if "kl" in objective.side_outputs else None
+    side = {} if token_kl is None else {"kl": token_kl.detach().double()}
+    if "sum_squares" in objective.side_outputs:
+        with torch.no_grad():
+            side["sum_squares"] = log_softmax(engine._policy, packed).exp().square().sum(-1)
     output = objective(
         examples.inputs(
             range(len(examples.trees)),
@@ -158,7 +164,7 @@ def test_gradient_is_autograds(make_engine, case: Case) -> None:
             torch.cat(reference).double(),
             models,
             kl,
-            None if token_kl is None else token_kl.detach().double(),
+            side,
         )
     )
     total = (logps * output.dlogps.float()).sum()

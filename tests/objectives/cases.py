@@ -58,8 +58,8 @@ class Case:
         return issubclass(class_of(self.name), PairwiseObjective)
 
     @property
-    def needs_kl(self) -> bool:
-        return objectives.get(self.name, **self.options).needs_kl
+    def needs_side_outputs(self) -> bool:
+        return bool(objectives.get(self.name, **self.options).side_outputs)
 
     def draw(self, count: int, seed: int = 0, spread: float = 3.0) -> dict[str, Tensor]:
         """Keyword arguments of the plain function, all float64 (count,)."""
@@ -197,6 +197,12 @@ CASES = [
     Case(
         "weighted_dpo",
         {"chosen_weight": uniform(0, 1), "rejected_weight": uniform(0, 1), "target": uniform(0, 1)},
+    ),
+    Case("wpo", {"chosen_weight": uniform(0, 1.5), "rejected_weight": uniform(0, 1.5)}),
+    Case(
+        "wpo",
+        {"chosen_weight": uniform(0, 1.5), "rejected_weight": uniform(0, 1.5)},
+        {"clamp": False},
     ),
     Case("xpo", {"explore_logps": LOGPS}, {"alpha": 0.01}, ["explore_logps"]),
     Case("xpo", {"explore_logps": LOGPS, "target": uniform(0, 1)}, {}, ["explore_logps"]),

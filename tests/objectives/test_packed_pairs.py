@@ -16,8 +16,10 @@ from pyengine.objectives.registry import class_of
 from pyengine.objectives.sequence import SequenceObjective
 
 # A weight of the pair itself is no column of a response: in the engine it comes as two of those.
-# Where the KL of tokens is needed, tests/engine/test_objective_updates.py has it.
-PACKED = [c for c in CASES if c.is_pairwise and "weight" not in c.inputs and not c.needs_kl]
+# Where tokens' whole distributions count, tests/engine/test_objective_updates.py has it.
+PACKED = [
+    c for c in CASES if c.is_pairwise and "weight" not in c.inputs and not c.needs_side_outputs
+]
 
 
 def operands_of(case: Case) -> tuple[str, ...]:

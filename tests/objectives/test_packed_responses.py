@@ -45,8 +45,8 @@ def pack(case: Case, weight: Tensor, dtype: torch.dtype) -> tuple[LossInputs, di
     return inputs, {name: value for name, value in given.items() if name in wanted}
 
 
-# Where the KL of tokens is needed, tests/engine/test_objective_updates.py has it.
-PACKED = [c for c in CASES if not c.is_pairwise and not c.needs_kl]
+# Where tokens' whole distributions count, tests/engine/test_objective_updates.py has it.
+PACKED = [c for c in CASES if not c.is_pairwise and not c.needs_side_outputs]
 
 
 @pytest.mark.parametrize("case", PACKED, ids=str)

@@ -163,7 +163,7 @@ def test_pmpo_update_is_the_plain_function() -> None:
     of_tokens = (torch.tensor(kl, dtype=torch.float64) / x.lengths).repeat_interleave(x.lengths)
     logps = x.sequence_logps(x.policy_token_logps)
     expected = pointwise_loss("pmpo", logps, labels=labels, kl=kl)
-    output = PMPO()(dataclasses.replace(x, token_kl=of_tokens))
+    output = PMPO()(dataclasses.replace(x, side={"kl": of_tokens}))
     assert output.dkl is not None
     torch.testing.assert_close(output.dkl, torch.full_like(output.dkl, 0.5 / 4))  # beta / 4
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-14)

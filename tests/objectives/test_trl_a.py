@@ -104,6 +104,7 @@ def ours(
         weight=ones,
         total_weight=4.0,
         columns=columns or {},
+        side={"sum_squares": batch.squares.exp()[batch.mask]},
     )
     output = objectives.get(name, **options)(inputs)
     gradient = torch.zeros_like(batch.policy)
@@ -208,6 +209,7 @@ def test_use_weighting_is_weighted_dpo_without_a_clamp(dtype: torch.dtype) -> No
     assert weight.max() > 1 > weight.min()
     expected = theirs(batch, "sigmoid", use_weighting=True)
     agree(ours(batch, "weighted_dpo", {"weight": weight}), expected, batch)
+    agree(ours(batch, "wpo", clamp=False), expected, batch)
 
 
 def test_losses_start_where_trl_starts() -> None:
