@@ -4,6 +4,7 @@ groups and responses, and everything that is known about them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -27,7 +28,7 @@ class LossBatch:
     comparisons  with `group` a tree, and winner and loser counted through the batch
     auxiliary    of each comparison, the further responses that it takes, counted alike
     weight       of each comparison, response or tree: the objective's unit
-    columns      name -> (S,) float64 numbers of the responses, known for all of them
+    columns      name -> (S,) float64 numbers of the responses; NaN where there is none
     sampled      (N,) float32 log-probs that they were sampled with; None where not all have them
     """
 
@@ -83,7 +84,6 @@ class LossBatch:
         def numbers(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
-        margins = [c.margin for c in chosen]
         tokens = [sum(map(len, t.responses)) for t in self.trees]
         before = sum(tokens[: part.start])
         sampled = None
@@ -98,7 +98,6 @@ class LossBatch:
             probability=numbers([c.probability for c in chosen]),
             weight=numbers([self.weight[i] for i in units]),
             total_weight=self.total_weight,
-            margin=None if None in margins else numbers([m for m in margins if m is not None]),
             auxiliary=self._auxiliary(places, first, device),
             group=torch.repeat_interleave(integers(range(len(part))), integers(sizes)),
             total_tokens=self.total_tokens,
@@ -221,12 +220,13 @@ def _columns(batch: Preferences, responses: Sequence[tuple[int, int]]) -> dict[s
     tables["rewards"] = batch.feedback.rewards
     if batch.feedback.labels is not None:
         tables["labels"] = batch.feedback.labels
-    columns = {}
-    for name, table in tables.items():
-        values = [table[g][k] for g, k in responses]
-        if all(value is not None for value in values):
-            columns[name] = torch.tensor([float(v) for v in values], dtype=torch.float64)
-    return columns
+    return {
+        name: torch.tensor(
+            [math.nan if (value := table[g][k]) is None else float(value) for g, k in responses],
+            dtype=torch.float64,
+        )
+        for name, table in tables.items()
+    }
 
 
 def _sampled(

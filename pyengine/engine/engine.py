@@ -45,7 +45,7 @@ from pyengine.engine.snapshot_calls import SnapshotCalls
 from pyengine.engine.snapshots import Snapshots
 from pyengine.engine.streaming import Stream
 from pyengine.engine.training import checked_batch, forward_backward
-from pyengine.errors import NonFiniteError, RequestError
+from pyengine.errors import RequestError
 from pyengine.models.decoder import Decoder
 from pyengine.models.loader import load_model
 from pyengine.models.lora import Lora, LoraConfig
@@ -53,8 +53,6 @@ from pyengine.models.source import resolve
 from pyengine.models.spec import DecoderSpec
 from pyengine.objectives.base import Objective
 from pyengine.preferences.groups import Group, Preferences
-
-MAX_SKIPPED_STEPS = 5  # non-finite steps in a row after which training has failed
 
 
 class Engine(SnapshotCalls, ExportCalls):
@@ -122,7 +120,6 @@ class Engine(SnapshotCalls, ExportCalls):
             self._stop_ids,
             self._snapshots,
         )
-        self._skipped_in_a_row = 0
         # Files of a checkpoint whose tensors never change: name -> where it is, SHA-256.
         self._written: dict[str, tuple[Path, str]] = {}
 
@@ -361,10 +358,11 @@ class Engine(SnapshotCalls, ExportCalls):
         return metrics | self.step()
 
     def forward_backward(self, batch: Preferences, objective: Objective) -> dict[str, float]:
-        """Adds the gradient of the mean loss over all comparisons, in micro-batches.
+        """Adds the gradient of the batch's loss, in micro-batches.
 
-        Returns "loss" and the objective's metrics, averaged over the comparisons by weight, and
-        "tokens" computed. When it raises or is interrupted, all gathered gradients are dropped.
+        Returns "loss" and the objective's metrics, averaged by weight over its comparisons,
+        responses or groups (`Objective.unit`), and "tokens" computed. When it raises or is
+        interrupted, all gathered gradients are dropped.
         Raises RequestError before any work.
         """
         self._refuse_without_masters("update")
@@ -395,18 +393,8 @@ class Engine(SnapshotCalls, ExportCalls):
         that are not finite change nothing: the step is skipped, and after MAX_SKIPPED_STEPS in a
         row it raises NonFiniteError. Raises RequestError when there are no gradients.
         """
-        if all(p.grad is None for p in self._trained.values()):
-            raise RequestError("[step] there are no gradients: call forward_backward first")
         self._learner.settle()
-        result = self._optimizer.step()
-        self._optimizer.zero_grad()
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if result["skipped"] else 0
-        if self._skipped_in_a_row >= MAX_SKIPPED_STEPS:
-            raise NonFiniteError(
-                f"[step] gradients were not finite {self._skipped_in_a_row} times in a row "
-                f"(last norm: {result['grad_norm']}); the weights are as before the first of them"
-            )
-        return result | {"step": float(self.step_count)}
+        return self._optimizer.apply()
 
     def _refuse_without_masters(self, who: str) -> None:
         if not self.config.trains:
@@ -438,7 +426,7 @@ class Engine(SnapshotCalls, ExportCalls):
             self._optimizer.state_tensors(),
             state={
                 "step_count": self.step_count,
-                "skipped_in_a_row": self._skipped_in_a_row,
+                "skipped_in_a_row": self._optimizer.skipped_in_a_row,
                 "moments_reset_at": self._optimizer.reset_at,
                 "snapshots": self.snapshots,
                 "reference_snapshot": self.reference_snapshot,
@@ -487,7 +475,7 @@ class Engine(SnapshotCalls, ExportCalls):
         )
         moments = content.tensors.get("optimizer", {})
         engine._optimizer.load_state_tensors(moments, state.step_count, state.moments_reset_at)
-        engine._skipped_in_a_row = state.skipped_in_a_row
+        engine._optimizer.skipped_in_a_row = state.skipped_in_a_row
         engine.extra = state.extra
         engine._remember(Path(path), content.digests)
         return engine

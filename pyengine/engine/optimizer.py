@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from pyengine.engine.moments import CpuMoments, Moments, TorchMoments
-from pyengine.errors import ConfigError
+from pyengine.errors import ConfigError, NonFiniteError, RequestError
 
 Schedule = Literal["constant", "linear", "cosine"]
+MAX_SKIPPED_STEPS = 5  # non-finite steps in a row after which training has failed
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Optimizer:
         self._moments: Moments = self._kind(self._parameters, config)
         self.step_count = 0
         self.reset_at = 0  # steps made when the moments were last set to zero
+        self.skipped_in_a_row = 0
 
     def step(self) -> dict[str, float]:
         """One update from the parameters' gradients, which are of no use afterwards.
@@ -134,6 +136,24 @@ class Optimizer:
         self._moments.step(rate, scale, self.step_count - self.reset_at + 1)
         self.step_count += 1
         return {"lr": rate, "grad_norm": norm, "skipped": 0.0}
+
+    def apply(self) -> dict[str, float]:
+        """A `step` of training: the gradients are cleared, and "step" says how many were made.
+
+        Raises RequestError when there are no gradients, NonFiniteError where they were not finite
+        MAX_SKIPPED_STEPS times in a row.
+        """
+        if all(p.grad is None for p in self._parameters.values()):
+            raise RequestError("[step] there are no gradients: call forward_backward first")
+        result = self.step()
+        self.zero_grad()
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if result["skipped"] else 0
+        if self.skipped_in_a_row >= MAX_SKIPPED_STEPS:
+            raise NonFiniteError(
+                f"[step] gradients were not finite {self.skipped_in_a_row} times in a row "
+                f"(last norm: {result['grad_norm']}); the weights are as before the first of them"
+            )
+        return result | {"step": float(self.step_count)}
 
     def zero_grad(self) -> None:
         for parameter in self._parameters.values():

@@ -13,7 +13,6 @@ from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine import memory
 from pyengine.engine.backbone import Backbone
 from pyengine.engine.config import DTYPES, device_of, dtype_name, packed_kind
-from pyengine.engine.engine import MAX_SKIPPED_STEPS
 from pyengine.engine.lora import frozen_base
 from pyengine.engine.optimizer import Optimizer, OptimizerConfig
 from pyengine.engine.packing import Tree, check_tree
@@ -21,7 +20,7 @@ from pyengine.engine.persistence import load_tokenizer
 from pyengine.engine.prompts import stop_ids
 from pyengine.engine.reward_head import RewardHead
 from pyengine.engine.reward_training import Targets, make_lesson
-from pyengine.errors import ConfigError, NonFiniteError, RequestError
+from pyengine.errors import ConfigError
 from pyengine.files import atomic_folder
 from pyengine.models.adapter_format import peft_tensors
 from pyengine.models.classifier import SCORE, LoadedClassifier, load_classifier, write_classifier
@@ -78,7 +77,6 @@ class RewardModel:
         )
         self._trained = self._backbone.parameters | {SCORE: head.weight}
         self._optimizer = Optimizer(self._trained, optimizer)
-        self._skipped_in_a_row = 0
 
     @classmethod
     def from_pretrained(
@@ -245,18 +243,8 @@ class RewardModel:
         Raises RequestError when there are no gradients, NonFiniteError after MAX_SKIPPED_STEPS in a
         row whose gradients were not finite.
         """
-        if self._head.weight.grad is None:
-            raise RequestError("[step] there are no gradients: call forward_backward first")
         self._backbone.settle()
-        result = self._optimizer.step()
-        self._optimizer.zero_grad()
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if result["skipped"] else 0
-        if self._skipped_in_a_row >= MAX_SKIPPED_STEPS:
-            raise NonFiniteError(
-                f"[step] gradients were not finite {self._skipped_in_a_row} times in a row "
-                f"(last norm: {result['grad_norm']}); the weights are as before the first of them"
-            )
-        return result | {"step": float(self.step_count)}
+        return self._optimizer.apply()
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """(name, gradient) of every weight that has one, under Hugging Face names, the head's

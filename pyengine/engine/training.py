@@ -87,7 +87,7 @@ def forward_backward(
     gradient known, log-probs again with the way back. Returns loss and metrics, plus "tokens":
     response and prompt rows of the batch, each prompt once.
     """
-    fixed = _Fixed.of(learner, batch, objective, device)
+    fixed = _Fixed.of(learner, batch, objective, micro_batch_tokens, device)
     spans = list(micro_batches([t.num_rows for t in batch.trees], micro_batch_tokens))
     totals = Totals(batch.total_weight)
     side = objective.side_outputs
@@ -130,13 +130,20 @@ class _Fixed:
 
     @classmethod
     def of(
-        cls, learner: Learner, batch: LossBatch, objective: Objective, device: torch.device
+        cls,
+        learner: Learner,
+        batch: LossBatch,
+        objective: Objective,
+        micro_batch_tokens: int,
+        device: torch.device,
     ) -> _Fixed:
         reference = None
         if objective.needs_reference:
             reference = learner.reference_logps(batch.trees)
         models = {name: learner.model_logps(name, batch.trees) for name in objective.models}
-        kl = _mismatched_kl(learner, batch, device) if objective.needs_mismatched else None
+        kl = None
+        if objective.needs_mismatched:
+            kl = _mismatched_kl(learner, batch, micro_batch_tokens, device)
         return cls(batch, objective.unit, device, reference, models, kl)
 
     def inputs(self, part: range, policy_logps: Tensor, side: Mapping[str, Tensor]) -> LossInputs:
@@ -158,14 +165,21 @@ class _Fixed:
         )
 
 
-def _mismatched_kl(learner: Learner, batch: LossBatch, device: torch.device) -> float:
-    """Mean log-ratio of policy and reference over responses to other prompts, at least 0."""
+def _mismatched_kl(
+    learner: Learner, batch: LossBatch, micro_batch_tokens: int, device: torch.device
+) -> float:
+    """Mean log-ratio of policy and reference over responses to other prompts, at least 0.
+
+    Sums are of one tree each, so that no bit depends on the micro-batches.
+    """
     trees = batch.mismatched_trees()
     reference = learner.reference_logps(trees)
     assert reference is not None
-    total, count = 0.0, 0
-    for tree, of_tree in zip(trees, reference, strict=True):
-        logps, _ = learner.logps(pack([tree], device))
-        total += float(logps.double().sum() - of_tree.double().sum())
-        count += len(tree.responses)
-    return max(0.0, total / count)
+    policy: list[Tensor] = []
+    for r in micro_batches([t.num_rows for t in trees], micro_batch_tokens):
+        logps, _ = learner.logps(pack([trees[i] for i in r], device))
+        policy += torch.split(logps, [sum(map(len, trees[i].responses)) for i in r])
+    total = sum(
+        float(p.double().sum() - q.double().sum()) for p, q in zip(policy, reference, strict=True)
+    )
+    return max(0.0, total / sum(len(t.responses) for t in trees))

@@ -35,12 +35,12 @@ class LossInputs:
     total_weight           sum of the weights over the whole batch, of which these may be a part:
                            the loss is sum(weight * loss) / total_weight, so that micro-batches add
                            up to the batch
-    margin                 (C,) of the comparisons; None where not all have one
     auxiliary              (C, K) int64: K further responses of each comparison, in the order of the
                            objective's operands, or (C,) of one; None where not all have as many
     group                  (S,) int64: the prompt of each response, counted from 0 without gaps
     total_tokens           response tokens of the whole batch
-    columns                name -> (S,) numbers of each response: "rewards", "labels", ...
+    columns                name -> (S,) numbers of the responses: "rewards", "labels", ...; NaN
+                           where a response has none
     sampler_token_logps    (N,) under the model that sampled the responses
     model_token_logps      name -> (N,) under further models (Engine.snapshot)
     side                   name -> (N,) of each token's distribution over the whole vocabulary:
@@ -56,7 +56,6 @@ class LossInputs:
     probability: Tensor
     weight: Tensor
     total_weight: float
-    margin: Tensor | None = None
     auxiliary: Tensor | None = None
     group: Tensor | None = None
     total_tokens: int | None = None

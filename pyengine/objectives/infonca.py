@@ -14,7 +14,20 @@ from pyengine.objectives.listwise import ListwiseObjective
 
 
 @dataclass(frozen=True)
-class InfoNCA(ListwiseObjective):
+class _RewardLabels(ListwiseObjective):
+    """Soft labels from the rewards."""
+
+    needs: ClassVar[str] = "rewards"
+    beta: float = hyperparameter(0.1, POSITIVE)
+    temperature: float = hyperparameter(1.0, POSITIVE)
+
+    def labels(self, rewards: Tensor) -> Tensor:
+        """(G, K), each group's sum 1."""
+        return torch.softmax(rewards / self.temperature, 1)
+
+
+@dataclass(frozen=True)
+class InfoNCA(_RewardLabels):
     """-sum_i softmax(r / temperature)_i log softmax(s)_i.
 
     Least, the entropy of the soft labels, where scores are rewards / temperature up to a constant.
@@ -27,18 +40,14 @@ class InfoNCA(ListwiseObjective):
     """
 
     name: ClassVar[str] = "infonca"
-    needs: ClassVar[str] = "rewards"
-    beta: float = hyperparameter(0.1, POSITIVE)
-    temperature: float = hyperparameter(1.0, POSITIVE)
 
     def losses(self, scores: Tensor, x: Tensor) -> Tensor:
         """See the class."""
-        labels = torch.softmax(x / self.temperature, 1)
-        return -(labels * torch.log_softmax(scores, 1)).sum(1)
+        return -(self.labels(x) * torch.log_softmax(scores, 1)).sum(1)
 
 
 @dataclass(frozen=True)
-class NCAReward(ListwiseObjective):
+class NCAReward(_RewardLabels):
     """-sum_i [softmax(r / temperature)_i log sigmoid(s_i) + 1/K log sigmoid(-s_i)].
 
     Unlike InfoNCA it holds each score to its own level, so that a good response's likelihood does
@@ -51,11 +60,8 @@ class NCAReward(ListwiseObjective):
     """
 
     name: ClassVar[str] = "nca_reward"
-    needs: ClassVar[str] = "rewards"
-    beta: float = hyperparameter(0.1, POSITIVE)
-    temperature: float = hyperparameter(1.0, POSITIVE)
 
     def losses(self, scores: Tensor, x: Tensor) -> Tensor:
         """See the class."""
-        labels = torch.softmax(x / self.temperature, 1)
-        return -(labels * F.logsigmoid(scores) + F.logsigmoid(-scores) / scores.shape[1]).sum(1)
+        noise = F.logsigmoid(-scores) / scores.shape[1]
+        return -(self.labels(x) * F.logsigmoid(scores) + noise).sum(1)

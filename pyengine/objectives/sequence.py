@@ -7,6 +7,7 @@ where the formula is no sum of terms.
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -101,16 +102,7 @@ class SequenceObjective(Objective):
         """(B,) losses, differentiable in `x.policy`."""
         terms = self.terms(x)
         assert terms is not None, f"{type(self).__name__} has neither terms nor losses"
-        references = self.references(x)
-        ratios = {
-            name: logps if (r := references[name]) is None else logps - r
-            for name, logps in x.policy.items()
-        }
-        return evaluate(terms, ratios)
-
-    def references(self, x: Examples) -> Mapping[str, Tensor | None]:
-        """What terms take log-ratios to; the reference."""
-        return x.reference
+        return evaluate(terms, {name: x.log_ratio(name) for name in x.policy})
 
     def reduce(self, losses: Tensor, weight: Tensor, total_weight: float) -> Tensor:
         """The batch's loss, from those of its examples."""
@@ -122,7 +114,7 @@ class SequenceObjective(Objective):
         first = next(iter(x.policy.values()))
         if terms is None or first.dtype != torch.float32 or first.device.type != "cpu":
             return self.losses(x)
-        return evaluate_fused(terms, x.policy, self.references(x))
+        return evaluate_fused(terms, x.policy, x.reference)
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         policy = inputs.sequence_logps(inputs.policy_token_logps)
@@ -152,15 +144,14 @@ class SequenceObjective(Objective):
         x = self._examples(inputs, policy, reference, places)
         terms = self.terms(x) if inputs.on_kernels and not self.batch_global else None
         if terms is not None:
-            result = pairwise_loss(
-                [PairOperand(x.policy[n], self.references(x)[n]) for n in self.operands],
-                kernel_terms(terms, self.operands),
-            )
+            operands = [
+                PairOperand(policy, None if name in self.plain else reference, at)
+                for name, at in places.items()
+            ]
             share = inputs.weight.double() / inputs.total_weight
-            loss = (share * result.losses).sum()
-            dsums = torch.zeros_like(policy)
-            for name, slope in zip(self.operands, result.slopes, strict=True):
-                dsums.index_add_(0, places[name], share * slope)
+            result = pairwise_loss(operands, kernel_terms(terms, self.operands), share)
+            assert result.dsums is not None
+            loss, dsums = (share * result.losses).sum(), result.dsums
         else:
             with torch.enable_grad():
                 leaf = policy.detach().requires_grad_()
@@ -204,7 +195,7 @@ class SequenceObjective(Objective):
                 f"[{self.name}] needs the {operand} response of every comparison: give "
                 f"Comparison(auxiliary=...): {', '.join(further)}"
             )
-        return auxiliary[:, further.index(operand)]
+        return auxiliary[:, further.index(operand)].contiguous()
 
     def _examples(
         self,
@@ -236,8 +227,6 @@ class SequenceObjective(Objective):
         """An input called OPERAND_WHAT, WHAT of every response, or one of the comparisons'."""
         if name == "target":
             return inputs.probability
-        if name == "margin" and inputs.margin is not None:
-            return inputs.margin
         if name == "z0" and inputs.mismatched_kl is not None:
             return inputs.mismatched_kl
         for operand, at in places.items():
@@ -247,7 +236,7 @@ class SequenceObjective(Objective):
             if what == "lengths":
                 return inputs.lengths[at].to(inputs.policy_token_logps.dtype)
             if what in inputs.columns:
-                return inputs.columns[what][at]
+                return self._known(name, inputs.columns[what][at])
             if what == "ref_logps" and reference is not None:
                 return reference[at]
         for model, token_logps in inputs.model_token_logps.items():
@@ -265,13 +254,21 @@ class SequenceObjective(Objective):
             )
         return default
 
+    def _known(self, name: str, values: Tensor) -> Tensor:
+        """Raises RequestError where some have none: a default would be made up."""
+        if not self.side_outputs and bool(values.isnan().any()):
+            raise RequestError(
+                f"[{self.name}] needs {name} of every {self.unit} but Feedback has it of some only"
+            )
+        return values
+
     def reward(self, x: Examples, operand: str) -> Tensor:
         """(B,) what the metrics rewards/* call a response's reward."""
         return self.reward_scale * x.log_ratio(operand)
 
+    @abstractmethod
     def metrics(self, x: Examples) -> dict[str, Tensor]:
         """As long as the examples each."""
-        raise NotImplementedError
 
 
 class PairwiseObjective(SequenceObjective):

@@ -23,7 +23,7 @@ from tiny_batches import (
 from transformers import AutoModelForCausalLM
 
 import pyengine as pe
-from pyengine.engine.engine import MAX_SKIPPED_STEPS
+from pyengine.engine.optimizer import MAX_SKIPPED_STEPS
 from pyengine.errors import NonFiniteError, RequestError
 from pyengine.objectives import DPO, LossInputs, LossOutput, Objective
 

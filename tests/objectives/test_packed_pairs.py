@@ -58,7 +58,6 @@ def pack(case: Case, given: dict[str, Tensor], weight: Tensor, dtype: torch.dtyp
         probability=given.get("target", torch.ones(count)).to(dtype),
         weight=weight.to(dtype),
         total_weight=weight.sum().item(),
-        margin=given.get("margin"),
         auxiliary=torch.arange(count)[:, None] + further if len(further) else None,
         columns=columns,
         model_token_logps={m: spread([f"{m}_{o}_logps" for o in operands]) for m in models},
