@@ -29,6 +29,7 @@ class LossBatch:
     auxiliary    of each comparison, the further responses that it takes, counted alike
     weight       of each comparison, response or tree: the objective's unit
     columns      name -> (S,) float64 numbers of the responses; NaN where there is none
+    token_columns  name -> (N,) float64 numbers of the tokens; NaN where a response has none
     sampled      (N,) float32 log-probs that they were sampled with; None where not all have them
     """
 
@@ -38,6 +39,7 @@ class LossBatch:
     auxiliary: list[list[int]]
     weight: list[float]
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    token_columns: Mapping[str, Tensor] = field(default_factory=dict)
     sampled: Tensor | None = None
 
     @property
@@ -86,9 +88,8 @@ class LossBatch:
 
         tokens = [sum(map(len, t.responses)) for t in self.trees]
         before = sum(tokens[: part.start])
-        sampled = None
-        if self.sampled is not None:
-            sampled = self.sampled[before : before + len(policy_logps)].to(device)
+        mine = slice(before, before + sum(tokens[part.start : part.stop]))
+        ids = [i for t in part for response in self.trees[t].responses for i in response]
         return LossInputs(
             policy_token_logps=policy_logps,
             reference_token_logps=reference_logps,
@@ -102,7 +103,9 @@ class LossBatch:
             group=torch.repeat_interleave(integers(range(len(part))), integers(sizes)),
             total_tokens=self.total_tokens,
             columns={k: v[first:last].to(device, dtype) for k, v in self.columns.items()},
-            sampler_token_logps=sampled,
+            token_ids=integers(ids),
+            token_columns={k: v[mine].to(device, dtype) for k, v in self.token_columns.items()},
+            sampler_token_logps=None if self.sampled is None else self.sampled[mine].to(device),
             model_token_logps=model_logps,
             mismatched_kl=mismatched_kl,
             side=side,
@@ -178,6 +181,7 @@ def loss_batch(
         [[place[key] for key in c.further] for c in comparisons],
         weight,
         _columns(batch, responses),
+        _token_columns(batch, responses),
         _sampled(batch.groups, responses, objective),
     )
 
@@ -226,6 +230,21 @@ def _columns(batch: Preferences, responses: Sequence[tuple[int, int]]) -> dict[s
             dtype=torch.float64,
         )
         for name, table in tables.items()
+    }
+
+
+def _token_columns(batch: Preferences, responses: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+    if batch.feedback is None:
+        return {}
+
+    def values(table: Sequence[Sequence[Sequence[float] | None]], g: int, k: int) -> list[float]:
+        found = table[g][k]
+        none = [math.nan] * len(batch.groups[g].responses[k].token_ids)
+        return none if found is None else list(found)
+
+    return {
+        name: torch.tensor([v for g, k in responses for v in values(table, g, k)]).double()
+        for name, table in batch.feedback.token_columns.items()
     }
 
 

@@ -46,8 +46,8 @@ class RowGradient:
 class Gradients:
     """Buffers of all weights; from `open` on, parameters' `grad` are views of them.
 
-    A tied table has the head's chain there and the embedding's beside it, and a KL's gradient of
-    the head is a chain of its own: `settle` joins them.
+    A tied table has the head's chain there and the embedding's beside it, and a side output's
+    gradient of the head is a chain of its own: `settle` joins them.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -65,7 +65,7 @@ class Gradients:
         for name, parameter in self._parameters.items():
             if name not in self._views:
                 self._views[name] = torch.zeros_like(parameter)
-        self._kl_head: Tensor | None = None
+        self._side_heads: dict[str, Tensor] = {}
         self._clean = True
 
     def _joined(self, fused: Fused, leaf: str) -> Tensor:
@@ -85,7 +85,7 @@ class Gradients:
                     buffer.zero_()
                 if self._tied is not None:
                     self._tied.clear()
-                self._kl_head = None
+                self._side_heads = {}
             for name, parameter in self._parameters.items():
                 parameter.grad = self._views[name]
         self._clean = False
@@ -102,12 +102,12 @@ class Gradients:
         """(N, K) of a fused matrix, or of the head; None where it is frozen."""
         return self._matrices.get(key)
 
-    def kl_matrix(self) -> Tensor | None:
-        """(V, D) of the head, for what comes through a KL; None where it is frozen."""
+    def side_matrix(self, name: str) -> Tensor | None:
+        """(V, D) of the head, for what comes through a side output; None where it is frozen."""
         head = self.matrix("head")
-        if self._kl_head is None and head is not None:
-            self._kl_head = torch.zeros_like(head)
-        return self._kl_head
+        if head is not None and name not in self._side_heads:
+            self._side_heads[name] = torch.zeros_like(head)
+        return self._side_heads.get(name)
 
     def bias(self, key: str) -> Tensor | None:
         """(N,) of a fused matrix."""
@@ -130,9 +130,9 @@ class Gradients:
     @torch.no_grad()
     def settle(self) -> None:
         """Joins the chains of a weight, once all of a step's batches are in."""
-        if self._kl_head is not None:
-            self._matrices["head"] += self._kl_head
-            self._kl_head = None
+        for chain in self._side_heads.values():
+            self._matrices["head"] += chain
+        self._side_heads = {}
         if self._tied is not None:
             self._tied.add_to(self._views["embed.weight"])
             self._tied.clear()
@@ -141,8 +141,8 @@ class Gradients:
         """By parameter name, for reading: a weight's chains added."""
         parts = dict(self._views)
         head = "embed.weight" if self._tied is not None else "head.weight"
-        if self._kl_head is not None:
-            parts[head] = parts[head] + self._kl_head
+        for chain in self._side_heads.values():
+            parts[head] = parts[head] + chain
         if self._tied is not None:
             parts["embed.weight"] = self._tied.add_to(parts["embed.weight"].clone())
         return parts

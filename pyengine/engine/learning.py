@@ -16,16 +16,17 @@ from pyengine.engine.lora import LoraGradients, PackedLora
 from pyengine.engine.named_models import Model, NamedModels
 from pyengine.engine.packed import PackedDecoder
 from pyengine.engine.packing import PackedBatch, Tree, micro_batches, pack
-from pyengine.engine.tree_model import KlTape, Tape, TreeModel
+from pyengine.engine.side_outputs import SidePass, side_passes, values_of
+from pyengine.engine.tree_model import Tape, TreeModel
 from pyengine.engine.tree_model_torch import token_logps
 from pyengine.models.decoder import Decoder
-from pyengine.objectives.base import SideOutput
+from pyengine.objectives.base import KL, SideOutput
 
 REFERENCE_BATCH_TOKENS = 4096
 
-# Takes d loss / d log-probs (N,), and d loss / d KL (N,) where there is one, and adds the gradient
-# that follows; to be called once.
-Backward = Callable[[Tensor, Tensor | None], None]
+# Takes d loss / d log-probs (N,), and d loss / d side outputs by name where they have one, and adds
+# the gradient that follows; to be called once.
+Backward = Callable[[Tensor, Mapping[str, Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -210,21 +211,22 @@ class KernelLearner(_WithModels):
 
     def computes(self, side: Sequence[SideOutput]) -> bool:
         """See Learner."""
-        return "kl" not in side or self.has_model("reference")
+        return KL not in side or self.has_model("reference")
 
     def policy_pass(self, batch: PackedBatch, side: Sequence[SideOutput] = ()) -> PolicyPass:
         """See Learner."""
         tape = self._policy.forward(batch)
-        kl, outputs = self._side(tape, side)
+        passes = self._side(tape, side)
 
-        def backward(dlogps: Tensor, dkl: Tensor | None) -> None:
+        def backward(dlogps: Tensor, dside: Mapping[str, Tensor]) -> None:
             if self._gradients is None:
                 self._gradients = self._make_gradients()
-            self._gradients.open()
-            through_kl = None if kl is None or dkl is None else (kl, dkl)
-            self._policy.backward(tape, dlogps, self._gradients, through_kl)
+            gradients = self._gradients
+            gradients.open()
+            more = [passes[name].backward(slope, gradients) for name, slope in dside.items()]
+            self._policy.backward(tape, dlogps, gradients, more)
 
-        return PolicyPass(tape.logps, outputs, backward)
+        return PolicyPass(tape.logps, values_of(passes), backward)
 
     def logps(
         self, batch: PackedBatch, side: Sequence[SideOutput] = ()
@@ -233,18 +235,11 @@ class KernelLearner(_WithModels):
         if not side:
             return self._policy.token_logps(batch), {}
         tape = self._policy.forward(batch, saves=False)
-        return tape.logps, self._side(tape, side)[1]
+        return tape.logps, values_of(self._side(tape, side))
 
-    def _side(
-        self, tape: Tape, side: Sequence[SideOutput]
-    ) -> tuple[KlTape | None, dict[str, Tensor]]:
-        outputs, kl = {}, None
-        if "sum_squares" in side:
-            outputs["sum_squares"] = self._policy.sum_squares(tape)
-        if "kl" in side:
-            kl = self._policy.forward_kl(tape, self._whole_reference())
-            outputs["kl"] = kl.kl
-        return kl, outputs
+    @torch.no_grad()
+    def _side(self, tape: Tape, side: Sequence[SideOutput]) -> dict[str, SidePass]:
+        return side_passes(side, tape.states, self._policy.packed, self._whole_reference)
 
     def drop_reference(self) -> None:
         """See Learner."""
@@ -308,7 +303,7 @@ class TorchLearner(_WithModels):
         assert not side
         logps = token_logps(self._policy, batch)
 
-        def backward(dlogps: Tensor, dkl: Tensor | None) -> None:
+        def backward(dlogps: Tensor, dside: Mapping[str, Tensor]) -> None:
             logps.backward(dlogps)  # type: ignore[no-untyped-call]
 
         return PolicyPass(logps.detach(), {}, backward)

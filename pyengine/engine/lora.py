@@ -149,7 +149,7 @@ class LoraGradients(Gradients):
         self._packed = packed
         self._parameters: dict[str, nn.Parameter] = packed.lora.parameters
         self._tied = None
-        self._kl_head = None
+        self._side_heads = {}
         self._views: dict[str, Tensor] = {}
         self._matrices: dict[str, Tensor] = {}  # none: of(), matrix() and bias() give None
         self._biases: dict[str, Tensor] = {}

@@ -38,8 +38,8 @@ def checked_batch(
         )
     if not learner.computes(objective.side_outputs):
         raise RequestError(
-            f"[update] {objective.name} needs {', '.join(objective.side_outputs)} over the whole "
-            "vocabulary, which is computed on the CPU, and a kl with a reference only"
+            f"[update] {objective.name} needs {', '.join(s.name for s in objective.side_outputs)} "
+            "over the whole vocabulary: computed on the CPU, and a kl with a reference only"
         )
     for model in objective.models:
         if not learner.has_model(model):
@@ -51,7 +51,24 @@ def checked_batch(
     if objective.needs_mismatched:
         for i, tree in enumerate(made.mismatched_trees()):
             check_tree("update", i, tree, vocab_size, max_positions)
+    _rehearse(made, objective)
     return made
+
+
+def _rehearse(batch: LossBatch, objective: Objective) -> None:
+    """Whatever an objective refuses of a batch is refused before a model computes anything."""
+    zeros = torch.zeros(batch.total_tokens)
+    side: dict[str, Tensor] = {
+        each.name: torch.ones(len(zeros), *((each.count,) if each.name == "alternatives" else ()))
+        for each in objective.side_outputs
+    }
+    models = dict.fromkeys(objective.models, zeros)
+    lengths = [len(r) for tree in batch.trees for r in tree.responses]
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    kl = 0.0 if objective.needs_mismatched else None
+    reference = zeros if objective.needs_reference else None
+    everything = range(len(batch.trees))
+    objective(batch.inputs(everything, objective.unit, ends, zeros, reference, models, kl, side))
 
 
 @dataclass
@@ -95,7 +112,7 @@ def forward_backward(
     if len(spans) > 1 and (objective.batch_global or batch.crosses_groups):
         passes = [learner.logps(pack([batch.trees[i] for i in r], device), side) for r in spans]
         logps, sides = zip(*passes, strict=True)
-        joined: dict[str, Tensor] = {n: torch.cat([each[n] for each in sides]) for n in side}
+        joined: dict[str, Tensor] = {n: torch.cat([each[n] for each in sides]) for n in sides[0]}
         inputs = fixed.inputs(range(len(batch.trees)), torch.cat(logps), joined)
         whole = objective(inputs)
         totals.add(whole, inputs.weight)
@@ -109,10 +126,10 @@ def forward_backward(
             inputs = fixed.inputs(r, policy.logps, policy.side)
             output = objective(inputs)
             totals.add(output, inputs.weight)
-            policy.backward(output.dlogps, output.dkl)
+            policy.backward(output.dlogps, output.dside)
         else:
-            dkl = None if whole.dkl is None else whole.dkl[first:last]
-            policy.backward(whole.dlogps[first:last], dkl)
+            dside = {name: slope[first:last] for name, slope in whole.dside.items()}
+            policy.backward(whole.dlogps[first:last], dside)
         first = last
     return totals.means() | {"tokens": float(rows)}
 

@@ -7,6 +7,7 @@ each weight's gradient is one chain over tokens that continues from micro-batch 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -24,12 +25,10 @@ from pyengine.models.layers import Block, Norm
 from pyengine.models.rope import Rotation
 from pyengine.models.spec import DecoderSpec
 from pyengine.ops.linear import linear, linear_activation_backward
-from pyengine.ops.linear_kl import KlForward, linear_kl_backward, linear_kl_forward
 from pyengine.ops.linear_logprob import (
     LogprobForward,
     linear_logprob_backward,
     linear_logprob_forward,
-    linear_logprob_stats,
 )
 
 
@@ -81,20 +80,6 @@ class Tape:
     head: LogprobForward
 
 
-@dataclass
-class KlTape:
-    """KL(other || model) of each response token (N,), and what its way back needs."""
-
-    other: TreeModel
-    hidden2: Tensor  # (N, D2) of the other model
-    forward: KlForward
-
-    @property
-    def kl(self) -> Tensor:
-        """(N,) float32."""
-        return self.forward.kl
-
-
 def saved_bytes_per_row(spec: DecoderSpec, dtype: torch.dtype) -> int:
     """Bytes of a SavedLayer for each row, and of the layer's output."""
     heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
@@ -130,24 +115,6 @@ class TreeModel:
     def forward(self, batch: PackedBatch, saves: bool = True) -> Tape:
         """The same, with what `backward` needs where it is to come (`saves`)."""
         return self._forward(batch, saves)
-
-    @torch.no_grad()
-    def forward_kl(self, tape: Tape, other: TreeModel) -> KlTape:
-        """Over the whole vocabulary, of the tape's response tokens."""
-        hidden2 = other.hidden_states(tape.states.batch)
-        heads = self.packed.matrix("head"), other.packed.matrix("head")
-        forward = linear_kl_forward(tape.states.hidden, heads[0], hidden2, heads[1], reverse=True)
-        return KlTape(other, hidden2, forward)
-
-    @torch.no_grad()
-    def sum_squares(self, tape: Tape) -> Tensor:
-        """(N,) float32 sum of p squared of the tape's response tokens."""
-        batch = tape.states.batch
-        stats = linear_logprob_stats(
-            tape.states.hidden, self.packed.matrix("head"), batch.targets, sum_squares=True
-        )
-        assert stats.sum_squares is not None
-        return stats.sum_squares
 
     @torch.no_grad()
     def hidden_states(self, batch: PackedBatch) -> Tensor:
@@ -273,11 +240,11 @@ class TreeModel:
         tape: Tape,
         dlogps: Tensor,
         gradients: Gradients,
-        kl: tuple[KlTape, Tensor] | None = None,
+        dhidden_more: Sequence[Tensor] = (),
     ) -> None:
         """Adds the gradient of sum(dlogps * tape.logps); the tape is used up.
 
-        kl  and of sum(dkl * kl_tape.kl)
+        dhidden_more  (N, D) float32 each: what else the hidden states have a gradient from
         """
         batch = tape.states.batch
         dhidden = linear_logprob_backward(
@@ -291,27 +258,9 @@ class TreeModel:
             batch.token_groups(),
         )
         assert dhidden is not None
-        if kl is not None:
-            dhidden += self._kl_backward(tape.states, *kl, gradients)
+        for more in dhidden_more:
+            dhidden += more
         self.backward_hidden(tape.states, dhidden, gradients)
-
-    def _kl_backward(
-        self, states: HiddenTape, kl: KlTape, dkl: Tensor, gradients: Gradients
-    ) -> Tensor:
-        dhidden = torch.empty(states.hidden.shape)
-        linear_kl_backward(
-            dkl.contiguous(),
-            states.hidden,
-            self.packed.matrix("head"),
-            kl.hidden2,
-            kl.other.packed.matrix("head"),
-            kl.forward,
-            dhidden,
-            gradients.kl_matrix(),
-            states.batch.token_groups(),
-            reverse=True,
-        )
-        return dhidden
 
     @torch.no_grad()
     def backward_hidden(self, tape: HiddenTape, dhidden: Tensor, gradients: Gradients) -> None:

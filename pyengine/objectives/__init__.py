@@ -10,10 +10,11 @@ from pyengine.objectives.advantage_estimators import (
 from pyengine.objectives.alphapo import AlphaPO
 from pyengine.objectives.aot import AOT
 from pyengine.objectives.apo import APODown, APOZero
-from pyengine.objectives.base import LossInputs, LossOutput, Objective
+from pyengine.objectives.base import LossInputs, LossOutput, Objective, SideOutput
 from pyengine.objectives.bco import BCO
 from pyengine.objectives.bco_pair import BCOPair
 from pyengine.objectives.bfpo import BFPO
+from pyengine.objectives.bmc import BMC, bmc_weights, edited_tokens
 from pyengine.objectives.cpl import CPL
 from pyengine.objectives.cpo import CPO
 from pyengine.objectives.discopop import DiscoPOP
@@ -24,6 +25,7 @@ from pyengine.objectives.dpo_rationale import DPORationale
 from pyengine.objectives.dpop import DPOP
 from pyengine.objectives.dr_dpo import DrDPO
 from pyengine.objectives.dro import DRO
+from pyengine.objectives.examples import Examples
 from pyengine.objectives.exo_pair import EXOPair
 from pyengine.objectives.f_dpo import FDPO
 from pyengine.objectives.functions import listwise_loss, pairwise_loss, pointwise_loss, token_loss
@@ -35,6 +37,7 @@ from pyengine.objectives.ipo import IPO
 from pyengine.objectives.irepo import IREPO
 from pyengine.objectives.kl import kl_estimate, kl_shaped_rewards
 from pyengine.objectives.kto import KTO
+from pyengine.objectives.ld_dpo import LDDPO
 from pyengine.objectives.lipo_lambda import LipoLambda
 from pyengine.objectives.listwise import ListwiseObjective
 from pyengine.objectives.mcts_dpo import MCTSDPO
@@ -57,21 +60,32 @@ from pyengine.objectives.registry import available, get
 from pyengine.objectives.reinforce import Reinforce
 from pyengine.objectives.reward_losses import ensemble_reward, gpm_score, reward_loss
 from pyengine.objectives.rloo import RLOO
-from pyengine.objectives.sequence import Examples, PairwiseObjective, PointwiseObjective
+from pyengine.objectives.sequence import PairwiseObjective, PointwiseObjective
 from pyengine.objectives.sigmoid_norm import SigmoidNorm
 from pyengine.objectives.simpo import SimPO
 from pyengine.objectives.slic import SLiC
 from pyengine.objectives.soft_dpo import SoftDPO
 from pyengine.objectives.softmax_list import SoftmaxList
+from pyengine.objectives.sparsepo import SparsePO
 from pyengine.objectives.spin import SPIN
 from pyengine.objectives.sppo import SPPO
 from pyengine.objectives.srpo import SRPO
+from pyengine.objectives.superhf import SuperHF
 from pyengine.objectives.tdpo import TDPO
 from pyengine.objectives.terms import Term
 from pyengine.objectives.token_level import TokenBatch, TokenObjective
+from pyengine.objectives.token_weighted import OperandTokens, TokenWeightedObjective, TokenWeights
 from pyengine.objectives.topr import TOPR
 from pyengine.objectives.ulma import ULMA
+from pyengine.objectives.unlikely_tokens import (
+    Cringe,
+    PairwiseCringe,
+    Unlikelihood,
+    cringe_tokens,
+    unlikelihood_tokens,
+)
 from pyengine.objectives.weighted_dpo import WeightedDPO
+from pyengine.objectives.weighted_token_dpo import WeightedTokenDPO
 from pyengine.objectives.wpo import WPO
 from pyengine.objectives.xpo import XPO
 
@@ -79,6 +93,7 @@ __all__ = [
     "AOT",
     "BCO",
     "BFPO",
+    "BMC",
     "CPL",
     "CPO",
     "DNO",
@@ -92,6 +107,7 @@ __all__ = [
     "IPO",
     "IREPO",
     "KTO",
+    "LDDPO",
     "MCTSDPO",
     "MMPO",
     "NLL",
@@ -116,6 +132,7 @@ __all__ = [
     "APOZero",
     "AlphaPO",
     "BCOPair",
+    "Cringe",
     "DPORationale",
     "DiscoPOP",
     "DrDPO",
@@ -131,6 +148,8 @@ __all__ = [
     "NCAReward",
     "NashMD",
     "Objective",
+    "OperandTokens",
+    "PairwiseCringe",
     "PairwiseList",
     "PairwiseObjective",
     "PlackettLuce",
@@ -138,17 +157,27 @@ __all__ = [
     "PointwiseObjective",
     "Reinforce",
     "SLiC",
+    "SideOutput",
     "SigmoidNorm",
     "SimPO",
     "SoftDPO",
     "SoftmaxList",
+    "SparsePO",
+    "SuperHF",
     "Term",
     "TokenBatch",
     "TokenObjective",
+    "TokenWeightedObjective",
+    "TokenWeights",
+    "Unlikelihood",
     "WeightedDPO",
+    "WeightedTokenDPO",
     "advantages",
     "available",
+    "bmc_weights",
+    "cringe_tokens",
     "discounted_returns",
+    "edited_tokens",
     "ensemble_reward",
     "gae",
     "get",
@@ -163,4 +192,5 @@ __all__ = [
     "ppo_value_loss",
     "reward_loss",
     "token_loss",
+    "unlikelihood_tokens",
 ]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pyengine.errors import RequestError
+from pyengine.objectives.examples import Examples
 from pyengine.objectives.hyperparameters import FLIP_RATE, POSITIVE, SWITCH, hyperparameter
-from pyengine.objectives.sequence import Examples, PairwiseObjective
+from pyengine.objectives.sequence import PairwiseObjective
 from pyengine.objectives.terms import evaluate, soft_logistic
 
 

@@ -17,7 +17,25 @@ from pyengine.objectives.hyperparameters import check_hyperparameters
 from pyengine.ops.segment_sum import segment_sum, segment_sum_backward
 
 Unit = Literal["comparison", "response", "group"]
-SideOutput = Literal["kl", "sum_squares"]
+
+
+@dataclass(frozen=True)
+class SideOutput:
+    """What an objective takes of each token's distribution over the whole vocabulary.
+
+    name   "kl", KL(reference || policy); "entropy", -sum_v p_v log p_v of the policy;
+           "sum_squares", sum_v p_v^2, through which no gradient goes; "alternatives", the log-probs
+           of the likeliest words other than the token, the likeliest first
+    count  how many alternatives
+    """
+
+    name: Literal["kl", "entropy", "sum_squares", "alternatives"]
+    count: int = 1
+
+
+KL = SideOutput("kl")
+ENTROPY = SideOutput("entropy")
+SUM_SQUARES = SideOutput("sum_squares")
 
 
 @dataclass(frozen=True)
@@ -43,8 +61,9 @@ class LossInputs:
                            where a response has none
     sampler_token_logps    (N,) under the model that sampled the responses
     model_token_logps      name -> (N,) under further models (Engine.snapshot)
-    side                   name -> (N,) of each token's distribution over the whole vocabulary:
-                           "kl", KL(reference || policy); "sum_squares", sum_v p_v^2 of the policy
+    token_ids              (N,) int64
+    token_columns          name -> (N,) numbers of the tokens; NaN where a response has none
+    side                   name -> (N,), or (N, count) of "alternatives": see SideOutput
     mismatched_kl          mean log-ratio of responses to other prompts of the batch (KTO's z0)
     """
 
@@ -62,6 +81,8 @@ class LossInputs:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     sampler_token_logps: Tensor | None = None
     model_token_logps: Mapping[str, Tensor] = field(default_factory=dict)
+    token_ids: Tensor | None = None
+    token_columns: Mapping[str, Tensor] = field(default_factory=dict)
     side: Mapping[str, Tensor] = field(default_factory=dict)
     mismatched_kl: float | None = None
 
@@ -107,13 +128,13 @@ class LossOutput:
     loss     this part's share of the batch loss
     dlogps   (N,) d loss / d policy_token_logps
     metrics  as long as `LossInputs.weight` each
-    dkl      (N,) d loss / d side["kl"]; None for objectives that take none
+    dside    name -> d loss / d side[name], in its shape, of those that have a gradient
     """
 
     loss: Tensor
     dlogps: Tensor
     metrics: dict[str, Tensor]
-    dkl: Tensor | None = None
+    dside: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(ABC):
@@ -126,7 +147,7 @@ class Objective(ABC):
     needs_reference  whether reference_token_logps must be given
     needs_sampler    whether sampler_token_logps must be given
     needs_mismatched whether mismatched_kl must be given
-    side_outputs     names of `LossInputs.side` that must be given; the gradient goes through "kl"
+    side_outputs     of `LossInputs.side`, which must be given
     models           names of further models whose log-probs it takes
     """
 

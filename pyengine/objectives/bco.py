@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pyengine.objectives.examples import Examples
 from pyengine.objectives.hyperparameters import NUMBER_OR_NONE, POSITIVE, hyperparameter
-from pyengine.objectives.sequence import Examples, PointwiseObjective
+from pyengine.objectives.sequence import PointwiseObjective
 from pyengine.objectives.terms import Term
 
 

@@ -12,7 +12,9 @@ from pyengine.objectives.sequence import SequenceObjective
 
 SIDE_WORDS = {
     "kl": "KL to the reference over the vocabulary",
+    "entropy": "entropies",
     "sum_squares": "sums of squared probabilities",
+    "alternatives": "log-probs of the likeliest other words",
 }
 
 
@@ -45,7 +47,7 @@ class Entry:
             words.append("reference")
         if objective.needs_sampler:
             words.append("sampled log-probs")
-        words += [SIDE_WORDS[name] for name in objective.side_outputs]
+        words += [SIDE_WORDS[side.name] for side in objective.side_outputs]
         words += [f"snapshot {name!r}" for name in objective.models]
         words += [name if must else f"{name} (optional)" for name, must in self.inputs]
         if objective.batch_global:

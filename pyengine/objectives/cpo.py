@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pyengine.objectives.examples import Examples
 from pyengine.objectives.hyperparameters import FLIP_RATE, NOT_NEGATIVE, POSITIVE, hyperparameter
 from pyengine.objectives.nll import NLL_AVERAGE, nll_slope
-from pyengine.objectives.sequence import Examples, PairwiseObjective
+from pyengine.objectives.sequence import PairwiseObjective
 from pyengine.objectives.terms import Term, soft_logistic
 
 

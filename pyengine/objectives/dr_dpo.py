@@ -10,8 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pyengine.objectives.examples import Examples
 from pyengine.objectives.hyperparameters import POSITIVE, hyperparameter
-from pyengine.objectives.sequence import Examples, PairwiseObjective
+from pyengine.objectives.sequence import PairwiseObjective
 from pyengine.objectives.terms import Term, soft_logistic
 
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from pyengine.objectives.examples import Examples
 from pyengine.objectives.hyperparameters import POSITIVE, SWITCH, hyperparameter
-from pyengine.objectives.sequence import Examples, PointwiseObjective
+from pyengine.objectives.sequence import PointwiseObjective
 from pyengine.objectives.terms import Term, evaluate
 
 

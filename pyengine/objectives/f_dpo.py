@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyengine.objectives.examples import Examples
 from pyengine.objectives.hyperparameters import OPEN_FRACTION, POSITIVE, hyperparameter, one_of
-from pyengine.objectives.sequence import Examples, PairwiseObjective
+from pyengine.objectives.sequence import PairwiseObjective
 from pyengine.objectives.terms import MAX_EXPONENT, Term, soft_logistic
 
 # f'(e^rho), up to a constant, which the difference of two does not see.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pyengine.errors import ConfigError
+from pyengine.objectives.examples import Examples
 from pyengine.objectives.listwise import ListwiseObjective, plain_losses
 from pyengine.objectives.registry import class_of, get
 from pyengine.objectives.sequence import (
-    Examples,
     PairwiseObjective,
     PointwiseObjective,
     SequenceObjective,

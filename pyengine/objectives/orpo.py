@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyengine.objectives.examples import Examples
 from pyengine.objectives.hyperparameters import POSITIVE, hyperparameter
 from pyengine.objectives.nll import NLL_AVERAGE, nll_slope
-from pyengine.objectives.sequence import Examples, PairwiseObjective
+from pyengine.objectives.sequence import PairwiseObjective
 
 _NEARLY_CERTAIN = -1e-7  # log-prob a token from where on the odds would grow without end
 

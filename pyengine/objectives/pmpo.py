@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyengine.objectives.base import SideOutput
+from pyengine.objectives.base import KL, SideOutput
+from pyengine.objectives.examples import Examples
 from pyengine.objectives.hyperparameters import FRACTION, NOT_NEGATIVE, hyperparameter
-from pyengine.objectives.sequence import Examples, PointwiseObjective
+from pyengine.objectives.sequence import PointwiseObjective
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class PMPO(PointwiseObjective):
     @property
     def side_outputs(self) -> tuple[SideOutput, ...]:  # type: ignore[override]
         """The KL, where it counts."""
-        return ("kl",) if self.beta > 0 else ()
+        return (KL,) if self.beta > 0 else ()
 
     @property
     def reward_scale(self) -> float:

@@ -13,6 +13,7 @@ from pyengine.objectives.base import Objective
 from pyengine.objectives.bco import BCO
 from pyengine.objectives.bco_pair import BCOPair
 from pyengine.objectives.bfpo import BFPO
+from pyengine.objectives.bmc import BMC
 from pyengine.objectives.cpl import CPL
 from pyengine.objectives.cpo import CPO
 from pyengine.objectives.discopop import DiscoPOP
@@ -32,6 +33,7 @@ from pyengine.objectives.inpo import INPO
 from pyengine.objectives.ipo import IPO
 from pyengine.objectives.irepo import IREPO
 from pyengine.objectives.kto import KTO
+from pyengine.objectives.ld_dpo import LDDPO
 from pyengine.objectives.lipo_lambda import LipoLambda
 from pyengine.objectives.mcts_dpo import MCTSDPO
 from pyengine.objectives.mmpo import MMPO
@@ -56,13 +58,17 @@ from pyengine.objectives.simpo import SimPO
 from pyengine.objectives.slic import SLiC
 from pyengine.objectives.soft_dpo import SoftDPO
 from pyengine.objectives.softmax_list import SoftmaxList
+from pyengine.objectives.sparsepo import SparsePO
 from pyengine.objectives.spin import SPIN
 from pyengine.objectives.sppo import SPPO
 from pyengine.objectives.srpo import SRPO
+from pyengine.objectives.superhf import SuperHF
 from pyengine.objectives.tdpo import TDPO
 from pyengine.objectives.topr import TOPR
 from pyengine.objectives.ulma import ULMA
+from pyengine.objectives.unlikely_tokens import Cringe, PairwiseCringe, Unlikelihood
 from pyengine.objectives.weighted_dpo import WeightedDPO
+from pyengine.objectives.weighted_token_dpo import WeightedTokenDPO
 from pyengine.objectives.wpo import WPO
 from pyengine.objectives.xpo import XPO
 
@@ -74,8 +80,10 @@ CLASSES: tuple[type[Objective], ...] = (
     BCO,
     BCOPair,
     BFPO,
+    BMC,
     CPL,
     CPO,
+    Cringe,
     DiscoPOP,
     DNO,
     DPO,
@@ -93,6 +101,7 @@ CLASSES: tuple[type[Objective], ...] = (
     IPO,
     IREPO,
     KTO,
+    LDDPO,
     LipoLambda,
     MCTSDPO,
     MMPO,
@@ -104,6 +113,7 @@ CLASSES: tuple[type[Objective], ...] = (
     ONPO,
     ORPO,
     P3O,
+    PairwiseCringe,
     PairwiseList,
     PlackettLuce,
     PMPO,
@@ -118,13 +128,17 @@ CLASSES: tuple[type[Objective], ...] = (
     SLiC,
     SoftDPO,
     SoftmaxList,
+    SparsePO,
     SPIN,
     SPPO,
     SRPO,
+    SuperHF,
     TDPO,
     TOPR,
     ULMA,
+    Unlikelihood,
     WeightedDPO,
+    WeightedTokenDPO,
     WPO,
     XPO,
 )

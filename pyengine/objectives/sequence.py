@@ -6,73 +6,18 @@ where the formula is no sum of terms.
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from pyengine.errors import RequestError
-from pyengine.objectives.base import LossInputs, LossOutput, Objective, Unit
+from pyengine.objectives.base import KL, LossInputs, LossOutput, Objective, Unit
+from pyengine.objectives.examples import Examples, PackedExamples
 from pyengine.objectives.terms import Term, evaluate, evaluate_fused, kernel_terms
 from pyengine.ops.pairwise_loss import PairOperand, pairwise_loss
-
-
-@dataclass(frozen=True)
-class Examples:
-    """What an objective sees of B comparisons or responses.
-
-    policy     operand ("chosen", "rejected"; "response") -> (B,) summed log-probs, differentiable
-    reference  operand -> (B,) under the reference; None without one
-    extra      the objective's other inputs: (B,), or a number where it is the same for all
-    """
-
-    policy: Mapping[str, Tensor]
-    reference: Mapping[str, Tensor | None]
-    extra: Mapping[str, Any]
-
-    def __getitem__(self, name: str) -> Any:
-        return self.extra[name]
-
-    def ref(self, operand: str) -> Tensor:
-        """(B,) reference log-probs, where the objective needs them."""
-        logps = self.reference[operand]
-        assert logps is not None
-        return logps
-
-    def log_ratio(self, operand: str) -> Tensor:
-        """(B,) policy minus reference; the policy alone where there is no reference."""
-        logps, reference = self.policy[operand], self.reference[operand]
-        return logps if reference is None else logps - reference
-
-    def column(self, name: str) -> Tensor:
-        """(B,) values of an input, also where one number was given for all."""
-        value = self.extra[name]
-        if isinstance(value, Tensor):
-            return value
-        return torch.full_like(next(iter(self.policy.values())).detach(), value)
-
-    def given(self, name: str, purpose: str) -> Tensor:
-        """(B,) values of an input whose default, 0, says that it was not given.
-
-        Raises ValueError where it was not.
-        """
-        if isinstance(value := self.extra[name], float) and value == 0:
-            raise ValueError(f"[objectives] {name} must be given {purpose}")
-        return self.column(name)
-
-    def lengths(self, operand: str) -> Tensor:
-        """(B,) tokens of each response, at least 1. Raises ValueError where they were not given."""
-        name = "lengths" if operand == "response" else f"{operand}_lengths"
-        return self.given(name, "to average over tokens").clamp(min=1)
-
-    @property
-    def h(self) -> Tensor:
-        """(B,) log-ratio of chosen minus that of rejected."""
-        return self.log_ratio("chosen") - self.log_ratio("rejected")
 
 
 class SequenceObjective(Objective):
@@ -116,37 +61,22 @@ class SequenceObjective(Objective):
             return self.losses(x)
         return evaluate_fused(terms, x.policy, x.reference)
 
+    def computed(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """Inputs that an update makes itself: name -> (S,) of the responses, without gradient."""
+        return {}
+
     def __call__(self, inputs: LossInputs) -> LossOutput:
+        self.check(inputs)
+        packed = PackedExamples(self, inputs, self.computed(inputs))
         policy = inputs.sequence_logps(inputs.policy_token_logps)
-        reference: Tensor | None = None
-        if self.needs_reference:
-            if inputs.reference_token_logps is None:
-                raise RequestError(
-                    f"[{self.name}] needs reference log-probs but the engine has no reference"
-                )
-            reference = inputs.sequence_logps(inputs.reference_token_logps)
-        soft = self.unit == "comparison" and bool((inputs.probability != 1).any())
-        if soft and "target" not in self.inputs:
-            raise RequestError(
-                f"[{self.name}] takes no probabilities but a comparison has one other than 1: "
-                "soft_dpo, dpo and others do"
-            )
-        for output in self.side_outputs:
-            if output not in inputs.side:
-                raise RequestError(f"[{self.name}] needs {output} of every token's distribution")
-        if "kl" in self.side_outputs:
-            return self._with_kl(inputs, policy, reference)
-        if "sum_squares" in self.side_outputs:
-            excess = inputs.policy_token_logps.detach() - inputs.side["sum_squares"].log()
-            weight = (inputs.sequence_logps(excess) / inputs.lengths.clamp(min=1)).exp()
-            inputs = dataclasses.replace(inputs, columns={**inputs.columns, "weight": weight})
-        places = {name: self._places(name, inputs) for name in self.operands}
-        x = self._examples(inputs, policy, reference, places)
+        if KL in self.side_outputs:
+            return self._with_kl(packed, policy)
+        x = packed.examples(policy)
         terms = self.terms(x) if inputs.on_kernels and not self.batch_global else None
         if terms is not None:
             operands = [
-                PairOperand(policy, None if name in self.plain else reference, at)
-                for name, at in places.items()
+                PairOperand(policy, None if name in self.plain else packed.reference, at)
+                for name, at in packed.places.items()
             ]
             share = inputs.weight.double() / inputs.total_weight
             result = pairwise_loss(operands, kernel_terms(terms, self.operands), share)
@@ -155,112 +85,41 @@ class SequenceObjective(Objective):
         else:
             with torch.enable_grad():
                 leaf = policy.detach().requires_grad_()
-                losses = self.losses(self._examples(inputs, leaf, reference, places))
+                losses = self.losses(packed.examples(leaf))
                 loss = self.reduce(losses, inputs.weight, inputs.total_weight)
             (dsums,) = torch.autograd.grad(loss, leaf)
-        metrics = {name: value.detach() for name, value in self.metrics(x).items()}
-        return LossOutput(loss.detach(), inputs.token_gradient(dsums), metrics)
+        return LossOutput(loss.detach(), inputs.token_gradient(dsums), self._metrics(x))
 
-    def _with_kl(self, inputs: LossInputs, policy: Tensor, reference: Tensor | None) -> LossOutput:
-        """The loss of log-probs and of KLs summed over each response, the column "kl"."""
-        places = {name: self._places(name, inputs) for name in self.operands}
+    def check(self, inputs: LossInputs) -> None:
+        """Raises RequestError for what an objective of this kind cannot take."""
+        soft = self.unit == "comparison" and bool((inputs.probability != 1).any())
+        if soft and "target" not in self.inputs:
+            raise RequestError(
+                f"[{self.name}] takes no probabilities but a comparison has one other than 1: "
+                "soft_dpo, dpo and others do"
+            )
+        for output in self.side_outputs:
+            if output.name not in inputs.side:
+                raise RequestError(
+                    f"[{self.name}] needs {output.name} of every token's distribution"
+                )
+
+    def _with_kl(self, packed: PackedExamples, policy: Tensor) -> LossOutput:
+        """The loss of log-probs and of KLs summed over each response, the input "kl"."""
+        inputs = packed.inputs
         leaves = [policy.detach(), inputs.sequence_logps(inputs.side["kl"])]
-
-        def examples() -> Examples:
-            columns = {**inputs.columns, "kl": leaves[1]}
-            given = dataclasses.replace(inputs, columns=columns)
-            return self._examples(given, leaves[0], reference, places)
-
-        metrics = {name: value.detach() for name, value in self.metrics(examples()).items()}
+        metrics = self._metrics(packed.examples(leaves[0], {"kl": leaves[1]}))
         with torch.enable_grad():
             for leaf in leaves:
                 leaf.requires_grad_()
-            loss = self.reduce(self.losses(examples()), inputs.weight, inputs.total_weight)
+            losses = self.losses(packed.examples(leaves[0], {"kl": leaves[1]}))
+            loss = self.reduce(losses, inputs.weight, inputs.total_weight)
         slopes = torch.autograd.grad(loss, leaves, materialize_grads=True)
         dlogps, dkl = (inputs.token_gradient(slope) for slope in slopes)
-        return LossOutput(loss.detach(), dlogps, metrics, dkl)
+        return LossOutput(loss.detach(), dlogps, metrics, {"kl": dkl})
 
-    def _places(self, operand: str, inputs: LossInputs) -> Tensor:
-        """(B,) the responses that are this operand of the examples."""
-        if operand == "response":
-            return torch.arange(len(inputs.lengths), device=inputs.cu_seqlens.device)
-        if operand in ("chosen", "rejected"):
-            return inputs.chosen if operand == "chosen" else inputs.rejected
-        further = [name for name in self.operands if name not in ("chosen", "rejected")]
-        auxiliary = inputs.auxiliary
-        if auxiliary is not None and auxiliary.dim() == 1:
-            auxiliary = auxiliary[:, None]
-        if auxiliary is None or auxiliary.shape[1] != len(further) or bool((auxiliary < 0).any()):
-            raise RequestError(
-                f"[{self.name}] needs the {operand} response of every comparison: give "
-                f"Comparison(auxiliary=...): {', '.join(further)}"
-            )
-        return auxiliary[:, further.index(operand)].contiguous()
-
-    def _examples(
-        self,
-        inputs: LossInputs,
-        policy: Tensor,
-        reference: Tensor | None,
-        places: Mapping[str, Tensor],
-    ) -> Examples:
-        def relative(operand: str) -> Tensor | None:
-            if reference is None or operand in self.plain:
-                return None
-            return reference[places[operand]]
-
-        return Examples(
-            {name: policy[at] for name, at in places.items()},
-            {name: relative(name) for name in self.operands},
-            {name: self._extra(name, default, inputs, reference, places)
-             for name, default in self.inputs.items()},
-        )  # fmt: skip
-
-    def _extra(
-        self,
-        name: str,
-        default: float | None,
-        inputs: LossInputs,
-        reference: Tensor | None,
-        places: Mapping[str, Tensor],
-    ) -> Any:
-        """An input called OPERAND_WHAT, WHAT of every response, or one of the comparisons'."""
-        if name == "target":
-            return inputs.probability
-        if name == "z0" and inputs.mismatched_kl is not None:
-            return inputs.mismatched_kl
-        for operand, at in places.items():
-            what = name if operand == "response" else name.removeprefix(f"{operand}_")
-            if operand != "response" and what == name:
-                continue
-            if what == "lengths":
-                return inputs.lengths[at].to(inputs.policy_token_logps.dtype)
-            if what in inputs.columns:
-                return self._known(name, inputs.columns[what][at])
-            if what == "ref_logps" and reference is not None:
-                return reference[at]
-        for model, token_logps in inputs.model_token_logps.items():
-            for operand, at in places.items():
-                if name in (f"{model}_{operand}_logps", f"{model}_logps"):
-                    return inputs.sequence_logps(token_logps)[at]
-        for model in self.models:
-            if name.startswith(f"{model}_"):
-                raise RequestError(
-                    f"[{self.name}] needs log-probs under a model called {model!r} but got none"
-                )
-        if default is None:
-            raise RequestError(
-                f"[{self.name}] needs {name} of every {self.unit}: give it in Feedback.columns"
-            )
-        return default
-
-    def _known(self, name: str, values: Tensor) -> Tensor:
-        """Raises RequestError where some have none: a default would be made up."""
-        if not self.side_outputs and bool(values.isnan().any()):
-            raise RequestError(
-                f"[{self.name}] needs {name} of every {self.unit} but Feedback has it of some only"
-            )
-        return values
+    def _metrics(self, x: Examples) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self.metrics(x).items()}
 
     def reward(self, x: Examples, operand: str) -> Tensor:
         """(B,) what the metrics rewards/* call a response's reward."""

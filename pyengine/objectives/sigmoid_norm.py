@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from pyengine.objectives.examples import Examples
 from pyengine.objectives.hyperparameters import POSITIVE, hyperparameter
-from pyengine.objectives.sequence import Examples, PairwiseObjective
+from pyengine.objectives.sequence import PairwiseObjective
 from pyengine.objectives.terms import Term
 
 

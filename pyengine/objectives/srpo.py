@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pyengine.objectives.examples import Examples
 from pyengine.objectives.hyperparameters import FRACTION, POSITIVE, hyperparameter
-from pyengine.objectives.sequence import Examples, PairwiseObjective
+from pyengine.objectives.sequence import PairwiseObjective
 from pyengine.objectives.terms import Term
 
 _IMPROVED = ("chosen_from_rejected", "rejected_from_chosen", "chosen_from_chosen",

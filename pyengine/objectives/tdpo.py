@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyengine.objectives.base import KL
+from pyengine.objectives.examples import Examples
 from pyengine.objectives.hyperparameters import NOT_NEGATIVE, POSITIVE, hyperparameter, one_of
-from pyengine.objectives.sequence import Examples, PairwiseObjective
+from pyengine.objectives.sequence import PairwiseObjective
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class TDPO(PairwiseObjective):
     """
 
     name: ClassVar[str] = "tdpo"
-    side_outputs = ("kl",)
+    side_outputs = (KL,)
     inputs: ClassVar[Mapping[str, float | None]] = {"chosen_kl": None, "rejected_kl": None}
     beta: float = hyperparameter(0.1, POSITIVE)
     alpha: float = hyperparameter(0.5, NOT_NEGATIVE)

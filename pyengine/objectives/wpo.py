@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
+from pyengine.objectives.base import SUM_SQUARES, LossInputs
+from pyengine.objectives.examples import Examples
 from pyengine.objectives.hyperparameters import POSITIVE, SWITCH, hyperparameter
-from pyengine.objectives.sequence import Examples, PairwiseObjective
+from pyengine.objectives.sequence import PairwiseObjective
 from pyengine.objectives.terms import Term, soft_logistic
 
 
@@ -26,7 +30,7 @@ class WPO(PairwiseObjective):
     """
 
     name: ClassVar[str] = "wpo"
-    side_outputs = ("sum_squares",)
+    side_outputs = (SUM_SQUARES,)
     inputs: ClassVar[Mapping[str, float | None]] = {
         "target": 1.0,
         "chosen_weight": None,
@@ -34,6 +38,12 @@ class WPO(PairwiseObjective):
     }
     beta: float = hyperparameter(0.1, POSITIVE)
     clamp: bool = hyperparameter(True, SWITCH)
+
+    def computed(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """Each response's weight."""
+        excess = inputs.policy_token_logps.detach() - inputs.side["sum_squares"].log()
+        mean = inputs.sequence_logps(excess) / inputs.lengths.clamp(min=1)
+        return {"weight": mean.exp()}
 
     def terms(self, x: Examples) -> Sequence[Term]:
         """See the class."""

@@ -29,6 +29,8 @@ class Feedback:
     labels      [group][response]: desirable or not; None if the source gives no labels
     columns     name -> [group][response]: further numbers that an objective asks for by that name
                 ("safe", "win_rate", "visits", "values"); None where there is none
+    token_columns  name -> [group][response][token]: numbers of every token of a response
+                ("token_weight"); None in place of a response's list where there are none
     preference_matrix  [group][i][j]: P(response i is preferred to response j), in [0, 1]; None if
                 the source compares nothing
     """
@@ -39,12 +41,14 @@ class Feedback:
     components: dict[str, list[list[float | None]]] = field(default_factory=dict)
     labels: list[list[bool]] | None = None
     columns: dict[str, list[list[float | None]]] = field(default_factory=dict)
+    token_columns: dict[str, list[list[list[float] | None]]] = field(default_factory=dict)
     preference_matrix: list[list[list[float]]] | None = None
 
     def __post_init__(self) -> None:
         sizes = [len(row) for row in self.rewards]
         tables: dict[str, Any] = {"status": self.status, "labels": self.labels}
         tables |= {f"columns[{name!r}]": table for name, table in self.columns.items()}
+        tables |= {f"token_columns[{name!r}]": table for name, table in self.token_columns.items()}
         for name, table in tables.items():
             if table is not None and [len(row) for row in table] != sizes:
                 raise RequestError(
@@ -71,6 +75,24 @@ class Feedback:
                 f"[Feedback] rewards must have the shape of the groups, {list(sizes)} responses, "
                 f"but has {[len(row) for row in self.rewards]}"
             )
+
+    def check_tokens(self, lengths: Sequence[Sequence[int]]) -> None:
+        """Raises RequestError unless token columns have a finite number for each of the tokens.
+
+        lengths  [group][response]: tokens
+        """
+        for name, table in self.token_columns.items():
+            for g, row in enumerate(table):
+                for k, values in enumerate(row):
+                    what = f"[Feedback] token_columns[{name!r}][{g}][{k}]"
+                    if values is not None and len(values) != lengths[g][k]:
+                        raise RequestError(
+                            f"{what} must have one number for each of the response's "
+                            f"{lengths[g][k]} tokens but has {len(values)}"
+                        )
+                    for value in values or ():
+                        if not math.isfinite(value):
+                            raise RequestError(f"{what} must be finite but holds {value}")
 
     def _check(self, g: int, k: int, reward: float | None) -> None:
         has_value = self.status[g][k] == "value"

@@ -106,6 +106,9 @@ class Preferences:
     def __post_init__(self) -> None:
         if self.feedback is not None:
             self.feedback.check_shape([len(g.responses) for g in self.groups])
+            self.feedback.check_tokens(
+                [[len(r.token_ids) for r in g.responses] for g in self.groups]
+            )
         for i, c in enumerate(self.comparisons):
             self._check(i, c)
 

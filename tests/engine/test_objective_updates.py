@@ -56,6 +56,13 @@ def batch(objective: Objective) -> pe.Preferences:
         "weight": table(0.5, 1),
         "greedy_rewards": [[0.1] * len(g.responses) for g in groups],
     }
+    feedback.token_columns = {
+        name: [
+            [torch.rand(len(r.token_ids), generator=generator).tolist() for r in g.responses]
+            for g in groups
+        ]
+        for name in ("token_weight", "reward_mask", "kl_mask")
+    }
     comparisons = [
         pe.Comparison(0, 0, 1, probability=0.9, margin=0.2),
         pe.Comparison(1, 1, 0, probability=0.7, margin=0.1),
@@ -92,8 +99,8 @@ def test_a_kl_needs_a_reference(make_engine) -> None:
     with pytest.raises(RequestError) as caught:
         make_engine(reference="none").update(batch(objective), objective)
     assert str(caught.value) == (
-        "[update] pmpo needs kl over the whole vocabulary, which is computed on the CPU, and a kl "
-        "with a reference only"
+        "[update] pmpo needs kl over the whole vocabulary: computed on the CPU, and a kl with a "
+        "reference only"
     )
 
 
@@ -104,12 +111,22 @@ def log_softmax(decoder: Decoder, packed: PackedBatch) -> Tensor:
     return torch.log_softmax(hidden @ decoder.head_weight().T, -1)
 
 
-def full_kl(engine: pe.Engine, packed: PackedBatch) -> Tensor:
-    """(N,) KL(reference || policy), differentiable in the policy."""
+def side_values(engine: pe.Engine, packed: PackedBatch, objective: Objective) -> dict[str, Tensor]:
+    """What the objective takes of whole distributions, in torch, differentiable in the policy."""
+    logps = log_softmax(engine._policy, packed)
     assert engine._reference is not None
     with torch.no_grad():
         reference = log_softmax(engine._reference, packed)
-    return (reference.exp() * (reference - log_softmax(engine._policy, packed))).sum(-1)
+    others = logps.scatter(1, packed.targets[:, None], -torch.inf)
+    return {
+        side.name: {
+            "kl": (reference.exp() * (reference - logps)).sum(-1),
+            "entropy": -(logps.exp() * logps).sum(-1),
+            "sum_squares": logps.exp().square().sum(-1),
+            "alternatives": others.topk(side.count).values,
+        }[side.name]
+        for side in objective.side_outputs
+    }
 
 
 def prepared(engine: pe.Engine, objective: Objective) -> pe.Engine:
@@ -150,11 +167,7 @@ def test_gradient_is_autograds(make_engine, case: Case) -> None:
         policy = token_logps(engine._policy, pack(swapped, torch.device("cpu"))).double().sum()
         of_reference = torch.cat(learner.reference_logps(swapped) or []).double().sum()
         kl = max(0.0, (policy - of_reference).item() / sum(len(t.responses) for t in swapped))
-    token_kl = full_kl(engine, packed) if "kl" in objective.side_outputs else None
-    side = {} if token_kl is None else {"kl": token_kl.detach().double()}
-    if "sum_squares" in objective.side_outputs:
-        with torch.no_grad():
-            side["sum_squares"] = log_softmax(engine._policy, packed).exp().square().sum(-1)
+    side = side_values(engine, packed, objective)
     output = objective(
         examples.inputs(
             range(len(examples.trees)),
@@ -164,14 +177,13 @@ def test_gradient_is_autograds(make_engine, case: Case) -> None:
             torch.cat(reference).double(),
             models,
             kl,
-            side,
+            {name: values.detach().double() for name, values in side.items()},
         )
     )
     total = (logps * output.dlogps.float()).sum()
-    if token_kl is not None:
-        assert output.dkl is not None
-        assert output.dkl.abs().sum() > 0
-        total = total + (token_kl * output.dkl.float()).sum()
+    for name, slope in output.dside.items():
+        assert slope.abs().sum() > 0
+        total = total + (side[name] * slope.float()).sum()
     total.backward()  # type: ignore[no-untyped-call]
     theirs = {n: p.grad for n, p in engine._policy.named_parameters() if p.grad is not None}
     assert metrics["loss"] == pytest.approx(output.loss.item(), rel=2e-5, abs=1e-6)

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from pyengine import objectives
-from pyengine.objectives import PairwiseObjective, pairwise_loss, pointwise_loss
+from pyengine.objectives import (
+    PairwiseObjective,
+    TokenWeightedObjective,
+    pairwise_loss,
+    pointwise_loss,
+)
 from pyengine.objectives.registry import class_of
 
 Draw = Callable[[int, torch.Generator], Tensor]
@@ -56,6 +61,11 @@ class Case:
     @property
     def is_pairwise(self) -> bool:
         return issubclass(class_of(self.name), PairwiseObjective)
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether log-probs are sums that an update weighs itself."""
+        return issubclass(class_of(self.name), TokenWeightedObjective)
 
     @property
     def needs_side_outputs(self) -> bool:
@@ -148,6 +158,11 @@ CASES = [
     Case("ipo", {"chosen_lengths": counts, "rejected_lengths": counts}),
     Case("ipo", options={"length_normalize": False}),
     Case("kto", {"labels": bits, "z0": uniform(0, 3)}, {"undesirable_weight": 1.3}),
+    Case("bmc"),
+    Case("ld_dpo", {"target": uniform(0, 1)}),
+    Case("sparsepo", KL, differentiable=("chosen_kl", "rejected_kl")),
+    Case("superhf", {"lengths": counts, "kl": uniform(0, 20)}, differentiable=("kl",)),
+    Case("weighted_token_dpo"),
     Case("bfpo", {"chosen_safe": bits, "rejected_safe": bits}),
     Case("bfpo", {"chosen_safe": bits, "rejected_safe": bits}, {"b1": 2.0, "alpha": 0.1}),
     Case("cpl"),

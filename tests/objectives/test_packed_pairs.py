@@ -18,7 +18,12 @@ from pyengine.objectives.sequence import SequenceObjective
 # A weight of the pair itself is no column of a response: in the engine it comes as two of those.
 # Where tokens' whole distributions count, tests/engine/test_objective_updates.py has it.
 PACKED = [
-    c for c in CASES if c.is_pairwise and "weight" not in c.inputs and not c.needs_side_outputs
+    c
+    for c in CASES
+    if c.is_pairwise
+    and "weight" not in c.inputs
+    and not c.needs_side_outputs
+    and not c.weighs_tokens
 ]
 
 

@@ -164,8 +164,9 @@ def test_pmpo_update_is_the_plain_function() -> None:
     logps = x.sequence_logps(x.policy_token_logps)
     expected = pointwise_loss("pmpo", logps, labels=labels, kl=kl)
     output = PMPO()(dataclasses.replace(x, side={"kl": of_tokens}))
-    assert output.dkl is not None
-    torch.testing.assert_close(output.dkl, torch.full_like(output.dkl, 0.5 / 4))  # beta / 4
+    assert output.dside.keys() == {"kl"}
+    dkl = output.dside["kl"]
+    torch.testing.assert_close(dkl, torch.full_like(dkl, 0.5 / 4))  # beta / 4
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-14)
     assert output.dlogps[3].item() == pytest.approx(0.25, rel=1e-14)  # response 1, of two rejected
 
