@@ -45,7 +45,8 @@ class LDDPO(TokenWeightedObjective):
         common = torch.minimum(tokens["chosen"].length, tokens["rejected"].length)
         found = {}
         for name, of in tokens.items():
-            weight = torch.where(of.place < common[of.example], 1.0, self.alpha).double()
+            weight = torch.ones(len(of.place), dtype=torch.float64, device=of.place.device)
+            weight = weight.masked_fill(of.place >= common[of.example], self.alpha)
             found[name] = TokenWeights(weight, weight)
         return found
 

@@ -35,13 +35,13 @@ def dpo(h: float, beta: float) -> float:
 
 
 def test_ld_dpo_by_hand() -> None:
-    """Log-ratios .5, 0, 1 and -.5, 0; the third token is beyond two and weighs .25: .75 and -.5."""
-    output = objectives.LDDPO(beta=0.4, alpha=0.25)(two())
-    assert output.loss.item() == pytest.approx(dpo(1.25, 0.4), rel=1e-14)
-    slope = -0.4 / (1 + math.exp(0.4 * 1.25))
-    expected = [slope, slope, 0.25 * slope, -slope, -slope]
+    """Log-ratios .5, 0, 1 and -.5, 0; the third token is beyond two and weighs .3: .8 and -.5."""
+    output = objectives.LDDPO(beta=0.4, alpha=0.3)(two())
+    assert output.loss.item() == pytest.approx(dpo(1.3, 0.4), rel=1e-14)
+    slope = -0.4 / (1 + math.exp(0.4 * 1.3))
+    expected = [slope, slope, 0.3 * slope, -slope, -slope]
     assert output.dlogps.tolist() == pytest.approx(expected, rel=1e-14)
-    assert output.metrics["rewards/margins"].item() == pytest.approx(0.5, rel=1e-14)
+    assert output.metrics["rewards/margins"].item() == pytest.approx(0.4 * 1.3, rel=1e-14)
 
 
 def test_bmc_by_hand() -> None:

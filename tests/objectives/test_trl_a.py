@@ -40,8 +40,13 @@ class Batch:
         )
 
 
-def theirs(batch: Batch, *loss_types: str, **settings: Any) -> tuple[float, Tensor]:
-    """TRL's loss and its gradient on the policy's tokens (8, L)."""
+def theirs(
+    batch: Batch, *loss_types: str, of_reference: Tensor | None = None, **settings: Any
+) -> tuple[float, Tensor]:
+    """TRL's loss and its gradient on the policy's tokens (8, L).
+
+    of_reference  (8, L) weights of the reference's tokens, whose sums TRL is given
+    """
     from trl.trainer.dpo_trainer import DPOTrainer
 
     trainer = object.__new__(DPOTrainer)
@@ -76,7 +81,8 @@ def theirs(batch: Batch, *loss_types: str, **settings: Any) -> tuple[float, Tens
     trainer.model = SimpleNamespace(training=True)
     prompt = torch.zeros(len(tokens), 1, dtype=torch.int64)
     mask = torch.cat([prompt, batch.mask.long()], 1)
-    ref_chosen, ref_rejected = batch.reference.sum(1).chunk(2)
+    reference = batch.reference if of_reference is None else of_reference * batch.reference
+    ref_chosen, ref_rejected = reference.sum(1).chunk(2)
     given = {
         "input_ids": torch.zeros_like(mask),
         "attention_mask": torch.ones_like(mask),
@@ -210,6 +216,17 @@ def test_use_weighting_is_weighted_dpo_without_a_clamp(dtype: torch.dtype) -> No
     expected = theirs(batch, "sigmoid", use_weighting=True)
     agree(ours(batch, "weighted_dpo", {"weight": weight}), expected, batch)
     agree(ours(batch, "wpo", clamp=False), expected, batch)
+
+
+@TYPES
+def test_ld_alpha_is_ld_dpo(dtype: torch.dtype) -> None:
+    """TRL weighs the reference's tokens in another method: its sums are given weighed alike."""
+    batch = Batch(dtype)
+    shared = torch.minimum(*batch.lengths.chunk(2)).repeat(2)
+    tail = torch.arange(batch.mask.shape[1]) >= shared[:, None]
+    weights = torch.ones(tail.shape, dtype=dtype).masked_fill(tail, 0.3)
+    expected = theirs(batch, "sigmoid", ld_alpha=0.3, of_reference=weights)
+    agree(ours(batch, "ld_dpo", alpha=0.3), expected, batch)
 
 
 def test_losses_start_where_trl_starts() -> None:
