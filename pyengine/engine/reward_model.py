@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyengine.data.tokenizer import Tokenizer
+from pyengine.engine import checkpoint as checkpoints
 from pyengine.engine import memory
 from pyengine.engine.backbone import Backbone
 from pyengine.engine.config import DTYPES, device_of, dtype_name, packed_kind
@@ -18,9 +20,15 @@ from pyengine.engine.optimizer import Optimizer, OptimizerConfig
 from pyengine.engine.packing import Tree, check_tree
 from pyengine.engine.persistence import load_tokenizer
 from pyengine.engine.prompts import stop_ids
+from pyengine.engine.reward_checkpoint import (
+    RewardState,
+    reward_checkpoint,
+    reward_parts,
+    reward_state,
+)
 from pyengine.engine.reward_head import RewardHead
 from pyengine.engine.reward_training import Targets, make_lesson
-from pyengine.errors import ConfigError
+from pyengine.errors import ConfigError, RequestError
 from pyengine.files import atomic_folder
 from pyengine.models.adapter_format import peft_tensors
 from pyengine.models.classifier import SCORE, LoadedClassifier, load_classifier, write_classifier
@@ -43,6 +51,7 @@ class RewardModel:
     pad_token_id  tokens of it at the end of a response are not read, as transformers does not
     tokenizer, max_positions  as the engine's, so that `Preferences.from_rows` takes this model
     step_count    updates made
+    extra         what the caller gave to `save_checkpoint`, of a model from `load_checkpoint`
     """
 
     def __init__(
@@ -77,6 +86,15 @@ class RewardModel:
         )
         self._trained = self._backbone.parameters | {SCORE: head.weight}
         self._optimizer = Optimizer(self._trained, optimizer)
+        self.extra: dict[str, Any] = {}
+        self._state = RewardState(
+            heads,
+            dtype,
+            optimizer,
+            None if lora is None else lora.config,
+            micro_batch_tokens,
+            gradient_checkpointing,
+        )
 
     @classmethod
     def from_pretrained(
@@ -270,6 +288,58 @@ class RewardModel:
             )
             if self.tokenizer is not None:
                 self.tokenizer.save(folder)
+
+    def save_checkpoint(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
+        """Writes everything that `load_checkpoint` needs to go on bit for bit; atomic.
+
+        Arguments and errors as those of Engine.save_checkpoint.
+        """
+        if self._head.weight.grad is not None:
+            raise RequestError(
+                "[save_checkpoint] there are gradients that no step has applied: call step first"
+            )
+        state = replace(
+            self._state,
+            step_count=self.step_count,
+            skipped_in_a_row=self._optimizer.skipped_in_a_row,
+            extra=extra or {},
+        )
+        content = reward_checkpoint(
+            self._decoder,
+            self._lora,
+            self._head.weight,
+            self._optimizer.state_tensors(),
+            state,
+            self._model_config,
+        )
+        checkpoints.write(Path(path), content, {}, self.tokenizer)
+
+    @classmethod
+    def load_checkpoint(cls, path: str | Path) -> Self:
+        """The model that `save_checkpoint` wrote, after verifying every file.
+
+        Raises CheckpointError naming file and rule.
+        """
+        content = checkpoints.read(path)
+        state = reward_state(content, path)
+        decoder, lora, score = reward_parts(content, state, path)
+        model = cls(
+            decoder,
+            lora,
+            RewardHead(score),
+            state.heads,
+            content.model["config.json"],
+            load_tokenizer(resolve(path)),
+            state.optimizer,
+            state.dtype,
+            state.micro_batch_tokens,
+            state.gradient_checkpointing,
+        )
+        moments = content.tensors.get("optimizer", {})
+        model._optimizer.load_state_tensors(moments, state.step_count)
+        model._optimizer.skipped_in_a_row = state.skipped_in_a_row
+        model.extra = state.extra
+        return model
 
 
 def _check_asked(outputs: int | None, ensemble: int | None) -> None:

@@ -56,12 +56,12 @@ def load_classifier(
     if source.kind == "gguf":
         gguf = read_gguf(source.path)
         tensors = ((n, t) for n, t in gguf.tensors() if n != _LM_HEAD)
-        decoder = build_decoder(_headless(gguf.config), tensors, str(source.path), dtype)
+        decoder = build_decoder(headless(gguf.config), tensors, str(source.path), dtype)
         return LoadedClassifier(decoder, gguf.config, None, None, source.name)
     config = read_json(source.path, "config.json")
     headers = read_headers(source.path)
-    stored = checked_headers(source.path, _headless(config), frozenset({SCORE, _LM_HEAD}))
-    decoder = build_decoder(_headless(config), read_tensors(stored), str(source.path), dtype)
+    stored = checked_headers(source.path, headless(config), frozenset({SCORE, _LM_HEAD}))
+    decoder = build_decoder(headless(config), read_tensors(stored), str(source.path), dtype)
     score = None
     if SCORE in headers:
         score = next(tensor for _, tensor in read_tensors([headers[SCORE]])).float()
@@ -70,7 +70,7 @@ def load_classifier(
     return LoadedClassifier(decoder, config, score, heads, source.name)
 
 
-def _headless(config: Mapping[str, Any]) -> dict[str, Any]:
+def headless(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of the decoder alone."""
     return dict(config) | {"tie_word_embeddings": True}
 
