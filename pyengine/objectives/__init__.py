@@ -29,13 +29,14 @@ from pyengine.objectives.examples import Examples
 from pyengine.objectives.exo_pair import EXOPair
 from pyengine.objectives.f_dpo import FDPO
 from pyengine.objectives.functions import listwise_loss, pairwise_loss, pointwise_loss, token_loss
+from pyengine.objectives.gpo import GPO
 from pyengine.objectives.grpo import GRPO
 from pyengine.objectives.hinge import Hinge
 from pyengine.objectives.infonca import InfoNCA, NCAReward
 from pyengine.objectives.inpo import INPO
 from pyengine.objectives.ipo import IPO
 from pyengine.objectives.irepo import IREPO
-from pyengine.objectives.kl import kl_estimate, kl_shaped_rewards
+from pyengine.objectives.kl import fine_grained_rewards, kl_estimate, kl_shaped_rewards
 from pyengine.objectives.kto import KTO
 from pyengine.objectives.ld_dpo import LDDPO
 from pyengine.objectives.lipo_lambda import LipoLambda
@@ -102,6 +103,7 @@ __all__ = [
     "DPOP",
     "DRO",
     "FDPO",
+    "GPO",
     "GRPO",
     "INPO",
     "IPO",
@@ -179,6 +181,7 @@ __all__ = [
     "discounted_returns",
     "edited_tokens",
     "ensemble_reward",
+    "fine_grained_rewards",
     "gae",
     "get",
     "gpm_score",

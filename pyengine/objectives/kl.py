@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -49,6 +50,46 @@ def kl_shaped_rewards(scores: Any, kl: Any, mask: Any, kl_coef: float) -> Tensor
     keep = token_mask(who, mask, per_token)
     of_response = like(who, "scores", scores, per_token, (per_token.shape[0],))
     return (-kl_coef * per_token).masked_fill(~keep, 0) + at_last_token(of_response, keep)
+
+
+def fine_grained_rewards(
+    segments: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
+    weights: Mapping[str, float],
+    kl: Any,
+    mask: Any,
+    kl_coef: float,
+) -> Tensor:
+    """(B, T) rewards: sum_k w_k R_kj at the last token of each segment j of kind k, -kl_coef * kl.
+
+    segments  kind of reward -> for each of B responses (its last token's place in T, reward)
+    weights   the same kinds -> w
+    kl, mask  (B, T), as in kl_shaped_rewards
+    Raises ValueError (kinds, shapes, a place that the mask does not keep).
+    Source: Wu et al., arXiv:2306.01693.
+    """
+    who = "fine_grained_rewards"
+    per_token = first_tensor(who, "kl", kl, "(B, T)", 2)
+    keep = token_mask(who, mask, per_token)
+    if segments.keys() != weights.keys():
+        raise ValueError(
+            f"[{who}] weights must be of the kinds {sorted(segments)} but are of {sorted(weights)}"
+        )
+    rewards = (-kl_coef * per_token).masked_fill(~keep, 0)
+    for kind, of_responses in segments.items():
+        if len(of_responses) != len(rewards):
+            raise ValueError(
+                f"[{who}] segments[{kind!r}] must have a list for each of {len(rewards)} responses "
+                f"but has {len(of_responses)}"
+            )
+        for b, found in enumerate(of_responses):
+            for end, reward in found:
+                if not (0 <= end < keep.shape[1] and bool(keep[b, end])):
+                    raise ValueError(
+                        f"[{who}] segments[{kind!r}][{b}] must end at response tokens but one ends "
+                        f"at {end}"
+                    )
+                rewards[b, end] += weights[kind] * reward
+    return rewards
 
 
 def at_last_token(scores: Tensor, mask: Tensor) -> Tensor:

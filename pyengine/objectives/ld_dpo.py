@@ -30,7 +30,7 @@ class LDDPO(TokenWeightedObjective):
     alpha   weight of the tokens that the other response has no counterpart of, in [0, 1]; the paper
             finds 0.3 to 0.6 best for different models, the default is ours
     target  P(chosen wins); 1 where it is not given
-    Source: Liu et al., arXiv:2409.06411, eq. 11.
+    Source: Liu et al., arXiv:2409.06411.
     """
 
     name: ClassVar[str] = "ld_dpo"

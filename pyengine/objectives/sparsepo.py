@@ -32,7 +32,7 @@ class SparsePO(TokenWeightedObjective):
     reward_mask  of every token, >= 0: Feedback.token_columns["reward_mask"]
     kl_mask      likewise; 1 where there is none
     chosen_kl, rejected_kl  K; differentiable
-    Source: Christopoulou et al., arXiv:2410.05102, eq. 5.
+    Source: Christopoulou et al., arXiv:2410.05102.
     """
 
     name: ClassVar[str] = "sparsepo"

@@ -25,7 +25,7 @@ class SuperHF(PointwiseObjective):
     weight  w of every response; 1 where it is not given
     lengths n; an update knows them
     kl      K; differentiable; an update computes it
-    Source: Mukobi et al., arXiv:2310.16763, sec. 4.3.
+    Source: Mukobi et al., arXiv:2310.16763.
     """
 
     name: ClassVar[str] = "superhf"

@@ -27,7 +27,7 @@ AVERAGE = one_of("example", "sum")
 
 
 def unlikelihood_tokens(token_logps: Tensor) -> Tensor:
-    """-log(1 - p) of tokens, any shape; p at most 1 - 1e-7. Source: arXiv:1908.04319, eq. 4."""
+    """-log(1 - p) of tokens, any shape; p at most 1 - 1e-7. Source: arXiv:1908.04319."""
     return -torch.log(-torch.expm1(token_logps.clamp(max=-1e-7)))
 
 
@@ -35,7 +35,7 @@ def cringe_tokens(token_logps: Tensor, alternative_logps: Tensor) -> Tensor:
     """log(1 + e^(s - s+)) of tokens (...,), s+ one of the likeliest other words (..., K).
 
     s and s+ may be logits or log-probs. It is the mean over s+ drawn from the softmax of the K,
-    which gets no gradient itself. Source: Adolphs et al., arXiv:2211.05826, eq. 3.
+    which gets no gradient itself. Source: Adolphs et al., arXiv:2211.05826.
     """
     drawn = torch.softmax(alternative_logps.detach(), -1)
     return (drawn * F.softplus(token_logps.unsqueeze(-1) - alternative_logps)).sum(-1)
@@ -111,7 +111,7 @@ class Unlikelihood(LabelledTokens):
     alpha    weight of the unwanted responses; >= 0
     average  "example": mean of each response's tokens; "sum"
     labels   1 wanted, 0 unwanted
-    Source: Welleck et al., arXiv:1908.04319, eq. 4.
+    Source: Welleck et al., arXiv:1908.04319.
     """
 
     name: ClassVar[str] = "unlikelihood"
@@ -135,7 +135,7 @@ class Cringe(LabelledTokens):
     k        how many other words
     average  "example": mean of each response's tokens; "sum"
     labels   1 wanted, 0 unwanted
-    Source: Adolphs et al., arXiv:2211.05826, eq. 3.
+    Source: Adolphs et al., arXiv:2211.05826.
     """
 
     name: ClassVar[str] = "cringe"
@@ -166,7 +166,7 @@ class PairwiseCringe(UnlikelyTokens):
     k            how many other words, as in Cringe
     detach_gate  whether no gradient flows through g
     average      "example": mean of each response's tokens in its loss; "sum". M is of sums
-    Source: Xu et al., arXiv:2312.16682, eq. 3.
+    Source: Xu et al., arXiv:2312.16682.
     """
 
     name: ClassVar[str] = "pairwise_cringe"

@@ -135,6 +135,7 @@ CASES = [
     Case("dro", REWARDS, {"tau": 2.0, "rescale": True}, ("values",)),
     Case("exo_pair"),
     Case("exo_pair", options={"eps": 0.2}),
+    Case("gpo", {"scores": uniform(-2, 2)}, {"beta": 0.1}),
     Case("hinge"),
     Case("nca_pair"),
     Case("nll"),

@@ -14,6 +14,7 @@ from pyengine.errors import ConfigError
 from pyengine.objectives import (
     advantages,
     discounted_returns,
+    fine_grained_rewards,
     gae,
     kl_estimate,
     kl_shaped_rewards,
@@ -106,6 +107,25 @@ def test_reinforce_pp_is_the_whitening_of_returns_to_go() -> None:
     white = masked_whiten(discounted_returns(shaped, mask), mask, unbiased=False)
     ours = advantages("reinforce_pp", f64([1.0, 2.0, 5.0]), lengths=[[2, 1, 3]])
     torch.testing.assert_close(white, ours.T.expand(3, 3) * mask, rtol=1e-13, atol=1e-14)
+
+
+def test_fine_grained_rewards_by_hand() -> None:
+    """Two kinds, weights 2 and -1, both ending at the second token of the first response."""
+    shaped = fine_grained_rewards(
+        {"fluent": [[(0, 0.5), (1, 1.0)], []], "toxic": [[(1, 0.25)], [(0, 1.0)]]},
+        {"fluent": 2.0, "toxic": -1.0},
+        f64([1.0, 2.0, 9.0], [3.0, 9.0, 9.0]),
+        [[1, 1, 0], [1, 0, 0]],
+        0.1,
+    )
+    expected = [1.0 - 0.1, 2.0 - 0.25 - 0.2, 0.0, -1.0 - 0.3, 0.0, 0.0]
+    assert shaped.flatten().tolist() == pytest.approx(expected)
+    whole = fine_grained_rewards(
+        {"score": [[(1, 3.0)], [(0, 4.0)]]}, {"score": 1}, f64([1, 2, 9], [3, 9, 9]),
+        [[1, 1, 0], [1, 0, 0]], 0.5,
+    )  # fmt: skip
+    shape = kl_shaped_rewards(f64(3, 4), f64([1, 2, 9], [3, 9, 9]), [[1, 1, 0], [1, 0, 0]], 0.5)
+    assert torch.equal(whole, shape)
 
 
 def test_win_rate_by_hand() -> None:
@@ -237,6 +257,18 @@ def test_what_is_refused(name: str, rewards: Tensor, options: dict[str, Any], me
         (lambda: kl_estimate("k4", R, R), "[kl_estimate] estimator must be one of k1, k2, k3 but"),
         (lambda: kl_estimate("k1", R, R[0]), "[kl_estimate] ref_logps must have shape (2, 3) but"),
         (lambda: kl_shaped_rewards(R, R, R, 0.1), "[kl_shaped_rewards] scores must have shape (2,"),
+        (
+            lambda: fine_grained_rewards({"a": []}, {}, R, R, 0.1),
+            "[fine_grained_rewards] weights must be of the kinds ['a'] but are of []",
+        ),
+        (
+            lambda: fine_grained_rewards({"a": [[]]}, {"a": 1}, R, R, 0.1),
+            "[fine_grained_rewards] segments['a'] must have a list for each of 2 responses but has",
+        ),
+        (
+            lambda: fine_grained_rewards({"a": [[(3, 1.0)], []]}, {"a": 1}, R, R, 0.1),
+            "[fine_grained_rewards] segments['a'][0] must end at response tokens but one ends at 3",
+        ),
         (
             lambda: overlong_penalty([1], 5, 6),
             "[overlong_penalty] cache must be in [1, 5] but",

@@ -13,7 +13,7 @@ import torch
 from objectives.test_base import inputs
 from torch import Tensor
 
-from pyengine.objectives import BCO, PMPO, LossInputs, pointwise_loss
+from pyengine.objectives import BCO, PMPO, LossInputs, pairwise_loss, pointwise_loss
 from pyengine.objectives.bco import bco_shift, udm_weight
 
 LOG2 = math.log(2)
@@ -148,6 +148,35 @@ def test_pmpo() -> None:
     loss, slopes = pmpo([1.0, 1.0, 0.0], alpha=0.75, beta=0.5)
     assert loss == pytest.approx(1.5, rel=1e-14)
     assert slopes == pytest.approx([-0.375, -0.375, 0.25], rel=1e-14)
+
+
+def test_gpo() -> None:
+    """rho 2, score 0.3, beta 0.1: (2 - 3)^2, slope -2. At the reference (s / beta)^2."""
+    assert one("gpo", -3.0, -5.0, beta=0.1, scores=0.3) == pytest.approx((1.0, -2.0), rel=1e-12)
+    assert one("gpo", -3.0, -3.0, beta=0.1, scores=0.3)[0] == pytest.approx(9.0, rel=1e-12)
+
+
+def test_gpo_is_sppos_half_without_its_one_half() -> None:
+    """Win rates P and scores P - 1/2 have the same aims; SPPO is half the sum of the two."""
+    pair = torch.tensor([-3.0]), torch.tensor([-4.0]), torch.tensor([-2.0]), torch.tensor([-6.0])
+    rates = {"chosen_win_rate": 0.9, "rejected_win_rate": 0.2}
+    both = pairwise_loss("sppo", *pair, beta=0.5, **rates).item()
+    each = [
+        one("gpo", -3.0, -2.0, beta=0.5, scores=0.4)[0],
+        one("gpo", -4.0, -6.0, beta=0.5, scores=-0.3)[0],
+    ]
+    assert both == pytest.approx(sum(each) / 2, rel=1e-6)
+
+
+def test_superhf() -> None:
+    """Two tokens of log-prob -3, KL 0.5, beta 0.4: 1.5 + 0.1; a KL below 0 counts as none."""
+    given: dict[str, Any] = {"lengths": 2.0, "beta": 0.4}
+    logps = torch.tensor([-3.0], dtype=torch.float64)
+    assert pointwise_loss("superhf", logps, kl=0.5, **given).item() == pytest.approx(1.6)
+    assert pointwise_loss("superhf", logps, kl=-0.1, **given).item() == pytest.approx(1.5)
+    assert pointwise_loss("superhf", logps, kl=0.5, weight=0.0, **given).item() == (
+        pytest.approx(0.1)
+    )
 
 
 def test_pmpo_of_accepted_responses_only_is_nll() -> None:
