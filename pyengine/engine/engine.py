@@ -44,7 +44,7 @@ from pyengine.engine.scoring import Score
 from pyengine.engine.snapshot_calls import SnapshotCalls
 from pyengine.engine.snapshots import Snapshots
 from pyengine.engine.streaming import Stream
-from pyengine.engine.training import checked_batch, forward_backward
+from pyengine.engine.training import checked_batch, checked_scale, forward_backward
 from pyengine.errors import RequestError
 from pyengine.models.decoder import Decoder
 from pyengine.models.loader import load_model
@@ -357,15 +357,19 @@ class Engine(SnapshotCalls, ExportCalls):
         metrics = self.forward_backward(batch, objective)
         return metrics | self.step()
 
-    def forward_backward(self, batch: Preferences, objective: Objective) -> dict[str, float]:
-        """Adds the gradient of the batch's loss, in micro-batches.
+    def forward_backward(
+        self, batch: Preferences, objective: Objective, scale: float = 1.0
+    ) -> dict[str, float]:
+        """Adds the gradient of scale times the batch's loss, in micro-batches.
 
+        Losses of several batches and objectives make one step so (C3PO, PPO-ptx).
         Returns "loss" and the objective's metrics, averaged by weight over its comparisons,
         responses or groups (`Objective.unit`), and "tokens" computed. When it raises or is
         interrupted, all gathered gradients are dropped.
         Raises RequestError before any work.
         """
         self._refuse_without_masters("update")
+        scale = checked_scale(scale)
         examples = checked_batch(
             batch,
             objective,
@@ -381,6 +385,7 @@ class Engine(SnapshotCalls, ExportCalls):
                 objective,
                 self._micro_batch_tokens,
                 self.device,
+                scale,
             )
         except BaseException:
             self._optimizer.zero_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -96,8 +97,9 @@ def forward_backward(
     objective: Objective,
     micro_batch_tokens: int,
     device: torch.device,
+    scale: float,
 ) -> dict[str, float]:
-    """Adds the gradient of the batch loss to the learner's.
+    """Adds the gradient of scale times the batch loss to the learner's.
 
     The loss is a mean over the whole batch however it is cut. Where an example's loss depends on
     the others, several micro-batches are computed twice: all log-probs first, then, with the loss's
@@ -126,12 +128,27 @@ def forward_backward(
             inputs = fixed.inputs(r, policy.logps, policy.side)
             output = objective(inputs)
             totals.add(output, inputs.weight)
-            policy.backward(output.dlogps, output.dside)
+            policy.backward(*_scaled(output.dlogps, output.dside, scale))
         else:
             dside = {name: slope[first:last] for name, slope in whole.dside.items()}
-            policy.backward(whole.dlogps[first:last], dside)
+            policy.backward(*_scaled(whole.dlogps[first:last], dside, scale))
         first = last
     return totals.means() | {"tokens": float(rows)}
+
+
+def _scaled(
+    dlogps: Tensor, dside: Mapping[str, Tensor], scale: float
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    if scale == 1:
+        return dlogps, dside
+    return scale * dlogps, {name: scale * slope for name, slope in dside.items()}
+
+
+def checked_scale(scale: float) -> float:
+    """Raises RequestError for what is no finite number above 0."""
+    if not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
+        raise RequestError(f"[update] scale must be finite and > 0 but is {scale!r}")
+    return float(scale)
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,31 @@ def test_calls_of_forward_backward_add_up(shifted):
 # What takes part
 
 
+def test_losses_of_several_objectives_make_one_step(shifted):
+    """DPO and 0.25 of a likelihood on other responses: the gradients add up, scaled."""
+    engine = shifted()
+    liked = pe.Preferences(preferences().groups[:1])
+    parts = []
+    for batch, objective in ((preferences(), DPO()), (liked, pe.objectives.NLL())):
+        engine.forward_backward(batch, objective)
+        parts.append(gradients(engine))
+        engine._optimizer.zero_grad()
+    engine.forward_backward(preferences(), DPO())
+    scaled = engine.forward_backward(liked, pe.objectives.NLL(), scale=0.25)
+    expected = {name: g + 0.25 * parts[1][name] for name, g in parts[0].items()}
+    assert relative(gradients(engine), expected) < 1e-6
+    assert scaled["loss"] == engine.forward_backward(liked, pe.objectives.NLL())["loss"]
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan, "1"])
+def test_a_scale_that_is_none_leaves_gathered_gradients(engine, scale):
+    engine.forward_backward(preferences(), DPO())
+    before = gradients(engine)
+    with pytest.raises(RequestError, match=r"\[update\] scale must be finite and > 0 but is"):
+        engine.forward_backward(preferences(), DPO(), scale=scale)
+    assert same_bits(gradients(engine), before)
+
+
 def test_margins_start_at_exactly_zero(make_engine):
     for options in ({}, {"micro_batch_tokens": 1}, {"dtype": "bfloat16"}):
         metrics = make_engine(**options).forward_backward(preferences(), DPO(beta=0.1))
