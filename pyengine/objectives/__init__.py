@@ -28,6 +28,7 @@ from pyengine.objectives.dro import DRO
 from pyengine.objectives.examples import Examples
 from pyengine.objectives.exo_pair import EXOPair
 from pyengine.objectives.f_dpo import FDPO
+from pyengine.objectives.fdpg import FDPG
 from pyengine.objectives.functions import listwise_loss, pairwise_loss, pointwise_loss, token_loss
 from pyengine.objectives.gpo import GPO
 from pyengine.objectives.grpo import GRPO
@@ -102,6 +103,7 @@ __all__ = [
     "DPONLL",
     "DPOP",
     "DRO",
+    "FDPG",
     "FDPO",
     "GPO",
     "GRPO",

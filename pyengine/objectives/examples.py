@@ -162,6 +162,8 @@ class PackedExamples:
                 return inputs.lengths[at].to(inputs.policy_token_logps.dtype)
             if what in inputs.columns:
                 return self._known(name, inputs.columns[what][at])
+            if what == "sampler_logps" and inputs.sampler_token_logps is not None:
+                return inputs.sequence_logps(inputs.sampler_token_logps)[at]
             if what == "ref_logps" and self.reference is not None:
                 return self.reference[at]
         for model, token_logps in inputs.model_token_logps.items():

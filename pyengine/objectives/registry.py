@@ -26,6 +26,7 @@ from pyengine.objectives.dr_dpo import DrDPO
 from pyengine.objectives.dro import DRO
 from pyengine.objectives.exo_pair import EXOPair
 from pyengine.objectives.f_dpo import FDPO
+from pyengine.objectives.fdpg import FDPG
 from pyengine.objectives.gpo import GPO
 from pyengine.objectives.grpo import GRPO
 from pyengine.objectives.hinge import Hinge
@@ -94,6 +95,7 @@ CLASSES: tuple[type[Objective], ...] = (
     DrDPO,
     DRO,
     EXOPair,
+    FDPG,
     FDPO,
     GPO,
     GRPO,

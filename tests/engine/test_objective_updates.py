@@ -54,6 +54,7 @@ def batch(objective: Objective) -> pe.Preferences:
         "safe": [[float(x) for x in row] for row in labels],
         "values": table(-1, 1),
         "weight": table(0.5, 1),
+        "target_logps": table(-60, -10),
         "greedy_rewards": [[0.1] * len(g.responses) for g in groups],
     }
     feedback.token_columns = {

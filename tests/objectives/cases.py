@@ -135,6 +135,15 @@ CASES = [
     Case("dro", REWARDS, {"tau": 2.0, "rescale": True}, ("values",)),
     Case("exo_pair"),
     Case("exo_pair", options={"eps": 0.2}),
+    *(
+        Case(
+            "fdpg",
+            {"target_logps": uniform(-60, -10), "sampler_logps": uniform(-60, -10)},
+            {"divergence": divergence},
+            constant=True,
+        )
+        for divergence in ("forward_kl", "reverse_kl", "js", "tv")
+    ),
     Case("gpo", {"scores": uniform(-2, 2)}, {"beta": 0.1}),
     Case("hinge"),
     Case("nca_pair"),

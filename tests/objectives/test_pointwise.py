@@ -150,6 +150,31 @@ def test_pmpo() -> None:
     assert slopes == pytest.approx([-0.375, -0.375, 0.25], rel=1e-14)
 
 
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "js", "tv"])
+def test_fdpg_over_all_responses_is_the_divergences_gradient(divergence: str) -> None:
+    """Five responses, each as often as the sampler draws it; a baseline changes nothing then."""
+    generator = torch.Generator().manual_seed(3)
+    logits, p, q = (torch.randn(5, generator=generator, dtype=torch.float64) for _ in range(3))
+    p, q = p.log_softmax(0), q.log_softmax(0)
+    leaf = logits.requires_grad_()
+    logps = leaf.log_softmax(0)
+    t = (logps - p).exp()
+    middle = torch.log((1 + t) / 2)
+    f = {
+        "forward_kl": -t.log(),
+        "reverse_kl": t * t.log(),
+        "js": t * t.log() - (1 + t) * middle,
+        "tv": (t - 1).abs() / 2,
+    }[divergence]
+    (expected,) = torch.autograd.grad((p.exp() * f).sum(), leaf, retain_graph=True)
+    for baseline in (0.0, 0.7):
+        losses = pointwise_loss(
+            "fdpg", logps, target_logps=p, sampler_logps=q, divergence=divergence, baseline=baseline
+        )
+        (slopes,) = torch.autograd.grad((q.exp() * losses).sum(), leaf, retain_graph=True)
+        torch.testing.assert_close(slopes, expected, rtol=1e-10, atol=1e-14)
+
+
 def test_gpo() -> None:
     """rho 2, score 0.3, beta 0.1: (2 - 3)^2, slope -2. At the reference (s / beta)^2."""
     assert one("gpo", -3.0, -5.0, beta=0.1, scores=0.3) == pytest.approx((1.0, -2.0), rel=1e-12)
