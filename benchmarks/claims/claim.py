@@ -16,6 +16,7 @@ class Claim:
     run        seed -> figures
     holds      whether figures meet the criterion
     seeds      how many; 1 where nothing is random
+    slow       more than about 5 s on a quiet core
     note       what of the paper's claim is not shown here
     """
 
@@ -25,6 +26,7 @@ class Claim:
     run: Callable[[int], Figures]
     holds: Callable[[Figures], bool]
     seeds: int = 5
+    slow: bool = False
     note: str = ""
 
 
@@ -40,6 +42,12 @@ class Outcome:
     def passed(self) -> bool:
         """Whether the claim is shown."""
         return self.met >= max(len(self.figures) * 4 // 5, 1)
+
+    @property
+    def verdict(self) -> str:
+        """As the page has it: yes or no, and of how many seeds."""
+        seeds = f" ({self.met} of {len(self.figures)} seeds)" if len(self.figures) > 1 else ""
+        return ("yes" if self.passed else "**no**") + seeds
 
     def line(self) -> str:
         """Means over the seeds."""

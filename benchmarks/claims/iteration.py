@@ -2,54 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from claim import Claim, Figures
+from fitting import F64, fit
 from torch import Tensor
 
 from pyengine.objectives import pairwise_loss, token_loss
 
-F64 = torch.float64
 
+def margins(name: str, rate: float, marks: Sequence[int], **options: object) -> list[float]:
+    """Of the best and the worst of three arms, all comparisons won by the better one, beta 0.1.
 
-def solve(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int = 60) -> Tensor:
-    """The logits that minimise the loss, by L-BFGS."""
-    logits = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [logits], max_iter=steps, tolerance_grad=1e-12, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = loss(torch.log_softmax(logits, 0))
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    optimizer.step(closure)  # type: ignore[arg-type]
-    return logits.detach()
+    After the steps of gradient descent that `marks` says.
+    """
+    c, r = torch.tensor([[0, 1], [0, 2], [1, 2]]).T
+    reference = torch.full((3,), 1 / 3, dtype=F64).log()
+    logits, found = torch.zeros(3, dtype=F64, requires_grad=True), []
+    for step in range(1, marks[-1] + 1):
+        logps = torch.log_softmax(logits, 0)
+        loss = pairwise_loss(
+            name, logps[c], logps[r], reference[c], reference[r], beta=0.1, **options
+        ).mean()
+        (slope,) = torch.autograd.grad(loss, logits)
+        with torch.no_grad():
+            logits -= rate * slope
+        if step in marks:
+            found.append((logits[0] - logits[2]).item())
+    return found
 
 
 def deterministic_preferences(seed: int) -> Figures:
-    """Three arms, all comparisons won by the better one, beta 0.1, gradient descent."""
-    pairs = torch.tensor([[0, 1], [0, 2], [1, 2]])
-    reference = torch.full((3,), 1 / 3, dtype=F64).log()
-
-    def margins(name: str, rate: float, marks: list[int], **options: object) -> list[float]:
-        logits, found = torch.zeros(3, dtype=F64, requires_grad=True), []
-        for step in range(1, marks[-1] + 1):
-            logps = torch.log_softmax(logits, 0)
-            c, r = pairs.T
-            loss = pairwise_loss(
-                name, logps[c], logps[r], reference[c], reference[r], beta=0.1, **options
-            ).mean()
-            (slope,) = torch.autograd.grad(loss, logits)
-            with torch.no_grad():
-                logits -= rate * slope
-            if step in marks:
-                found.append((logits[0] - logits[2]).item())
-        return found
-
+    """See `margins`."""
     dpo = margins("dpo", 50.0, [300, 30_000])
     ipo = margins("ipo", 0.1, [1000, 5000], length_normalize=False)
     return {"DPO h(300)": dpo[0], "h(30k)": dpo[1], "IPO h(1k)": ipo[0], "h(5k)": ipo[1]}
@@ -63,7 +48,7 @@ def nash_equilibrium(seed: int) -> Figures:
 
     def moves(tau: float) -> float:
         logps, last = torch.tensor([0.6, 0.2, 0.2], dtype=F64).log(), []
-        for step in range(6000):
+        for step in range(4000):
             mixture = torch.softmax((1 - eta * tau) * logps + eta * tau * reference, 0)
             wins = P @ mixture - 0.5
             # Each arm's slope with respect to its own log-prob, from the objective.
@@ -74,7 +59,7 @@ def nash_equilibrium(seed: int) -> Figures:
             )  # fmt: skip
             (slope,) = torch.autograd.grad(loss * 3, leaf)
             logps = torch.log_softmax(logps - eta * slope, 0)
-            if step >= 5000:
+            if step >= 3000:
                 last.append(logps.exp())
         over_time = torch.stack(last)
         return (over_time.max(0).values - over_time.min(0).values).max().item()
@@ -93,13 +78,14 @@ def momentum(seed: int) -> Figures:
         for step in range(1, 60):
             current = torch.log_softmax(played, 0)
 
-            def loss(logps: Tensor, current: Tensor = current) -> Tensor:
+            def loss(logits: Tensor, current: Tensor = current) -> Tensor:
+                logps = torch.log_softmax(logits, 0)
                 return pairwise_loss(
                     "soft_dpo", logps[i], logps[j], current[i], current[j],
                     target=target, beta=0.5,
                 ).mean()  # fmt: skip
 
-            before, solved = solved, solve(loss, played)
+            before, solved = solved, fit(loss, played, 60, 1e-12)
             solved = solved - solved.mean()
             played = solved + a * (solved - before)
             if 1 - (torch.softmax(played, 0) @ rewards).item() < 1e-3:
@@ -179,6 +165,7 @@ CLAIMS = [
         deterministic_preferences,
         lambda f: f["h(30k)"] > 2 * f["DPO h(300)"] and abs(f["h(5k)"] - f["IPO h(1k)"]) < 1e-6,
         seeds=1,
+        slow=True,
     ),
     Claim(
         "Nash-MD's last iterate converges, unregularised self-play cycles",
