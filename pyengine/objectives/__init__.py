@@ -66,9 +66,10 @@ from pyengine.objectives.softmax_list import SoftmaxList
 from pyengine.objectives.spin import SPIN
 from pyengine.objectives.sppo import SPPO
 from pyengine.objectives.srpo import SRPO
+from pyengine.objectives.surrogate import TokenBatch
 from pyengine.objectives.tdpo import TDPO
 from pyengine.objectives.terms import Term
-from pyengine.objectives.token_level import TokenBatch, TokenObjective
+from pyengine.objectives.token_level import TokenObjective
 from pyengine.objectives.topr import TOPR
 from pyengine.objectives.ulma import ULMA
 from pyengine.objectives.weighted_dpo import WeightedDPO
