@@ -11,6 +11,7 @@ void bind_norm(pybind11::module_& m);
 void bind_kl(pybind11::module_& m);
 void bind_linear(pybind11::module_& m);
 void bind_logprob(pybind11::module_& m);
+void bind_losses(pybind11::module_& m);
 void bind_objective(pybind11::module_& m);
 void bind_optimizer(pybind11::module_& m);
 void bind_random(pybind11::module_& m);

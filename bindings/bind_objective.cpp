@@ -8,6 +8,7 @@
 #include "check.h"
 #include "pyengine/ops/pairwise_loss.h"
 #include "pyengine/ops/segment_sum.h"
+#include "reductions.h"
 
 namespace pe::bindings {
 namespace {
@@ -15,32 +16,7 @@ namespace {
 constexpr const char* kSegmentSum = "segment_sum";
 constexpr const char* kPairwiseLoss = "pairwise_loss";
 
-const TensorArg& on_cpu(const TensorArg& t, std::initializer_list<DType> allowed) {
-    if (t.present() && t.is_cuda) value_error(t, "must be on the CPU but is on " + t.device_text());
-    check_dtype(t, allowed);
-    return t;
-}
-
-VectorView sized(const TensorArg& t, const char* shape, int64_t size) {
-    check_shape(t, shape, {size});
-    return vector(t);
-}
-
 // segment_sum
-
-VectorView segment_bounds(const py::object& cu_seqlens_, int64_t N) {
-    const TensorArg cu_seqlens = borrow(kSegmentSum, "cu_seqlens", cu_seqlens_);
-    on_cpu(cu_seqlens, {DType::kI64});
-    check_dims(cu_seqlens, "(S + 1,)", 1);
-    const VectorView view = vector(cu_seqlens);
-    const auto* bound = ptr<uint64_t>(view);
-    uint64_t signs = 0;  // the top bit: of a bound below 0, or of a fall between two that are not
-    for (int64_t i = 1; i < view.size; ++i) signs |= bound[i] | (bound[i] - bound[i - 1]);
-    const bool ends = view.size > 0 && bound[0] == 0 && bound[view.size - 1] == uint64_t(N);
-    if (!ends || signs >> 63 != 0)
-        value_error(cu_seqlens, "must rise from 0 to N = " + std::to_string(N));
-    return view;
-}
 
 void sum_forward(py::object values_, py::object weights, py::object cu_seqlens, py::object sums) {
     const TensorArg values = borrow(kSegmentSum, "values", values_);
@@ -50,7 +26,7 @@ void sum_forward(py::object values_, py::object weights, py::object cu_seqlens, 
     SegmentSumArgs args{.values = vector(values), .weights = {}, .cu_seqlens = {}, .sums = {}};
     args.weights =
         sized(on_cpu(borrow_optional(kSegmentSum, "weights", weights), {DType::kF32}), "(N,)", N);
-    args.cu_seqlens = segment_bounds(cu_seqlens, N);
+    args.cu_seqlens = segment_bounds(kSegmentSum, "cu_seqlens", "N", cu_seqlens, N);
     args.sums = sized(on_cpu(borrow(kSegmentSum, "sums", sums), {DType::kF64}), "(S,)",
                       args.cu_seqlens.size - 1);
     py::gil_scoped_release release;
@@ -67,7 +43,7 @@ void sum_backward(py::object dsums, py::object weights, py::object cu_seqlens,
         .dsums = {}, .weights = {}, .cu_seqlens = {}, .dvalues = vector(dvalues)};
     args.weights =
         sized(on_cpu(borrow_optional(kSegmentSum, "weights", weights), {DType::kF32}), "(N,)", N);
-    args.cu_seqlens = segment_bounds(cu_seqlens, N);
+    args.cu_seqlens = segment_bounds(kSegmentSum, "cu_seqlens", "N", cu_seqlens, N);
     args.dsums = sized(on_cpu(borrow(kSegmentSum, "dsums", dsums), {DType::kF64}), "(S,)",
                        args.cu_seqlens.size - 1);
     py::gil_scoped_release release;
@@ -191,20 +167,6 @@ double parameter(size_t i, PairFamily kind, py::handle object) {
         check(x == 0.0, "0 for a family that has none");
     }
     return x;
-}
-
-// Every index in [0, S), without a branch for each.
-void check_indices(const TensorArg& index, const VectorView& view, int64_t S) {
-    const auto* j = ptr<int64_t>(view);
-    uint64_t signs = 0;  // the top bit: of an index below 0, or of one above S - 1
-    for (int64_t c = 0; c < view.size; ++c)
-        signs |= uint64_t(j[c]) | (uint64_t(S - 1) - uint64_t(j[c]));
-    if (signs >> 63 == 0) return;
-    for (int64_t c = 0; c < view.size; ++c) {
-        if (j[c] >= 0 && j[c] < S) continue;
-        value_error(index, "must be in [0, " + std::to_string(S) + ") but is " +
-                               std::to_string(j[c]) + " at " + std::to_string(c));
-    }
 }
 
 // C, S: of the first operand, below 0 before it.

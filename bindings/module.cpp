@@ -79,6 +79,7 @@ PYBIND11_MODULE(_C, m) {
     bind_kl(m);
     bind_linear(m);
     bind_logprob(m);
+    bind_losses(m);
     bind_objective(m);
     bind_optimizer(m);
     bind_random(m);

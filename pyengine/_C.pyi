@@ -188,6 +188,42 @@ def pairwise_loss(
     slopes: Tensor,
     dsums: Tensor | None,
 ) -> None: ...
+def token_loss(
+    policy: Tensor,
+    old: Tensor | None,
+    reference: Tensor | None,
+    cu_seqlens: Tensor,
+    advantages: Tensor,
+    per_token: bool,
+    factor: Tensor | None,
+    family: str,
+    level: str,
+    low: float,
+    high: float,
+    dual: float | None,
+    penalty: str,
+    beta: float,
+    losses: Tensor,
+    dlogps: Tensor,
+    logps: Tensor,
+    log_ratio: Tensor | None,
+    kl: Tensor | None,
+) -> None: ...
+def listwise_loss(
+    policy: Tensor,
+    reference: Tensor | None,
+    values: Tensor,
+    groups: Tensor,
+    index: Tensor | None,
+    weight: Tensor | None,
+    family: str,
+    beta: float,
+    temperature: float,
+    mean: bool,
+    losses: Tensor,
+    dsums: Tensor,
+    ranking: Tensor | None,
+) -> None: ...
 def philox_uniform(
     seed: Tensor, request: Tensor, sample: Tensor, position: Tensor, u: Tensor, stream: int = 0
 ) -> None: ...

@@ -30,7 +30,9 @@ RANKS = {
 }  # fmt: skip
 EVERYWHERE = {"errors", "files", "runtime", "_C"}
 # Ops on log-probs alone, which know no model.
-REDUCTIONS = {"pyengine.ops.pairwise_loss", "pyengine.ops.segment_sum"}
+REDUCTIONS = {
+    f"pyengine.ops.{op}" for op in ("listwise_loss", "pairwise_loss", "segment_sum", "token_loss")
+}
 NOT_OURS = {"transformers", "trl", "peft", "accelerate", "datasets", "llama_cpp"}
 
 

@@ -1,6 +1,6 @@
 #include "pyengine/ops/segment_sum.h"
 
-#include "pyengine/parallel.h"
+#include "pyengine/segments.h"
 #include "pyengine/simd64.h"
 
 namespace pe::cpu::PE_ISA {
@@ -61,32 +61,9 @@ PE_INLINE void spread(double dsum, const float* w, float* dx, int64_t n) {
     }
 }
 
-// The first segment that begins at `token` or after it.
-int64_t first_from(const int64_t* starts, int64_t S, int64_t token) {
-    int64_t low = 0, high = S;
-    while (low < high) {
-        const int64_t middle = low + (high - low) / 2;
-        if (starts[middle] < token) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
-// f(s, first token, tokens) for every segment. A task takes those that begin in its range of tokens.
 template <typename F>
-PE_INLINE void for_each_segment(const VectorView& cu_seqlens, const F& f) {
-    const auto* starts = ptr<int64_t>(cu_seqlens);
-    const int64_t S = cu_seqlens.size - 1, N = starts[S];
-    const int64_t tasks = N > kTokensPerTask ? (N + kTokensPerTask - 1) / kTokensPerTask : 1;
-    const int threads = N + S < kLeastToShare ? 1 : num_threads();
-    parallel_tasks(tasks, threads, [&](int64_t i) {
-        const int64_t begin = i == 0 ? 0 : first_from(starts, S, i * kTokensPerTask);
-        const int64_t end = i + 1 == tasks ? S : first_from(starts, S, (i + 1) * kTokensPerTask);
-        for (int64_t s = begin; s < end; ++s) f(s, starts[s], starts[s + 1] - starts[s]);
-    });
+PE_INLINE void each_segment(const VectorView& cu_seqlens, const F& f) {
+    for_each_segment(cu_seqlens, kTokensPerTask, kLeastToShare, f);
 }
 
 }  // namespace
@@ -95,11 +72,11 @@ void segment_sum_forward(const SegmentSumArgs& a) {
     const float *x = ptr<float>(a.values), *w = ptr<float>(a.weights);
     auto* sums = ptr<double>(a.sums);
     if (w != nullptr) {
-        for_each_segment(a.cu_seqlens, [&](int64_t s, int64_t begin, int64_t n) {
+        each_segment(a.cu_seqlens, [&](int64_t s, int64_t begin, int64_t n) {
             sums[s] = sum_of<true>(x + begin, w + begin, n);
         });
     } else {
-        for_each_segment(a.cu_seqlens, [&](int64_t s, int64_t begin, int64_t n) {
+        each_segment(a.cu_seqlens, [&](int64_t s, int64_t begin, int64_t n) {
             sums[s] = sum_of<false>(x + begin, nullptr, n);
         });
     }
@@ -110,11 +87,11 @@ void segment_sum_backward(const SegmentSumBackwardArgs& a) {
     const auto* w = ptr<float>(a.weights);
     auto* dx = ptr<float>(a.dvalues);
     if (w != nullptr) {
-        for_each_segment(a.cu_seqlens, [&](int64_t s, int64_t begin, int64_t n) {
+        each_segment(a.cu_seqlens, [&](int64_t s, int64_t begin, int64_t n) {
             spread<true>(dsums[s], w + begin, dx + begin, n);
         });
     } else {
-        for_each_segment(a.cu_seqlens, [&](int64_t s, int64_t begin, int64_t n) {
+        each_segment(a.cu_seqlens, [&](int64_t s, int64_t begin, int64_t n) {
             spread<false>(dsums[s], nullptr, dx + begin, n);
         });
     }

@@ -73,9 +73,10 @@ from pyengine.objectives.spin import SPIN
 from pyengine.objectives.sppo import SPPO
 from pyengine.objectives.srpo import SRPO
 from pyengine.objectives.superhf import SuperHF
+from pyengine.objectives.surrogate import TokenBatch
 from pyengine.objectives.tdpo import TDPO
 from pyengine.objectives.terms import Term
-from pyengine.objectives.token_level import TokenBatch, TokenObjective
+from pyengine.objectives.token_level import TokenObjective
 from pyengine.objectives.token_weighted import OperandTokens, TokenWeightedObjective, TokenWeights
 from pyengine.objectives.topr import TOPR
 from pyengine.objectives.ulma import ULMA

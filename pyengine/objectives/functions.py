@@ -55,7 +55,7 @@ def listwise_loss(name: str, scores: Any, **options: Any) -> Tensor:
 
     Scores are beta times log-ratios of policy and reference, so beta is no option here. What else
     the objective takes, "relevance", "rewards" or "order" (G, K), and its hyperparameters are
-    keywords. float64 gives float64, float32 float32.
+    keywords. float64 gives float64; float32 on the CPU is computed by the fused kernel.
     Raises ConfigError (name, option), ValueError (shapes, values, a missing input).
     """
     cls = class_of(name)
@@ -84,7 +84,8 @@ def token_loss(
     ref_token_logps  (B, T) under the reference; None where the objective takes none
     advantages       (B,), or (B, T) where they differ between tokens
     mask             (B, T) 1 on response tokens; what the others hold does not matter
-    Hyperparameters are keywords. float64 gives float64, float32 float32.
+    Hyperparameters are keywords. float64 gives float64; float32 on the CPU is computed by the fused
+    kernel.
     Raises ConfigError (name, option), ValueError (shapes, a missing input).
     """
     cls = class_of(name)

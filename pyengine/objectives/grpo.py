@@ -5,25 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from pyengine.objectives.hyperparameters import (
     NOT_NEGATIVE,
     OPEN_FRACTION,
     hyperparameter,
     one_of,
 )
-from pyengine.objectives.kl import k3, over_tokens
 from pyengine.objectives.token_level import (
     ESTIMATOR,
     OPTIONAL_CLIP,
     OPTIONAL_COUNT,
     REDUCTION,
-    TokenBatch,
     TokenObjective,
-    clipped,
-    ratio_of,
 )
+from pyengine.ops.token_loss import TokenLevel, TokenPenalty, TokenSurrogate
 
 
 @dataclass(frozen=True)
@@ -62,13 +57,9 @@ class GRPO(TokenObjective):
         """Only for k3."""
         return self.beta > 0
 
-    def losses(self, x: TokenBatch) -> Tensor:
+    def surrogate(self) -> TokenSurrogate:
         """See the class."""
-        log_ratio = x.log_ratio
-        if self.level == "sequence":
-            log_ratio = (over_tokens(log_ratio) / x.counts).unsqueeze(1)
         high = self.clip if self.clip_high is None else self.clip_high
-        losses = clipped(ratio_of(log_ratio), x.advantages, self.clip, high)
-        if self.beta > 0:
-            losses = losses + self.beta * k3(x.log_ratio_to_reference)
-        return losses
+        penalty: TokenPenalty = "k3" if self.beta > 0 else "none"
+        level: TokenLevel = "mean" if self.level == "sequence" else "token"
+        return TokenSurrogate("clipped", level, self.clip, high, penalty=penalty, beta=self.beta)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyengine.objectives.hyperparameters import POSITIVE, hyperparameter
 from pyengine.objectives.listwise import ListwiseObjective
+from pyengine.ops.listwise_loss import ListSurrogate
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class InfoNCA(_RewardLabels):
 
     name: ClassVar[str] = "infonca"
 
+    def surrogate(self) -> ListSurrogate:
+        """See the class."""
+        return ListSurrogate("infonca", self.temperature)
+
     def losses(self, scores: Tensor, x: Tensor) -> Tensor:
         """See the class."""
         return -(self.labels(x) * torch.log_softmax(scores, 1)).sum(1)
@@ -60,6 +65,10 @@ class NCAReward(_RewardLabels):
     """
 
     name: ClassVar[str] = "nca_reward"
+
+    def surrogate(self) -> ListSurrogate:
+        """See the class."""
+        return ListSurrogate("nca", self.temperature)
 
     def losses(self, scores: Tensor, x: Tensor) -> Tensor:
         """See the class."""

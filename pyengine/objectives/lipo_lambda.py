@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyengine.objectives.hyperparameters import POSITIVE, hyperparameter, one_of
 from pyengine.objectives.listwise import ListwiseObjective, descending, over_pairs, preferred
+from pyengine.ops.listwise_loss import ListSurrogate
 
 MAX_RELEVANCE = 60.0  # gains are 2^relevance
 
@@ -38,6 +39,10 @@ class LipoLambda(ListwiseObjective):
         """Relevance is an exponent."""
         if not bool((x.abs() <= MAX_RELEVANCE).all()):
             raise ValueError(f"[{who}] relevance must be in [-60, 60] everywhere")
+
+    def surrogate(self) -> ListSurrogate:
+        """See the class."""
+        return ListSurrogate("lambda_pairs", mean=self.reduction == "mean")
 
     def losses(self, scores: Tensor, x: Tensor) -> Tensor:
         """See the class."""

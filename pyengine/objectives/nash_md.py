@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pyengine.objectives.base import LossInputs
 from pyengine.objectives.hyperparameters import NOT_NEGATIVE, hyperparameter, one_of
-from pyengine.objectives.kl import over_tokens
-from pyengine.objectives.token_level import TokenBatch, TokenObjective
+from pyengine.objectives.token_level import TokenObjective
+from pyengine.ops.token_loss import TokenPenalty, TokenSurrogate
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,9 @@ class NashMD(TokenObjective):
         """Probabilities, centred."""
         return rewards - 0.5
 
-    def losses(self, x: TokenBatch) -> Tensor:
+    def surrogate(self) -> TokenSurrogate:
         """See the class."""
-        gain = x.response_advantages * over_tokens(x.policy)
+        penalty: TokenPenalty = "sum_log_ratio" if self.level == "sequence" else "log_ratio"
         if self.beta == 0:
-            return -gain
-        rho = x.log_ratio_to_reference.detach()
-        if self.level == "token":
-            return self.beta * over_tokens(rho * x.policy) - gain
-        return self.beta * over_tokens(rho) * over_tokens(x.policy) - gain
+            penalty = "none"
+        return TokenSurrogate("log_prob", penalty=penalty, beta=self.beta)

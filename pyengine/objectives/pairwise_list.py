@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyengine.objectives.hyperparameters import POSITIVE, hyperparameter, one_of
 from pyengine.objectives.listwise import ListwiseObjective, over_pairs, preferred
+from pyengine.ops.listwise_loss import ListSurrogate
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class PairwiseList(ListwiseObjective):
     needs: ClassVar[str] = "relevance"
     beta: float = hyperparameter(0.1, POSITIVE)
     reduction: str = hyperparameter("sum", one_of("sum", "mean"))
+
+    def surrogate(self) -> ListSurrogate:
+        """See the class."""
+        return ListSurrogate("pairs", mean=self.reduction == "mean")
 
     def losses(self, scores: Tensor, x: Tensor) -> Tensor:
         """See the class."""

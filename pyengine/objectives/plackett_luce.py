@@ -10,6 +10,7 @@ from torch import Tensor
 from pyengine.objectives.hyperparameters import POSITIVE, hyperparameter
 from pyengine.objectives.listwise import ListwiseObjective
 from pyengine.objectives.reward_losses import plackett_luce_nll
+from pyengine.ops.listwise_loss import ListSurrogate
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class PlackettLuce(ListwiseObjective):
     name: ClassVar[str] = "plackett_luce"
     needs: ClassVar[str] = "order"
     beta: float = hyperparameter(0.1, POSITIVE)
+
+    def surrogate(self) -> ListSurrogate:
+        """See the class."""
+        return ListSurrogate("plackett_luce")
 
     def losses(self, scores: Tensor, x: Tensor) -> Tensor:
         """See the class."""

@@ -21,11 +21,9 @@ from pyengine.objectives.token_level import (
     OPTIONAL_COUNT,
     OPTIONAL_DUAL_CLIP,
     REDUCTION,
-    TokenBatch,
     TokenObjective,
-    clipped,
-    ratio_of,
 )
+from pyengine.ops.token_loss import TokenSurrogate
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,10 @@ class PPO(TokenObjective):
     advantage_estimator: str = hyperparameter("reinforce_pp", ESTIMATOR)
     kl_coef: float = hyperparameter(0.0, NOT_NEGATIVE)
 
-    def losses(self, x: TokenBatch) -> Tensor:
+    def surrogate(self) -> TokenSurrogate:
         """See the class."""
         high = self.clip if self.clip_high is None else self.clip_high
-        return clipped(ratio_of(x.log_ratio), x.advantages, self.clip, high, self.dual_clip)
+        return TokenSurrogate("clipped", low=self.clip, high=high, dual=self.dual_clip)
 
 
 def ppo_value_loss(

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from pyengine.objectives.hyperparameters import NOT_NEGATIVE, hyperparameter
 from pyengine.objectives.token_level import (
     ESTIMATOR,
     OPTIONAL_COUNT,
     REDUCTION,
-    TokenBatch,
     TokenObjective,
 )
+from pyengine.ops.token_loss import TokenSurrogate
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,6 @@ class Reinforce(TokenObjective):
     advantage_estimator: str = hyperparameter("rewards", ESTIMATOR)
     kl_coef: float = hyperparameter(0.0, NOT_NEGATIVE)
 
-    def losses(self, x: TokenBatch) -> Tensor:
+    def surrogate(self) -> TokenSurrogate:
         """See the class."""
-        return -x.advantages * x.policy
+        return TokenSurrogate("log_prob")

@@ -5,18 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from pyengine.objectives.hyperparameters import NOT_NEGATIVE, OPEN_FRACTION, hyperparameter
-from pyengine.objectives.kl import over_tokens
 from pyengine.objectives.token_level import (
     ESTIMATOR,
     OPTIONAL_CLIP,
-    TokenBatch,
     TokenObjective,
-    clipped,
-    ratio_of,
 )
+from pyengine.ops.token_loss import TokenSurrogate
 
 
 @dataclass(frozen=True)
@@ -41,8 +36,7 @@ class RLOO(TokenObjective):
     advantage_estimator: str = hyperparameter("rloo", ESTIMATOR)
     kl_coef: float = hyperparameter(0.05, NOT_NEGATIVE)
 
-    def losses(self, x: TokenBatch) -> Tensor:
+    def surrogate(self) -> TokenSurrogate:
         """See the class."""
         high = self.clip if self.clip_high is None else self.clip_high
-        ratio = ratio_of(over_tokens(x.log_ratio))
-        return clipped(ratio, x.response_advantages, self.clip, high)
+        return TokenSurrogate("clipped", "sum", self.clip, high)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyengine.objectives.hyperparameters import POSITIVE, hyperparameter
 from pyengine.objectives.listwise import ListwiseObjective
+from pyengine.ops.listwise_loss import ListSurrogate
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class SoftmaxList(ListwiseObjective):
         super().check(who, x)
         if not bool((x >= 0).all()):
             raise ValueError(f"[{who}] relevance must be >= 0 everywhere")
+
+    def surrogate(self) -> ListSurrogate:
+        """See the class."""
+        return ListSurrogate("softmax")
 
     def losses(self, scores: Tensor, x: Tensor) -> Tensor:
         """See the class."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -17,9 +15,10 @@ from pyengine.objectives.base import LossInputs, LossOutput, Objective, Unit
 from pyengine.objectives.hyperparameters import POSITIVE, Rule, one_of
 from pyengine.objectives.kl import over_tokens, token_mask
 from pyengine.objectives.listwise import equal_groups
+from pyengine.objectives.surrogate import TokenBatch, evaluate_fused, evaluate_tokens
+from pyengine.ops.token_loss import TokenSurrogate, token_loss
 
 WHO = "token_loss"
-MAX_LOG_RATIO = 20.0
 ESTIMATOR = one_of("rewards", "grpo", "dr_grpo", "rloo", "remax", "reinforce_pp")
 REDUCTION = one_of("sequence", "token", "constant", "sum")
 
@@ -33,55 +32,6 @@ OPTIONAL_DUAL_CLIP = _or_none(Rule("> 1 and finite", lambda v: POSITIVE.holds(v)
 OPTIONAL_COUNT = _or_none(Rule("an integer >= 1", lambda v: type(v) is int and v >= 1))
 
 
-@dataclass(frozen=True)
-class TokenBatch:
-    """B responses of at most T tokens; 0 off the mask.
-
-    policy         (B, T) log-probs of the tokens, differentiable
-    old            (B, T) under the model that sampled them; None where it was not given
-    reference      (B, T) under the reference; None where it was not given
-    advantages     (B, T)
-    mask           (B, T) bool
-    weight         (B,) of each response in the mean
-    total_weight   of the whole batch, of which these may be a part
-    total_tokens   likewise
-    """
-
-    policy: Tensor
-    old: Tensor | None
-    reference: Tensor | None
-    advantages: Tensor
-    mask: Tensor
-    weight: Tensor
-    total_weight: float
-    total_tokens: float
-
-    @property
-    def counts(self) -> Tensor:
-        """(B,) tokens of each response, at least 1."""
-        return self.mask.sum(1).clamp(min=1).to(self.policy.dtype)
-
-    @property
-    def response_advantages(self) -> Tensor:
-        """(B,) advantage of each response, where all its tokens have the same; 0 without tokens."""
-        if self.mask.shape[1] == 0:
-            return self.advantages.sum(1)
-        first = self.mask.int().argmax(1, keepdim=True)
-        return self.advantages.gather(1, first).squeeze(1)
-
-    @property
-    def log_ratio(self) -> Tensor:
-        """(B, T) policy minus the sampling model."""
-        assert self.old is not None
-        return self.policy - self.old
-
-    @property
-    def log_ratio_to_reference(self) -> Tensor:
-        """(B, T) policy minus reference."""
-        assert self.reference is not None
-        return self.policy - self.reference
-
-
 class TokenObjective(Objective):
     """A mean over responses or tokens of losses that are weighted by advantages.
 
@@ -93,7 +43,10 @@ class TokenObjective(Objective):
                  batch's tokens; "constant": sums over max_length, then the mean of responses;
                  "sum": sums, then the mean of responses
     engine_only  hyperparameters that only say where the engine's advantages come from
-    per_token    whether advantages may differ between a response's tokens
+    per_token    whether advantages may differ between a response's tokens; else there is one loss a
+                 response, and no reduction
+
+    To add one, write `surrogate`, or `losses` where the formula is not of that form.
     """
 
     unit: ClassVar[Unit] = "response"
@@ -124,9 +77,36 @@ class TokenObjective(Objective):
         """Whether advantages depend on the whole batch's rewards."""
         return self.advantage_estimator == "reinforce_pp"
 
-    @abstractmethod
+    def surrogate(self) -> TokenSurrogate | None:
+        """The loss of a token as the fused kernel's parameters; None where it is none."""
+        return None
+
     def losses(self, x: TokenBatch) -> Tensor:
         """(B, T) losses of tokens, or (B,) of responses, differentiable in `x.policy`."""
+        surrogate = self.surrogate()
+        assert surrogate is not None, f"{type(self).__name__} has neither surrogate nor losses"
+        losses = evaluate_tokens(surrogate, x)
+        return losses if self.per_token or losses.dim() == 1 else over_tokens(losses)
+
+    def _kernel_surrogate(self) -> TokenSurrogate | None:
+        """What the kernel computes; None where a subclass has formulas of its own."""
+        own = (getattr(type(self), name) for name in ("losses", "reduce", "metrics"))
+        base = (TokenObjective.losses, TokenObjective.reduce, TokenObjective.metrics)
+        return self.surrogate() if all(a is b for a, b in zip(own, base, strict=True)) else None
+
+    def factors(
+        self, weight: Tensor, lengths: Tensor, total_weight: float, total_tokens: float
+    ) -> Tensor:
+        """(B,) float64: what `reduce` multiplies the sum of a response's losses by."""
+        weight = weight.double()
+        if self.per_token and self.reduction == "token":
+            return weight / max(total_tokens, 1)
+        if self.per_token and self.reduction == "sequence":
+            weight = weight / lengths.clamp(min=1)
+        elif self.per_token and self.reduction == "constant":
+            assert self.max_length is not None
+            weight = weight / self.max_length
+        return weight / total_weight
 
     def reduce(self, losses: Tensor, x: TokenBatch) -> Tensor:
         """The loss: of responses, their weighted mean; of tokens, by `reduction`."""
@@ -175,6 +155,8 @@ class TokenObjective(Objective):
             log_ratio = inputs.sequence_logps(old) - inputs.sequence_logps(reference)
             rewards = rewards - self.kl_coef * log_ratio
         found = self.batch_advantages(rewards, inputs)
+        if inputs.on_kernels and (surrogate := self._kernel_surrogate()) is not None:
+            return self._fused(surrogate, rewards, found, inputs)
         leaf = inputs.policy_token_logps.detach().double().requires_grad_()
         with torch.enable_grad():
             x = self._laid_out(leaf, found, inputs)
@@ -183,6 +165,38 @@ class TokenObjective(Objective):
         metrics = {"rewards": rewards, "advantages": found} | self.metrics(x)
         metrics = {name: value.detach() for name, value in metrics.items()}
         return LossOutput(loss.detach(), dlogps.to(inputs.policy_token_logps.dtype), metrics)
+
+    def _fused(
+        self, surrogate: TokenSurrogate, rewards: Tensor, found: Tensor, inputs: LossInputs
+    ) -> LossOutput:
+        """Loss, gradient and metrics from the kernel."""
+        policy, total = inputs.policy_token_logps.detach(), inputs.total_tokens
+        factor = self.factors(
+            inputs.weight,
+            inputs.lengths,
+            inputs.total_weight,
+            float(len(policy) if total is None else total),
+        )
+
+        def packed(logps: Tensor | None) -> Tensor | None:
+            return None if logps is None else logps.detach().to(policy.dtype)
+
+        result = token_loss(
+            surrogate,
+            policy,
+            inputs.cu_seqlens,
+            found.detach().contiguous(),
+            old=packed(inputs.sampler_token_logps),
+            reference=packed(inputs.reference_token_logps),
+            factor=factor,
+        )
+        metrics = {"rewards": rewards.detach(), "advantages": found.detach()}
+        metrics["logps"] = result.logps
+        if result.log_ratio is not None:
+            metrics["policy/log_ratio"] = result.log_ratio
+        if result.kl is not None:
+            metrics["objective/kl"] = result.kl
+        return LossOutput((factor * result.losses).sum(), result.dlogps, metrics)
 
     def _laid_out(self, policy: Tensor, found: Tensor, inputs: LossInputs) -> TokenBatch:
         """Packed tokens as (B, T) in float64."""
@@ -231,22 +245,6 @@ class TokenObjective(Objective):
         return values
 
 
-def clipped(
-    ratio: Tensor, advantages: Tensor, low: float, high: float, dual: float | None = None
-) -> Tensor:
-    """-min(r A, clip(r, 1 - low, 1 + high) A); with `dual` c, at most -c A where A < 0."""
-    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
-    if dual is not None:
-        bounded = torch.maximum(surrogate, dual * advantages)
-        surrogate = torch.where(advantages < 0, bounded, surrogate)
-    return -surrogate
-
-
-def ratio_of(log_ratio: Tensor) -> Tensor:
-    """e^log_ratio, cut at e^-20 and e^20."""
-    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-
-
 def plain_loss(objective: TokenObjective, given: Mapping[str, Any]) -> Tensor:
     """() of the plain function's arguments, once they are checked."""
     policy = first_tensor(WHO, "token_logps", given["token_logps"], "(B, T)", 2)
@@ -272,4 +270,8 @@ def plain_loss(objective: TokenObjective, given: Mapping[str, Any]) -> Tensor:
         total_weight=float(max(shape[0], 1)),
         total_tokens=float(mask.sum()),
     )
-    return objective.reduce(objective.losses(x), x)
+    surrogate = objective._kernel_surrogate()
+    if surrogate is None or policy.dtype != torch.float32 or policy.device.type != "cpu":
+        return objective.reduce(objective.losses(x), x)
+    factor = objective.factors(x.weight, mask.sum(1), x.total_weight, x.total_tokens)
+    return evaluate_fused(surrogate, x, factor, objective.per_token)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from pyengine.objectives.base import LossInputs
 from pyengine.objectives.hyperparameters import FINITE, hyperparameter
-from pyengine.objectives.kl import over_tokens
-from pyengine.objectives.token_level import ESTIMATOR, TokenBatch, TokenObjective
+from pyengine.objectives.token_level import ESTIMATOR, TokenObjective
+from pyengine.ops.token_loss import TokenSurrogate
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,6 @@ class TOPR(TokenObjective):
         """Less the baseline."""
         return super().batch_advantages(rewards, inputs) - self.baseline
 
-    def losses(self, x: TokenBatch) -> Tensor:
+    def surrogate(self) -> TokenSurrogate:
         """See the class."""
-        a = x.response_advantages
-        ratio = over_tokens(x.log_ratio.detach()).clamp(max=0).exp()
-        return -torch.where(a < 0, ratio, 1.0) * a * over_tokens(x.policy)
+        return TokenSurrogate("tapered", "sum")

@@ -16,15 +16,19 @@ from pyengine.ops.linear_logprob import (
     linear_logprob_stats,
     sequence_logprobs,
 )
+from pyengine.ops.listwise_loss import ListSurrogate, ListwiseLoss, listwise_loss
 from pyengine.ops.pairwise_loss import PairOperand, PairTerm, PairwiseLoss, pairwise_loss
 from pyengine.ops.philox_uniform import philox_uniform
 from pyengine.ops.rms_norm import rms_norm
 from pyengine.ops.rope import rope
 from pyengine.ops.sample import LogitAdjustments, Sampled, sample
 from pyengine.ops.segment_sum import segment_sum, segment_sum_backward
+from pyengine.ops.token_loss import TokenLoss, TokenSurrogate, token_loss
 
 __all__ = [
     "KlForward",
+    "ListSurrogate",
+    "ListwiseLoss",
     "LogitAdjustments",
     "LogprobForward",
     "LogprobStats",
@@ -34,6 +38,8 @@ __all__ = [
     "PairTerm",
     "PairwiseLoss",
     "Sampled",
+    "TokenLoss",
+    "TokenSurrogate",
     "adamw",
     "adamw_grad_norm",
     "attention",
@@ -49,6 +55,7 @@ __all__ = [
     "linear_logprob_forward",
     "linear_logprob_stats",
     "linear_pack",
+    "listwise_loss",
     "pairwise_loss",
     "philox_uniform",
     "rms_norm",
@@ -57,4 +64,5 @@ __all__ = [
     "segment_sum",
     "segment_sum_backward",
     "sequence_logprobs",
+    "token_loss",
 ]

@@ -209,6 +209,7 @@ void test_log(const Options& options);
 void test_dtype();
 void test_kv_cache(const Options& options);
 void test_layer_norm(const Options& options);
+void test_listwise_loss(const Options& options);
 void test_pairwise_loss(const Options& options);
 void test_philox_uniform(const Options& options);
 void test_rms_norm(const Options& options);
@@ -221,6 +222,7 @@ void test_segment_sum(const Options& options);
 void test_session(const Options& options);
 void test_session_schedules(const Options& options);
 void test_session_values(const Options& options);
+void test_token_loss(const Options& options);
 void test_linear_logprob(const Options& options);
 void test_sample(const Options& options);
 

@@ -49,6 +49,7 @@ int main(int argc, char** argv) {
            options.cuda ? "; CUDA kernels on the host" : "");
     timed("exp, dtype", [&] { native::test_exp(options), native::test_dtype(); });
     timed("layer_norm", [&] { native::test_layer_norm(options); });
+    timed("listwise_loss", [&] { native::test_listwise_loss(options); });
     timed("log", [&] { native::test_log(options); });
     timed("activations", [&] { native::test_activations(options); });
     timed("adamw", [&] { native::test_adamw(options); });
@@ -65,6 +66,7 @@ int main(int argc, char** argv) {
     timed("attention_backward", [&] { native::test_attention_backward(options); });
     timed("sample", [&] { native::test_sample(options); });
     timed("segment_sum", [&] { native::test_segment_sum(options); });
+    timed("token_loss", [&] { native::test_token_loss(options); });
     timed("block_manager", [] { native::test_block_manager(); });
     timed("scheduler", [&] { native::test_scheduler(options); });
     timed("session_values", [&] { native::test_session_values(options); });

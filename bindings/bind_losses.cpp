@@ -1,0 +1,188 @@
+#include <array>
+#include <cmath>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "bind.h"
+#include "pyengine/ops/listwise_loss.h"
+#include "pyengine/ops/token_loss.h"
+#include "pyengine/parallel.h"
+#include "reductions.h"
+
+namespace pe::bindings {
+namespace {
+
+constexpr const char* kToken = "token_loss";
+constexpr const char* kList = "listwise_loss";
+
+[[noreturn]] void refuse(const char* op, const std::string& what) {
+    throw py::value_error("[" + std::string(op) + "] " + what);
+}
+
+// Which of the names, in the order of its enum.
+template <typename Enum, size_t N>
+Enum named(const char* op, const char* what, const std::string& name,
+           const std::array<const char*, N>& known) {
+    std::string list;
+    for (size_t i = 0; i < N; ++i) {
+        if (name == known[i]) return static_cast<Enum>(i);
+        list += (i > 0 ? ", " : "") + std::string(known[i]);
+    }
+    refuse(op, std::string(what) + " must be one of " + list + " but is '" + name + "'");
+}
+
+void check(const char* op, const char* what, double x, bool valid, const char* rule) {
+    if (!valid) {
+        refuse(op, std::string(what) + " must be " + rule + " but is " +
+                       std::string(py::str(py::float_(x))));
+    }
+}
+
+// An optional (size,) vector.
+VectorView optional(const char* op, const char* name, const py::object& object,
+                    std::initializer_list<DType> allowed, const char* shape, int64_t size) {
+    return sized(on_cpu(borrow_optional(op, name, object), allowed), shape, size);
+}
+
+VectorView required(const char* op, const char* name, const py::object& object,
+                    std::initializer_list<DType> allowed, const char* shape, int64_t size) {
+    return sized(on_cpu(borrow(op, name, object), allowed), shape, size);
+}
+
+// An output that is there if and only if its input is.
+VectorView beside(const char* name, const py::object& object, const char* input, bool given,
+                  int64_t S) {
+    if (object.is_none() == given) {
+        refuse(kToken, std::string(name) + " must be given if " + input + " is, and only then");
+    }
+    return optional(kToken, name, object, {DType::kF64}, "(S,)", S);
+}
+
+// token_loss
+
+void take_numbers(double low, double high, const py::object& dual, double beta,
+                  TokenLossArgs* args) {
+    args->low = low, args->high = high, args->beta = beta;
+    check(kToken, "low", low, low >= 0.0 && low <= 1.0, "in [0, 1]");
+    check(kToken, "high", high, high >= 0.0 && std::isfinite(high), ">= 0 and finite");
+    check(kToken, "beta", beta, std::isfinite(beta), "finite");
+    args->dual = dual.is_none() ? HUGE_VAL : dual.cast<double>();
+    check(kToken, "dual", args->dual, dual.is_none() || (args->dual > 1.0 && args->dual < HUGE_VAL),
+          "> 1 and finite, or None");
+}
+
+void token(const py::object& policy_, const py::object& old, const py::object& reference,
+           const py::object& cu_seqlens, const py::object& advantages, bool per_token,
+           const py::object& factor, const std::string& family, const std::string& level,
+           double low, double high, const py::object& dual, const std::string& penalty, double beta,
+           const py::object& losses, const py::object& dlogps, const py::object& logps,
+           const py::object& log_ratio, const py::object& kl) {
+    TokenLossArgs args;
+    args.family =
+        named<TokenFamily, 3>(kToken, "family", family, {"clipped", "log_prob", "tapered"});
+    args.level = named<TokenLevel, 3>(kToken, "level", level, {"token", "mean", "sum"});
+    args.penalty = named<TokenPenalty, 4>(kToken, "penalty", penalty,
+                                          {"none", "k3", "log_ratio", "sum_log_ratio"});
+    take_numbers(low, high, dual, beta, &args);
+    const TensorArg policy = borrow(kToken, "policy", policy_);
+    on_cpu(policy, {DType::kF32});
+    check_dims(policy, "(N,)", 1);
+    const int64_t N = policy.shape[0];
+    args.policy = vector(policy);
+    args.old = optional(kToken, "old", old, {DType::kF32}, "(N,)", N);
+    args.reference = optional(kToken, "reference", reference, {DType::kF32}, "(N,)", N);
+    if (old.is_none() && args.family != TokenFamily::kLogProb)
+        refuse(kToken, "old must be given with family '" + family + "'");
+    if (reference.is_none() && args.penalty != TokenPenalty::kNone)
+        refuse(kToken, "reference must be given with penalty '" + penalty + "'");
+    args.cu_seqlens = segment_bounds(kToken, "cu_seqlens", "N", cu_seqlens, N);
+    const int64_t S = args.cu_seqlens.size - 1;
+    args.per_token = per_token;
+    if (per_token && args.family == TokenFamily::kClipped && args.level == TokenLevel::kSum)
+        refuse(kToken, "per_token must be False where level 'sum' is clipped");
+    args.advantages = required(kToken, "advantages", advantages, {DType::kF32, DType::kF64},
+                               per_token ? "(N,)" : "(S,)", per_token ? N : S);
+    args.factor = optional(kToken, "factor", factor, {DType::kF64}, "(S,)", S);
+    args.losses = required(kToken, "losses", losses, {DType::kF64}, "(S,)", S);
+    args.dlogps = required(kToken, "dlogps", dlogps, {DType::kF32}, "(N,)", N);
+    args.logps = required(kToken, "logps", logps, {DType::kF64}, "(S,)", S);
+    args.log_ratio = beside("log_ratio", log_ratio, "old", !old.is_none(), S);
+    args.kl = beside("kl", kl, "reference", !reference.is_none(), S);
+    py::gil_scoped_release release;
+    cpu::token_loss(args);
+}
+
+// listwise_loss
+
+// Every response once.
+VectorView places(const py::object& object, int64_t S) {
+    const TensorArg index = borrow_optional(kList, "index", object);
+    on_cpu(index, {DType::kI64});
+    const VectorView view = sized(index, "(S,)", S);
+    if (!view) return view;
+    check_indices(index, view, S);
+    std::vector<char> seen(static_cast<size_t>(S), 0);
+    for (int64_t k = 0; k < S; ++k) {
+        const int64_t j = ptr<int64_t>(view)[k];
+        if (seen[static_cast<size_t>(j)]++ != 0)
+            value_error(index,
+                        "must have every response once but has " + std::to_string(j) + " twice");
+    }
+    return view;
+}
+
+void list(const py::object& policy_, const py::object& reference, const py::object& values,
+          const py::object& groups, const py::object& index, const py::object& weight,
+          const std::string& family, double beta, double temperature, bool mean,
+          const py::object& losses, const py::object& dsums, const py::object& ranking_) {
+    ListwiseLossArgs args;
+    args.family = named<ListFamily, 6>(
+        kList, "family", family,
+        {"plackett_luce", "softmax", "infonca", "nca", "pairs", "lambda_pairs"});
+    args.beta = beta, args.temperature = temperature, args.mean = mean;
+    check(kList, "beta", beta, std::isfinite(beta), "finite");
+    check(kList, "temperature", temperature, temperature > 0.0 && std::isfinite(temperature),
+          "> 0 and finite");
+    const TensorArg policy = borrow(kList, "policy", policy_);
+    on_cpu(policy, {DType::kF32, DType::kF64});
+    check_dims(policy, "(S,)", 1);
+    const int64_t S = policy.shape[0];
+    args.policy = vector(policy);
+    args.reference = optional(kList, "reference", reference, {DType::kF32, DType::kF64}, "(S,)", S);
+    args.values = required(kList, "values", values, {DType::kF32, DType::kF64}, "(S,)", S);
+    args.groups = segment_bounds(kList, "groups", "S", groups, S);
+    const int64_t G = args.groups.size - 1;
+    args.index = places(index, S);
+    args.weight = optional(kList, "weight", weight, {DType::kF64}, "(G,)", G);
+    args.losses = required(kList, "losses", losses, {DType::kF64}, "(G,)", G);
+    args.dsums = required(kList, "dsums", dsums, {DType::kF64}, "(S,)", S);
+    const TensorArg ranking = borrow_optional(kList, "ranking", ranking_);
+    on_cpu(ranking, {DType::kF64});
+    check_shape(ranking, "(3, G)", {3, G});
+    args.ranking = matrix(ranking);
+    args.threads = num_threads();
+    const auto bytes = static_cast<size_t>(cpu::listwise_loss_bytes(args));
+    const auto workspace = std::make_unique_for_overwrite<char[]>(bytes);
+    args.workspace = workspace.get();
+    py::gil_scoped_release release;
+    cpu::listwise_loss(args);
+}
+
+}  // namespace
+
+void bind_losses(py::module_& m) {
+    const auto none = [](const char* name) { return py::arg(name).none(true); };
+    m.def("token_loss", &token, py::arg("policy"), none("old"), none("reference"),
+          py::arg("cu_seqlens"), py::arg("advantages"), py::arg("per_token"), none("factor"),
+          py::arg("family"), py::arg("level"), py::arg("low"), py::arg("high"), none("dual"),
+          py::arg("penalty"), py::arg("beta"), py::arg("losses"), py::arg("dlogps"),
+          py::arg("logps"), none("log_ratio"), none("kl"));
+    m.def("listwise_loss", &list, py::arg("policy"), none("reference"), py::arg("values"),
+          py::arg("groups"), none("index"), none("weight"), py::arg("family"), py::arg("beta"),
+          py::arg("temperature"), py::arg("mean"), py::arg("losses"), py::arg("dsums"),
+          none("ranking"));
+}
+
+}  // namespace pe::bindings

@@ -1,0 +1,54 @@
+// Checks that ops on log-probs share.
+#pragma once
+
+#include <initializer_list>
+#include <string>
+
+#include "check.h"
+
+namespace pe::bindings {
+
+inline const TensorArg& on_cpu(const TensorArg& t, std::initializer_list<DType> allowed) {
+    if (t.present() && t.is_cuda) value_error(t, "must be on the CPU but is on " + t.device_text());
+    check_dtype(t, allowed);
+    return t;
+}
+
+inline VectorView sized(const TensorArg& t, const char* shape, int64_t size) {
+    check_shape(t, shape, {size});
+    return vector(t);
+}
+
+// (S + 1,) bounds that rise from 0 to N, which messages call `total`.
+inline VectorView segment_bounds(const char* op, const char* name, const char* total,
+                                 const py::object& bounds_, int64_t N) {
+    const TensorArg bounds = borrow(op, name, bounds_);
+    on_cpu(bounds, {DType::kI64});
+    check_dims(bounds, *total == 'N' ? "(S + 1,)" : "(G + 1,)", 1);
+    const VectorView view = vector(bounds);
+    const auto* bound = ptr<uint64_t>(view);
+    uint64_t signs = 0;  // the top bit: of a bound below 0, or of a fall between two that are not
+    for (int64_t i = 1; i < view.size; ++i) signs |= bound[i] | (bound[i] - bound[i - 1]);
+    const bool ends = view.size > 0 && bound[0] == 0 && bound[view.size - 1] == uint64_t(N);
+    if (!ends || signs >> 63 != 0) {
+        value_error(bounds,
+                    "must rise from 0 to " + std::string(total) + " = " + std::to_string(N));
+    }
+    return view;
+}
+
+// Every index in [0, S), without a branch for each.
+inline void check_indices(const TensorArg& index, const VectorView& view, int64_t S) {
+    const auto* j = ptr<int64_t>(view);
+    uint64_t signs = 0;  // the top bit: of an index below 0, or of one above S - 1
+    for (int64_t c = 0; c < view.size; ++c)
+        signs |= uint64_t(j[c]) | (uint64_t(S - 1) - uint64_t(j[c]));
+    if (signs >> 63 == 0) return;
+    for (int64_t c = 0; c < view.size; ++c) {
+        if (j[c] >= 0 && j[c] < S) continue;
+        value_error(index, "must be in [0, " + std::to_string(S) + ") but is " +
+                               std::to_string(j[c]) + " at " + std::to_string(c));
+    }
+}
+
+}  // namespace pe::bindings
