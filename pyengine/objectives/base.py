@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from pyengine.errors import RequestError
 from pyengine.objectives.hyperparameters import check_hyperparameters
 from pyengine.ops.segment_sum import segment_sum, segment_sum_backward
 
@@ -165,3 +166,22 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, inputs: LossInputs) -> LossOutput: ...
+
+    def column(self, name: str, inputs: LossInputs) -> Tensor:
+        """(S,) float64. Raises RequestError where the column, or a response's value, is missing."""
+        if name not in inputs.columns:
+            raise RequestError(
+                f"[{self.name}] needs {name} of every response: give it in Feedback.columns"
+            )
+        return self.finite(name, inputs.columns[name].double())
+
+    def finite(self, name: str, values: Tensor) -> Tensor:
+        """The values. Raises RequestError where one is NaN, which is what is missing, or infinite.
+
+        A default in its place would be made up.
+        """
+        if not bool(values.isfinite().all()):
+            raise RequestError(
+                f"[{self.name}] {name} must be given for every response and be finite"
+            )
+        return values

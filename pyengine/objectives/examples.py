@@ -161,7 +161,7 @@ class PackedExamples:
             if what == "lengths":
                 return inputs.lengths[at].to(inputs.policy_token_logps.dtype)
             if what in inputs.columns:
-                return self._known(name, inputs.columns[what][at])
+                return objective.finite(name, inputs.columns[what][at])
             if what == "sampler_logps" and inputs.sampler_token_logps is not None:
                 return inputs.sequence_logps(inputs.sampler_token_logps)[at]
             if what == "ref_logps" and self.reference is not None:
@@ -182,12 +182,3 @@ class PackedExamples:
                 "Feedback.columns"
             )
         return default
-
-    def _known(self, name: str, values: Tensor) -> Tensor:
-        """Raises RequestError where some have none: a default would be made up."""
-        if bool(values.isnan().any()):
-            raise RequestError(
-                f"[{self._objective.name}] needs {name} of every {self._objective.unit} but "
-                "Feedback has it of some only"
-            )
-        return values

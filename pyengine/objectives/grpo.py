@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pyengine.objectives.hyperparameters import (
+    FINITE,
     NOT_NEGATIVE,
     OPEN_FRACTION,
     hyperparameter,
@@ -37,13 +38,14 @@ class GRPO(TokenObjective):
     level                r of each "token", or of the "sequence": e^(mean log-ratio of its tokens)
     max_length           tokens that reduction "constant" divides by
     advantage_estimator  of the rewards in the engine
+    entropy_coef         of the bonus for the policy's entropy, in the engine; below 0 a penalty
     Source: Shao et al., arXiv:2402.03300, eq. 3; Liu et al., arXiv:2503.20783; Yu et al.,
     arXiv:2503.14476; Zheng et al., arXiv:2507.18071.
     """
 
     name: ClassVar[str] = "grpo"
     needs_sampler: ClassVar[bool] = True
-    engine_only: ClassVar[tuple[str, ...]] = ("advantage_estimator",)
+    engine_only: ClassVar[tuple[str, ...]] = ("advantage_estimator", "entropy_coef")
     beta: float = hyperparameter(0.04, NOT_NEGATIVE)
     clip: float = hyperparameter(0.2, OPEN_FRACTION)
     clip_high: float | None = hyperparameter(None, OPTIONAL_CLIP)
@@ -51,6 +53,7 @@ class GRPO(TokenObjective):
     level: str = hyperparameter("token", one_of("token", "sequence"))
     max_length: int | None = hyperparameter(None, OPTIONAL_COUNT)
     advantage_estimator: str = hyperparameter("grpo", ESTIMATOR)
+    entropy_coef: float = hyperparameter(0.0, FINITE)
 
     @property
     def uses_reference(self) -> bool:

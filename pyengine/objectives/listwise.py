@@ -148,12 +148,7 @@ class ListwiseObjective(Objective):
 
     def _column(self, inputs: LossInputs) -> Tensor:
         """(S,) float64: the column that the loss needs, or the rewards."""
-        for name in (self.needs, "rewards"):
-            if name in inputs.columns:
-                return inputs.columns[name].double()
-        raise RequestError(
-            f"[{self.name}] needs rewards of every response: give it in Feedback.columns"
-        )
+        return self.column(self.needs if self.needs in inputs.columns else "rewards", inputs)
 
 
 METRICS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")

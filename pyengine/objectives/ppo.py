@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyengine.objectives.arguments import first_tensor, like
 from pyengine.objectives.hyperparameters import (
+    FINITE,
     NOT_NEGATIVE,
     OPEN_FRACTION,
     hyperparameter,
@@ -31,9 +32,10 @@ class PPO(TokenObjective):
     """-min(r A, clip(r, 1 - clip, 1 + clip_high) A) of each token, r = policy / sampler.
 
     At policy == sampler the loss is the mean of -A and its slope on each log-prob -A over the
-    number of tokens. There is no critic in the engine: with per-token advantages (`gae`) use
-    `token_loss` and `ppo_value_loss`. With advantage_estimator "reinforce_pp" it is REINFORCE++,
-    whose advantages are normalised over the whole batch, whatever its micro-batches are.
+    number of tokens. There is no critic in the engine: advantages of a critic of yours (`gae`, with
+    `ppo_value_loss`) go into Feedback.token_columns["advantages"]. With advantage_estimator
+    "reinforce_pp" it is REINFORCE++, whose advantages are normalised over the whole batch, whatever
+    its micro-batches are.
 
     clip                 how far r may fall below 1, in (0, 1)
     clip_high            how far it may rise above 1; as clip where None
@@ -42,6 +44,7 @@ class PPO(TokenObjective):
     max_length           tokens that reduction "constant" divides by
     advantage_estimator  of the rewards in the engine
     kl_coef              of the log-ratio of sampler and reference in the engine's rewards; >= 0
+    entropy_coef         of the bonus for the policy's entropy, in the engine; below 0 a penalty
     Source: Schulman et al., arXiv:1707.06347, eq. 7; dual clip: Ye et al., arXiv:1912.09729;
     REINFORCE++: Hu, arXiv:2501.03262.
     """
@@ -55,6 +58,7 @@ class PPO(TokenObjective):
     max_length: int | None = hyperparameter(None, OPTIONAL_COUNT)
     advantage_estimator: str = hyperparameter("reinforce_pp", ESTIMATOR)
     kl_coef: float = hyperparameter(0.0, NOT_NEGATIVE)
+    entropy_coef: float = hyperparameter(0.0, FINITE)
 
     def surrogate(self) -> TokenSurrogate:
         """See the class."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyengine.errors import ConfigError, RequestError
 from pyengine.objectives.advantage_estimators import advantages
 from pyengine.objectives.arguments import first_tensor, like
-from pyengine.objectives.base import LossInputs, LossOutput, Objective, Unit
+from pyengine.objectives.base import ENTROPY, LossInputs, LossOutput, Objective, SideOutput, Unit
 from pyengine.objectives.hyperparameters import POSITIVE, Rule, one_of
 from pyengine.objectives.kl import over_tokens, token_mask
 from pyengine.objectives.listwise import equal_groups
@@ -35,14 +35,16 @@ OPTIONAL_COUNT = _or_none(Rule("an integer >= 1", lambda v: type(v) is int and v
 class TokenObjective(Objective):
     """A mean over responses or tokens of losses that are weighted by advantages.
 
-    In the engine advantages come from the column "rewards" within each group, by the method that
+    In the engine advantages are those of every token, Feedback.token_columns["advantages"] (such as
+    `gae` makes them), or else come from the column "rewards" within each group, by the method that
     `advantage_estimator` names; a penalty kl_coef * (log-ratio of sampler and reference, summed)
-    is taken off the rewards first. Both are the caller's in `token_loss`, which takes advantages.
+    is then taken off the rewards first. Both are the caller's in `token_loss`, which takes
+    advantages. A bonus entropy_coef * entropy of every token is reduced as the losses are.
 
     reduction    "sequence": mean of each response's tokens, then of responses; "token": mean of the
                  batch's tokens; "constant": sums over max_length, then the mean of responses;
                  "sum": sums, then the mean of responses
-    engine_only  hyperparameters that only say where the engine's advantages come from
+    engine_only  hyperparameters of the engine alone: where its advantages come from, the bonus
     per_token    whether advantages may differ between a response's tokens; else there is one loss a
                  response, and no reduction
 
@@ -50,12 +52,13 @@ class TokenObjective(Objective):
     """
 
     unit: ClassVar[Unit] = "response"
-    engine_only: ClassVar[tuple[str, ...]] = ("advantage_estimator", "kl_coef")
+    engine_only: ClassVar[tuple[str, ...]] = ("advantage_estimator", "kl_coef", "entropy_coef")
     per_token: ClassVar[bool] = True
     reduction: str = "sequence"
     max_length: int | None = None
     advantage_estimator: str = "rewards"
     kl_coef: float = 0.0
+    entropy_coef: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,6 +79,11 @@ class TokenObjective(Objective):
     def batch_global(self) -> bool:  # type: ignore[override]
         """Whether advantages depend on the whole batch's rewards."""
         return self.advantage_estimator == "reinforce_pp"
+
+    @property
+    def side_outputs(self) -> tuple[SideOutput, ...]:  # type: ignore[override]
+        """The entropy, where there is a bonus."""
+        return (ENTROPY,) if self.entropy_coef != 0 else ()
 
     def surrogate(self) -> TokenSurrogate | None:
         """The loss of a token as the fused kernel's parameters; None where it is none."""
@@ -136,7 +144,7 @@ class TokenObjective(Objective):
         for _, places in equal_groups(inputs.group):
             options = {}
             if name == "remax":
-                options["greedy_rewards"] = self._column("greedy_rewards", inputs)[places[:, 0]]
+                options["greedy_rewards"] = self.column("greedy_rewards", inputs)[places[:, 0]]
             found[places] = advantages(name, rewards[places], **options)
         return found
 
@@ -148,35 +156,59 @@ class TokenObjective(Objective):
             raise RequestError(
                 f"[{self.name}] needs reference log-probs but the engine has no reference"
             )
-        rewards = self._column("rewards", inputs)
-        if self.kl_coef != 0:
-            assert reference is not None
-            old = inputs.policy_token_logps.detach() if sampler is None else sampler
-            log_ratio = inputs.sequence_logps(old) - inputs.sequence_logps(reference)
-            rewards = rewards - self.kl_coef * log_ratio
-        found = self.batch_advantages(rewards, inputs)
+        found, metrics = self._advantages(inputs)
+        total = inputs.total_tokens
+        factor = self.factors(
+            inputs.weight,
+            inputs.lengths,
+            inputs.total_weight,
+            float(len(inputs.policy_token_logps) if total is None else total),
+        )
         if inputs.on_kernels and (surrogate := self._kernel_surrogate()) is not None:
-            return self._fused(surrogate, rewards, found, inputs)
+            output = self._fused(surrogate, found, factor, inputs)
+        else:
+            output = self._in_torch(found, inputs)
+        output.metrics.update(metrics)
+        return output if self.entropy_coef == 0 else self._with_entropy(output, factor, inputs)
+
+    def _advantages(self, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Advantages (S,), or (N,) where every token has its own, and what to tell of them."""
+        of_tokens = inputs.token_columns.get("advantages")
+        if of_tokens is not None:
+            if not self.per_token or self.kl_coef != 0:
+                why = "kl_coef is not 0" if self.per_token else "it takes one a response"
+                raise RequestError(
+                    f"[{self.name}] does not take Feedback.token_columns['advantages']: {why}"
+                )
+            of_tokens = self.finite("advantages", of_tokens).double()
+            mean = inputs.sequence_logps(of_tokens.to(inputs.policy_token_logps.dtype))
+            return of_tokens, {"advantages": mean / inputs.lengths.clamp(min=1)}
+        rewards = self.column("rewards", inputs)
+        if self.kl_coef != 0:
+            assert inputs.reference_token_logps is not None
+            sampler = inputs.sampler_token_logps
+            old = inputs.policy_token_logps.detach() if sampler is None else sampler
+            penalty = inputs.sequence_logps(old)
+            penalty = penalty - inputs.sequence_logps(inputs.reference_token_logps)
+            rewards = rewards - self.kl_coef * penalty
+        found = self.batch_advantages(rewards, inputs).detach()
+        return found, {"rewards": rewards.detach(), "advantages": found}
+
+    def _in_torch(self, found: Tensor, inputs: LossInputs) -> LossOutput:
+        """In float64 over padded tokens."""
         leaf = inputs.policy_token_logps.detach().double().requires_grad_()
         with torch.enable_grad():
             x = self._laid_out(leaf, found, inputs)
             loss = self.reduce(self.losses(x), x)
         (dlogps,) = torch.autograd.grad(loss, leaf, materialize_grads=True)
-        metrics = {"rewards": rewards, "advantages": found} | self.metrics(x)
-        metrics = {name: value.detach() for name, value in metrics.items()}
+        metrics = {name: value.detach() for name, value in self.metrics(x).items()}
         return LossOutput(loss.detach(), dlogps.to(inputs.policy_token_logps.dtype), metrics)
 
     def _fused(
-        self, surrogate: TokenSurrogate, rewards: Tensor, found: Tensor, inputs: LossInputs
+        self, surrogate: TokenSurrogate, found: Tensor, factor: Tensor, inputs: LossInputs
     ) -> LossOutput:
         """Loss, gradient and metrics from the kernel."""
-        policy, total = inputs.policy_token_logps.detach(), inputs.total_tokens
-        factor = self.factors(
-            inputs.weight,
-            inputs.lengths,
-            inputs.total_weight,
-            float(len(policy) if total is None else total),
-        )
+        policy = inputs.policy_token_logps.detach()
 
         def packed(logps: Tensor | None) -> Tensor | None:
             return None if logps is None else logps.detach().to(policy.dtype)
@@ -185,18 +217,28 @@ class TokenObjective(Objective):
             surrogate,
             policy,
             inputs.cu_seqlens,
-            found.detach().contiguous(),
+            found.contiguous(),
             old=packed(inputs.sampler_token_logps),
             reference=packed(inputs.reference_token_logps),
             factor=factor,
+            per_token="advantages" in inputs.token_columns,
         )
-        metrics = {"rewards": rewards.detach(), "advantages": found.detach()}
-        metrics["logps"] = result.logps
+        metrics = {"logps": result.logps}
         if result.log_ratio is not None:
             metrics["policy/log_ratio"] = result.log_ratio
         if result.kl is not None:
             metrics["objective/kl"] = result.kl
         return LossOutput((factor * result.losses).sum(), result.dlogps, metrics)
+
+    def _with_entropy(self, output: LossOutput, factor: Tensor, inputs: LossInputs) -> LossOutput:
+        """The loss less entropy_coef times the entropies, reduced as the losses are."""
+        if "entropy" not in inputs.side:
+            raise RequestError(f"[{self.name}] needs entropy of every token's distribution")
+        entropy = inputs.sequence_logps(inputs.side["entropy"])
+        slope = inputs.token_gradient(-self.entropy_coef * factor)
+        metrics = output.metrics | {"policy/entropy": entropy / inputs.lengths.clamp(min=1)}
+        loss = output.loss - self.entropy_coef * (factor * entropy).sum()
+        return LossOutput(loss, output.dlogps, metrics, {"entropy": slope})
 
     def _laid_out(self, policy: Tensor, found: Tensor, inputs: LossInputs) -> TokenBatch:
         """Packed tokens as (B, T) in float64."""
@@ -212,28 +254,22 @@ class TokenObjective(Objective):
 
         laid = rows(policy)
         assert laid is not None
+        if "advantages" in inputs.token_columns:
+            spread = rows(found)
+            assert spread is not None
+        else:
+            spread = found.unsqueeze(1).expand(mask.shape).masked_fill(~mask, 0)
         total = inputs.total_tokens
         return TokenBatch(
             policy=laid,
             old=rows(inputs.sampler_token_logps),
             reference=rows(inputs.reference_token_logps),
-            advantages=found.unsqueeze(1).expand(mask.shape).masked_fill(~mask, 0),
+            advantages=spread,
             mask=mask,
             weight=inputs.weight.double(),
             total_weight=inputs.total_weight,
             total_tokens=float(len(policy) if total is None else total),
         )
-
-    def _column(self, name: str, inputs: LossInputs) -> Tensor:
-        """(S,) float64, all finite."""
-        if name not in inputs.columns:
-            raise RequestError(
-                f"[{self.name}] needs {name} of every response: give it in Feedback.columns"
-            )
-        values = inputs.columns[name].double()
-        if not bool(values.isfinite().all()):
-            raise ValueError(f"[{self.name}] {name} must be finite everywhere")
-        return values
 
     def metrics(self, x: TokenBatch) -> dict[str, Tensor]:
         """(S,) each: log-prob, and how far the policy is from sampler and reference."""

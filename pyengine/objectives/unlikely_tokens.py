@@ -90,11 +90,7 @@ class LabelledTokens(UnlikelyTokens):
 
     def losses(self, inputs: LossInputs, *leaves: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See UnlikelyTokens."""
-        if "labels" not in inputs.columns or bool(inputs.columns["labels"].isnan().any()):
-            raise RequestError(
-                f"[{self.name}] needs labels of every response: give Feedback.labels"
-            )
-        good = inputs.columns["labels"].double()
+        good = self.column("labels", inputs)
         raising, lowering = sums(inputs, -leaves[0]), sums(inputs, self.bad_tokens(*leaves))
         losses = good * raising + (1 - good) * self.alpha * lowering
         if self.average == "example":

@@ -92,6 +92,8 @@ CASES += [Case(name) for name in objectives.available() if name not in SEQUENCES
 CASES += [
     Case("grpo", options={"beta": 0.0, "reduction": "token", "clip_high": 0.28}),
     Case("grpo", options={"level": "sequence"}),
+    Case("grpo", options={"entropy_coef": 0.05}),
+    Case("ppo", options={"entropy_coef": -0.05, "reduction": "sequence"}),
 ]
 
 

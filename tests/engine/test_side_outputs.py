@@ -136,9 +136,7 @@ def test_nothing_is_computed_for_a_batch_that_the_objective_refuses(
     some.columns["weight"][1][2] = None
     with pytest.raises(RequestError) as caught:
         engine.update(pe.Preferences(groups, feedback=some), pe.objectives.NLL())
-    assert str(caught.value) == (
-        "[nll] needs weight of every response but Feedback has it of some only"
-    )
+    assert str(caught.value) == ("[nll] weight must be given for every response and be finite")
 
 
 def test_numbers_of_tokens_are_checked() -> None:

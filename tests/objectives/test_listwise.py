@@ -308,7 +308,7 @@ def test_metrics_by_hand() -> None:
         ),
         (
             {"columns": {"rewards": f64(0, math.nan)}},
-            "[infonca] rewards must be finite everywhere",
+            "[infonca] rewards must be given for every response and be finite",
         ),
     ],
 )

@@ -4,6 +4,7 @@ advantages from rewards, and parts of a batch that add up to it bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyengine.errors import RequestError
+from pyengine.errors import ConfigError, RequestError
 from pyengine.objectives import LossInputs, TokenObjective, advantages, get, token_loss
 
 LENGTHS = [3, 1, 4, 5, 2, 0, 6, 1, 2]
@@ -191,6 +192,77 @@ def test_slopes_have_the_dtype_of_the_log_probs() -> None:
     torch.testing.assert_close(narrow.dlogps.double(), wide.dlogps, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", ["token", "sequence", "sum"])
+def test_tokens_have_advantages_of_their_own(dtype: torch.dtype, reduction: str) -> None:
+    """As the plain function has them; rewards are then not looked at."""
+    inputs = part(WHOLE, dtype)
+    generator = torch.Generator().manual_seed(7)
+    of_tokens = torch.randn(sum(LENGTHS), generator=generator, dtype=torch.float64)
+    given = dataclasses.replace(inputs, token_columns={"advantages": of_tokens}, columns={})
+    output = get("ppo", reduction=reduction)(given)
+    leaf = padded(inputs.policy_token_logps).double().requires_grad_()
+    assert inputs.sampler_token_logps is not None
+    mask = padded(torch.ones(sum(LENGTHS))).bool()
+    loss = token_loss(
+        "ppo",
+        leaf,
+        padded(inputs.sampler_token_logps).double(),
+        None,
+        padded(of_tokens),
+        mask,
+        reduction=reduction,
+    )
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert output.loss.item() == pytest.approx(loss.item(), rel=1e-6)
+    assert leaf.grad is not None
+    torch.testing.assert_close(output.dlogps.double(), leaf.grad[mask], rtol=1e-6, atol=1e-9)
+    means = [part.mean().item() if len(part) else 0.0 for part in of_tokens.split(LENGTHS)]
+    assert output.metrics["advantages"].tolist() == pytest.approx(means, rel=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence", "sum", "constant"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_entropy_bonus_is_reduced_as_the_losses_are(dtype: torch.dtype, reduction: str) -> None:
+    """A loss of 1 a token would have the same factor: -A with A = -1 at ratio 1."""
+    options: dict[str, Any] = {"reduction": reduction, "max_length": 8, "clip": 0.5}
+    ones = {"advantages": -torch.ones(sum(LENGTHS))}
+    inputs = part(WHOLE, dtype)
+    at_one = dataclasses.replace(
+        inputs, sampler_token_logps=inputs.policy_token_logps, token_columns=ones
+    )
+    entropy = torch.linspace(0.1, 3, sum(LENGTHS), dtype=torch.float64)
+    factor = get("ppo", **options)(at_one).dlogps.double()
+    with_bonus = dataclasses.replace(at_one, side={"entropy": entropy.to(dtype)})
+    plain, output = (
+        get("ppo", **options)(at_one),
+        get("ppo", entropy_coef=0.3, **options)(with_bonus),
+    )
+    torch.testing.assert_close(output.dside["entropy"].double(), -0.3 * factor)
+    torch.testing.assert_close(output.dlogps, plain.dlogps)
+    bonus = 0.3 * (factor * entropy).sum().item()
+    assert plain.loss.item() - output.loss.item() == pytest.approx(bonus, rel=1e-5)
+    assert output.metrics["policy/entropy"].shape == (len(LENGTHS),)
+
+
+def test_what_advantages_of_tokens_do_not_go_with() -> None:
+    given = part(WHOLE, token_columns={"advantages": torch.ones(sum(LENGTHS))})
+    with pytest.raises(RequestError) as caught:
+        get("rloo")(given)
+    assert str(caught.value) == (
+        "[rloo] does not take Feedback.token_columns['advantages']: it takes one a response"
+    )
+    with pytest.raises(RequestError, match="kl_coef is not 0"):
+        get("ppo", kl_coef=0.1)(given)
+    missing = part(WHOLE, token_columns={"advantages": torch.full((sum(LENGTHS),), torch.nan)})
+    with pytest.raises(RequestError, match=r"\[ppo\] advantages must be given for every response"):
+        get("ppo")(missing)
+    with pytest.raises(RequestError, match=r"\[grpo\] needs entropy of every token's distribution"):
+        get("grpo", entropy_coef=0.1)(part(WHOLE))
+    with pytest.raises(ConfigError, match="entropy_coef is no option here"):
+        token_loss("grpo", *[torch.zeros(1, 1)] * 3, [0.0], [[1]], entropy_coef=0.1)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -213,7 +285,7 @@ def test_slopes_have_the_dtype_of_the_log_probs() -> None:
         (
             "topr",
             {"columns": {"rewards": torch.full((2,), torch.nan)}},
-            "[topr] rewards must be finite everywhere",
+            "[topr] rewards must be given for every response and be finite",
         ),
     ],
 )
