@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -41,6 +42,10 @@ class LossBatch:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     token_columns: Mapping[str, Tensor] = field(default_factory=dict)
     sampled: Tensor | None = None
+
+    @cached_property
+    def _token_ids(self) -> Tensor:
+        return torch.tensor([i for tree in self.trees for r in tree.responses for i in r])
 
     @property
     def total_weight(self) -> float:
@@ -89,7 +94,6 @@ class LossBatch:
         tokens = [sum(map(len, t.responses)) for t in self.trees]
         before = sum(tokens[: part.start])
         mine = slice(before, before + sum(tokens[part.start : part.stop]))
-        ids = [i for t in part for response in self.trees[t].responses for i in response]
         return LossInputs(
             policy_token_logps=policy_logps,
             reference_token_logps=reference_logps,
@@ -103,7 +107,7 @@ class LossBatch:
             group=torch.repeat_interleave(integers(range(len(part))), integers(sizes)),
             total_tokens=self.total_tokens,
             columns={k: v[first:last].to(device, dtype) for k, v in self.columns.items()},
-            token_ids=integers(ids),
+            token_ids=self._token_ids[mine].to(device),
             token_columns={k: v[mine].to(device, dtype) for k, v in self.token_columns.items()},
             sampler_token_logps=None if self.sampled is None else self.sampled[mine].to(device),
             model_token_logps=model_logps,
