@@ -45,7 +45,8 @@ class LossBatch:
 
     @cached_property
     def _token_ids(self) -> Tensor:
-        return torch.tensor([i for tree in self.trees for r in tree.responses for i in r])
+        ids = [i for tree in self.trees for r in tree.responses for i in r]
+        return torch.tensor(ids, dtype=torch.int64)
 
     @property
     def total_weight(self) -> float:
