@@ -128,20 +128,13 @@ def forward_backward(
             inputs = fixed.inputs(r, policy.logps, policy.side)
             output = objective(inputs)
             totals.add(output, inputs.weight)
-            policy.backward(*_scaled(output.dlogps, output.dside, scale))
+            dlogps, dside = output.dlogps, output.dside
         else:
+            dlogps = whole.dlogps[first:last]
             dside = {name: slope[first:last] for name, slope in whole.dside.items()}
-            policy.backward(*_scaled(whole.dlogps[first:last], dside, scale))
+        policy.backward(scale * dlogps, {name: scale * slope for name, slope in dside.items()})
         first = last
     return totals.means() | {"tokens": float(rows)}
-
-
-def _scaled(
-    dlogps: Tensor, dside: Mapping[str, Tensor], scale: float
-) -> tuple[Tensor, Mapping[str, Tensor]]:
-    if scale == 1:
-        return dlogps, dside
-    return scale * dlogps, {name: scale * slope for name, slope in dside.items()}
 
 
 def checked_scale(scale: float) -> float:

@@ -6,7 +6,7 @@ An objective sees no model, no tokenizer and no logits.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -105,8 +105,12 @@ class LossInputs:
         """
         if self.on_kernels:
             return segment_sum(token_logps.detach(), self.cu_seqlens)
-        sums = torch.zeros(len(self.lengths), dtype=torch.float64, device=token_logps.device)
-        return sums.index_add(0, self._owner(), token_logps.double())
+        return self.sums(token_logps.double())
+
+    def sums(self, values: Tensor) -> Tensor:
+        """(S,) sums over each response's tokens of values (N,), by torch: differentiable."""
+        sums = torch.zeros(len(self.lengths), dtype=values.dtype, device=values.device)
+        return sums.index_add(0, self._owner(), values)
 
     def token_gradient(self, dsums: Tensor) -> Tensor:
         """(N,) d loss / d policy_token_logps from that of the sums (S,) float64."""
@@ -138,6 +142,21 @@ class LossOutput:
     dside: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+def differentiate(
+    loss: Callable[..., tuple[Tensor, Mapping[str, Tensor]]], values: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+    """A loss of values, its gradient with respect to each, and its metrics; in float64, by torch.
+
+    loss  of as many tensors as there are values: the loss () and metrics
+    """
+    leaves = [each.detach().double().requires_grad_() for each in values]
+    with torch.enable_grad():
+        total, metrics = loss(*leaves)
+    slopes = torch.autograd.grad(total, leaves, materialize_grads=True)
+    found = {name: value.detach() for name, value in metrics.items()}
+    return total.detach(), list(slopes), found
+
+
 class Objective(ABC):
     """A function LossInputs -> LossOutput; its fields are its hyperparameters.
 
@@ -150,6 +169,7 @@ class Objective(ABC):
     needs_mismatched whether mismatched_kl must be given
     side_outputs     of `LossInputs.side`, which must be given
     models           names of further models whose log-probs it takes
+    takes_probability  whether a comparison's probability may be other than 1
     """
 
     name: ClassVar[str]
@@ -160,12 +180,34 @@ class Objective(ABC):
     needs_mismatched: ClassVar[bool] = False
     side_outputs: tuple[SideOutput, ...] = ()
     models: tuple[str, ...] = ()
+    takes_probability: bool = False
 
     def __post_init__(self) -> None:
         check_hyperparameters(self)
 
     @abstractmethod
     def __call__(self, inputs: LossInputs) -> LossOutput: ...
+
+    def require(self, inputs: LossInputs) -> None:
+        """Raises RequestError for what `inputs` lack, or have and the objective does not take."""
+        if self.needs_reference and inputs.reference_token_logps is None:
+            raise RequestError(
+                f"[{self.name}] needs reference log-probs but the engine has no reference"
+            )
+        if self.unit == "group" and inputs.group is None:
+            raise RequestError(f"[{self.name}] needs the group of every response")
+        for output in self.side_outputs:
+            if output.name not in inputs.side:
+                raise RequestError(
+                    f"[{self.name}] needs {output.name} of every token's distribution"
+                )
+        if self.unit != "comparison" or self.takes_probability:
+            return
+        if bool((inputs.probability != 1).any()):
+            raise RequestError(
+                f"[{self.name}] takes no probabilities but a comparison has one other than 1: "
+                "soft_dpo, dpo and others do"
+            )
 
     def column(self, name: str, inputs: LossInputs) -> Tensor:
         """(S,) float64. Raises RequestError where the column, or a response's value, is missing."""
@@ -175,13 +217,11 @@ class Objective(ABC):
             )
         return self.finite(name, inputs.columns[name].double())
 
-    def finite(self, name: str, values: Tensor) -> Tensor:
+    def finite(self, name: str, values: Tensor, of: str = "response") -> Tensor:
         """The values. Raises RequestError where one is NaN, which is what is missing, or infinite.
 
         A default in its place would be made up.
         """
         if not bool(values.isfinite().all()):
-            raise RequestError(
-                f"[{self.name}] {name} must be given for every response and be finite"
-            )
+            raise RequestError(f"[{self.name}] {name} must be given for every {of} and be finite")
         return values

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyengine.objectives.examples import Examples
-from pyengine.objectives.hyperparameters import NUMBER_OR_NONE, POSITIVE, hyperparameter
+from pyengine.objectives.hyperparameters import FINITE, POSITIVE, hyperparameter, or_none
 from pyengine.objectives.sequence import PointwiseObjective
 from pyengine.objectives.terms import Term
 
@@ -35,7 +35,7 @@ class BCO(PointwiseObjective):
     name: ClassVar[str] = "bco"
     inputs: ClassVar[Mapping[str, float | None]] = {"labels": None, "weight": 1.0}
     beta: float = hyperparameter(0.1, POSITIVE)
-    delta: float | None = hyperparameter(None, NUMBER_OR_NONE)
+    delta: float | None = hyperparameter(None, or_none(FINITE))
 
     @property
     def batch_global(self) -> bool:  # type: ignore[override]

@@ -86,20 +86,17 @@ class PackedExamples:
         self.inputs = inputs
         self.reference: Tensor | None = None
         if objective.needs_reference:
-            if inputs.reference_token_logps is None:
-                raise RequestError(
-                    f"[{objective.name}] needs reference log-probs but the engine has no reference"
-                )
+            assert inputs.reference_token_logps is not None
             self.reference = inputs.sequence_logps(inputs.reference_token_logps)
         self._objective = objective
         self._computed = computed
         self.places = {name: self._places(name) for name in objective.operands}
 
-    def examples(self, policy: Tensor, computed: Mapping[str, Tensor] | None = None) -> Examples:
-        """With the responses' summed log-probs (S,), and perhaps other computed inputs."""
+    def examples(self, policy: Tensor, computed: Mapping[str, Tensor]) -> Examples:
+        """With the responses' summed log-probs (S,), and further computed inputs."""
         made = {
             what if operand == "response" else f"{operand}_{what}": values[at]
-            for what, values in (self._computed if computed is None else computed).items()
+            for what, values in {**self._computed, **computed}.items()
             for operand, at in self.places.items()
         }
         return self.of_operands(

@@ -35,13 +35,18 @@ FRACTION = Rule("in [0, 1]", _number(lambda v: 0 <= v <= 1))
 OPEN_FRACTION = Rule("in (0, 1)", _number(lambda v: 0 < v < 1))
 OPEN_HALF = Rule("in (0, 0.5)", _number(lambda v: 0 < v < 0.5))
 SHARE = Rule("in (0, 1]", _number(lambda v: 0 < v <= 1))
-NUMBER_OR_NONE = Rule("None or finite", lambda v: v is None or FINITE.holds(v))
+COUNT = Rule("an integer >= 1", lambda v: type(v) is int and v >= 1)
 SWITCH = Rule("True or False", lambda value: isinstance(value, bool))
 
 
 def one_of(*names: Any) -> Rule:
     """The value is one of these."""
     return Rule(f"one of {', '.join(map(str, names))}", lambda value: value in names)
+
+
+def or_none(rule: Rule) -> Rule:
+    """The value is None or follows the rule."""
+    return Rule(f"{rule.text}, or None", lambda value: value is None or rule.holds(value))
 
 
 def hyperparameter(default: Any, rule: Rule) -> Any:

@@ -27,8 +27,8 @@ class LDDPO(TokenWeightedObjective):
     alpha 1 is DPO, alpha 0 compares the common length only.
 
     beta    as in DPO
-    alpha   weight of the tokens that the other response has no counterpart of, in [0, 1]; the paper
-            finds 0.3 to 0.6 best for different models, the default is ours
+    alpha   weight of the tokens that the other response has no counterpart of, in [0, 1]; the
+            default is ours
     target  P(chosen wins); 1 where it is not given
     Source: Liu et al., arXiv:2409.06411.
     """

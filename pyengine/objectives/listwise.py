@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyengine.errors import RequestError
 from pyengine.objectives.arguments import first_tensor, like, permutation
 from pyengine.objectives.base import LossInputs, LossOutput, Objective, Unit
 from pyengine.objectives.hyperparameters import POSITIVE, hyperparameter
@@ -84,17 +83,14 @@ class ListwiseObjective(Objective):
             raise ValueError(f"[{who}] {self.needs} must be finite everywhere")
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
-        if inputs.reference_token_logps is None:
-            raise RequestError(
-                f"[{self.name}] needs reference log-probs but the engine has no reference"
-            )
-        if inputs.group is None:
-            raise RequestError(f"[{self.name}] needs the group of every response")
+        self.require(inputs)
+        assert inputs.reference_token_logps is not None
         policy = inputs.sequence_logps(inputs.policy_token_logps).detach()
         reference = inputs.sequence_logps(inputs.reference_token_logps)
         rewards = self._column(inputs)
         if inputs.on_kernels and (surrogate := self._kernel_surrogate()) is not None:
             return self._fused(surrogate, policy, reference, rewards, inputs)
+        assert inputs.group is not None
         leaf = policy.requires_grad_()
         losses = torch.zeros(len(inputs.weight), dtype=leaf.dtype, device=leaf.device)
         metrics = {name: torch.zeros_like(losses) for name in METRICS}

@@ -13,8 +13,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyengine.errors import RequestError
-from pyengine.objectives.base import KL, LossInputs, LossOutput, Objective, Unit
+from pyengine.objectives.base import (
+    KL,
+    LossInputs,
+    LossOutput,
+    Objective,
+    Unit,
+    differentiate,
+)
 from pyengine.objectives.examples import Examples, PackedExamples
 from pyengine.objectives.terms import Term, evaluate, evaluate_fused, kernel_terms
 from pyengine.ops.pairwise_loss import PairOperand, pairwise_loss
@@ -33,6 +39,11 @@ class SequenceObjective(Objective):
     operands: ClassVar[tuple[str, ...]]
     plain: ClassVar[tuple[str, ...]] = ()
     inputs: ClassVar[Mapping[str, float | None]] = {}
+
+    @property
+    def takes_probability(self) -> bool:  # type: ignore[override]
+        """Whether the loss has it as an input."""
+        return "target" in self.inputs
 
     @property
     def reward_scale(self) -> float:
@@ -66,60 +77,45 @@ class SequenceObjective(Objective):
         return {}
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
-        self.check(inputs)
+        self.require(inputs)
         packed = PackedExamples(self, inputs, self.computed(inputs))
         policy = inputs.sequence_logps(inputs.policy_token_logps)
-        if KL in self.side_outputs:
-            return self._with_kl(packed, policy)
-        x = packed.examples(policy)
-        terms = self.terms(x) if inputs.on_kernels and not self.batch_global else None
-        if terms is not None:
-            operands = [
-                PairOperand(policy, None if name in self.plain else packed.reference, at)
-                for name, at in packed.places.items()
-            ]
-            share = inputs.weight.double() / inputs.total_weight
-            result = pairwise_loss(operands, kernel_terms(terms, self.operands), share)
-            assert result.dsums is not None
-            loss, dsums = (share * result.losses).sum(), result.dsums
-        else:
-            with torch.enable_grad():
-                leaf = policy.detach().requires_grad_()
-                losses = self.losses(packed.examples(leaf))
-                loss = self.reduce(losses, inputs.weight, inputs.total_weight)
-            (dsums,) = torch.autograd.grad(loss, leaf)
-        return LossOutput(loss.detach(), inputs.token_gradient(dsums), self._metrics(x))
+        if inputs.on_kernels and not self.batch_global and KL not in self.side_outputs:
+            x = packed.examples(policy, {})
+            if (terms := self.terms(x)) is not None:
+                return self._fused(terms, x, packed, policy)
+        return self._in_torch(packed, policy)
 
-    def check(self, inputs: LossInputs) -> None:
-        """Raises RequestError for what an objective of this kind cannot take."""
-        soft = self.unit == "comparison" and bool((inputs.probability != 1).any())
-        if soft and "target" not in self.inputs:
-            raise RequestError(
-                f"[{self.name}] takes no probabilities but a comparison has one other than 1: "
-                "soft_dpo, dpo and others do"
-            )
-        for output in self.side_outputs:
-            if output.name not in inputs.side:
-                raise RequestError(
-                    f"[{self.name}] needs {output.name} of every token's distribution"
-                )
-
-    def _with_kl(self, packed: PackedExamples, policy: Tensor) -> LossOutput:
-        """The loss of log-probs and of KLs summed over each response, the input "kl"."""
+    def _fused(
+        self, terms: Sequence[Term], x: Examples, packed: PackedExamples, policy: Tensor
+    ) -> LossOutput:
+        """Loss, gradient and metrics, the first two from the kernel."""
         inputs = packed.inputs
-        leaves = [policy.detach(), inputs.sequence_logps(inputs.side["kl"])]
-        metrics = self._metrics(packed.examples(leaves[0], {"kl": leaves[1]}))
-        with torch.enable_grad():
-            for leaf in leaves:
-                leaf.requires_grad_()
-            losses = self.losses(packed.examples(leaves[0], {"kl": leaves[1]}))
-            loss = self.reduce(losses, inputs.weight, inputs.total_weight)
-        slopes = torch.autograd.grad(loss, leaves, materialize_grads=True)
-        dlogps, dkl = (inputs.token_gradient(slope) for slope in slopes)
-        return LossOutput(loss.detach(), dlogps, metrics, {"kl": dkl})
+        operands = [
+            PairOperand(policy, None if name in self.plain else packed.reference, at)
+            for name, at in packed.places.items()
+        ]
+        share = inputs.weight.double() / inputs.total_weight
+        result = pairwise_loss(operands, kernel_terms(terms, self.operands), share)
+        assert result.dsums is not None
+        metrics = {name: value.detach() for name, value in self.metrics(x).items()}
+        loss = (share * result.losses).sum()
+        return LossOutput(loss, inputs.token_gradient(result.dsums), metrics)
 
-    def _metrics(self, x: Examples) -> dict[str, Tensor]:
-        return {name: value.detach() for name, value in self.metrics(x).items()}
+    def _in_torch(self, packed: PackedExamples, policy: Tensor) -> LossOutput:
+        """Of log-probs and, where it takes them, of KLs summed over each response: input "kl"."""
+        inputs = packed.inputs
+        names = ["kl"] if KL in self.side_outputs else []
+
+        def loss(sums: Tensor, *kl: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            x = packed.examples(sums, dict(zip(names, kl, strict=True)))
+            losses = self.losses(x)
+            return self.reduce(losses, inputs.weight, inputs.total_weight), self.metrics(x)
+
+        values = [policy, *(inputs.sequence_logps(inputs.side[name]) for name in names)]
+        total, slopes, metrics = differentiate(loss, values)
+        dlogps, *dside = (inputs.token_gradient(slope) for slope in slopes)
+        return LossOutput(total, dlogps, metrics, dict(zip(names, dside, strict=True)))
 
     def reward(self, x: Examples, operand: str) -> Tensor:
         """(B,) what the metrics rewards/* call a response's reward."""

@@ -11,8 +11,16 @@ from torch import Tensor
 from pyengine.errors import ConfigError, RequestError
 from pyengine.objectives.advantage_estimators import advantages
 from pyengine.objectives.arguments import first_tensor, like
-from pyengine.objectives.base import ENTROPY, LossInputs, LossOutput, Objective, SideOutput, Unit
-from pyengine.objectives.hyperparameters import POSITIVE, Rule, one_of
+from pyengine.objectives.base import (
+    ENTROPY,
+    LossInputs,
+    LossOutput,
+    Objective,
+    SideOutput,
+    Unit,
+    differentiate,
+)
+from pyengine.objectives.hyperparameters import ABOVE_ONE, COUNT, POSITIVE, one_of, or_none
 from pyengine.objectives.kl import over_tokens, token_mask
 from pyengine.objectives.listwise import equal_groups
 from pyengine.objectives.surrogate import TokenBatch, evaluate_fused, evaluate_tokens
@@ -23,13 +31,9 @@ ESTIMATOR = one_of("rewards", "grpo", "dr_grpo", "rloo", "remax", "reinforce_pp"
 REDUCTION = one_of("sequence", "token", "constant", "sum")
 
 
-def _or_none(rule: Rule) -> Rule:
-    return Rule(f"{rule.text}, or None", lambda value: value is None or rule.holds(value))
-
-
-OPTIONAL_CLIP = _or_none(POSITIVE)
-OPTIONAL_DUAL_CLIP = _or_none(Rule("> 1 and finite", lambda v: POSITIVE.holds(v) and v > 1))
-OPTIONAL_COUNT = _or_none(Rule("an integer >= 1", lambda v: type(v) is int and v >= 1))
+OPTIONAL_CLIP = or_none(POSITIVE)
+OPTIONAL_DUAL_CLIP = or_none(ABOVE_ONE)
+OPTIONAL_COUNT = or_none(COUNT)
 
 
 class TokenObjective(Objective):
@@ -149,13 +153,9 @@ class TokenObjective(Objective):
         return found
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
-        sampler, reference = inputs.sampler_token_logps, inputs.reference_token_logps
-        if self.needs_sampler and sampler is None:
+        self.require(inputs)
+        if self.needs_sampler and inputs.sampler_token_logps is None:
             raise RequestError(f"[{self.name}] needs log-probs under the model that sampled")
-        if self.needs_reference and reference is None:
-            raise RequestError(
-                f"[{self.name}] needs reference log-probs but the engine has no reference"
-            )
         found, metrics = self._advantages(inputs)
         total = inputs.total_tokens
         factor = self.factors(
@@ -180,7 +180,7 @@ class TokenObjective(Objective):
                 raise RequestError(
                     f"[{self.name}] does not take Feedback.token_columns['advantages']: {why}"
                 )
-            of_tokens = self.finite("advantages", of_tokens).double()
+            of_tokens = self.finite("advantages", of_tokens, of="token").double()
             mean = inputs.sequence_logps(of_tokens.to(inputs.policy_token_logps.dtype))
             return of_tokens, {"advantages": mean / inputs.lengths.clamp(min=1)}
         rewards = self.column("rewards", inputs)
@@ -196,13 +196,13 @@ class TokenObjective(Objective):
 
     def _in_torch(self, found: Tensor, inputs: LossInputs) -> LossOutput:
         """In float64 over padded tokens."""
-        leaf = inputs.policy_token_logps.detach().double().requires_grad_()
-        with torch.enable_grad():
-            x = self._laid_out(leaf, found, inputs)
-            loss = self.reduce(self.losses(x), x)
-        (dlogps,) = torch.autograd.grad(loss, leaf, materialize_grads=True)
-        metrics = {name: value.detach() for name, value in self.metrics(x).items()}
-        return LossOutput(loss.detach(), dlogps.to(inputs.policy_token_logps.dtype), metrics)
+
+        def loss(policy: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            x = self._laid_out(policy, found, inputs)
+            return self.reduce(self.losses(x), x), self.metrics(x)
+
+        total, (dlogps,), metrics = differentiate(loss, [inputs.policy_token_logps])
+        return LossOutput(total, dlogps.to(inputs.policy_token_logps.dtype), metrics)
 
     def _fused(
         self, surrogate: TokenSurrogate, found: Tensor, factor: Tensor, inputs: LossInputs
@@ -232,8 +232,6 @@ class TokenObjective(Objective):
 
     def _with_entropy(self, output: LossOutput, factor: Tensor, inputs: LossInputs) -> LossOutput:
         """The loss less entropy_coef times the entropies, reduced as the losses are."""
-        if "entropy" not in inputs.side:
-            raise RequestError(f"[{self.name}] needs entropy of every token's distribution")
         entropy = inputs.sequence_logps(inputs.side["entropy"])
         slope = inputs.token_gradient(-self.entropy_coef * factor)
         metrics = output.metrics | {"policy/entropy": entropy / inputs.lengths.clamp(min=1)}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyengine.errors import RequestError
-from pyengine.objectives.base import KL, LossInputs, LossOutput
+from pyengine.objectives.base import KL, LossInputs, LossOutput, differentiate
 from pyengine.objectives.examples import PackedExamples
 from pyengine.objectives.sequence import PairwiseObjective
 
@@ -75,36 +75,30 @@ class TokenWeightedObjective(PairwiseObjective):
         """Of each operand's tokens; no gradient flows through them."""
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
-        self.check(inputs)
+        self.require(inputs)
         packed = PackedExamples(self, inputs, {})
         tokens = {name: OperandTokens.of(inputs, at) for name, at in packed.places.items()}
         weights = self.token_weights(inputs, tokens)
         assert inputs.reference_token_logps is not None
         fixed = inputs.reference_token_logps.double()
         names = ["kl"] if KL in self.side_outputs else []
-        leaves = [inputs.policy_token_logps.detach().double()]
-        leaves += [inputs.side[name].detach().double() for name in names]
-        with torch.enable_grad():
-            for leaf in leaves:
-                leaf.requires_grad_()
+
+        def loss(logps: Tensor, *kls: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             policy, reference, kl = {}, {}, {}
             for name, of in tokens.items():
                 w = weights[name]
-                policy[name] = of.total(w.policy * leaves[0][of.token])
+                policy[name] = of.total(w.policy * logps[of.token])
                 reference[name] = of.total(w.reference * fixed[of.token])
                 if w.kl is not None:
-                    kl[f"{name}_kl"] = of.total(w.kl * leaves[1][of.token])
+                    kl[f"{name}_kl"] = of.total(w.kl * kls[0][of.token])
             x = packed.of_operands(policy, reference, kl)
-            loss = self.reduce(self.losses(x), inputs.weight.double(), inputs.total_weight)
-        slopes = torch.autograd.grad(loss, leaves, materialize_grads=True)
+            losses = self.losses(x)
+            return self.reduce(losses, inputs.weight, inputs.total_weight), self.metrics(x)
+
+        given = [inputs.policy_token_logps, *(inputs.side[name] for name in names)]
+        total, slopes, metrics = differentiate(loss, given)
         dlogps, *dside = (slope.to(inputs.policy_token_logps.dtype) for slope in slopes)
-        metrics = self.metrics(x)
-        return LossOutput(
-            loss.detach(),
-            dlogps,
-            {name: value.detach() for name, value in metrics.items()},
-            dict(zip(names, dside, strict=True)),
-        )
+        return LossOutput(total, dlogps, metrics, dict(zip(names, dside, strict=True)))
 
     def token_column(self, name: str, inputs: LossInputs, default: float | None = None) -> Tensor:
         """(N,) float64 numbers of the tokens, all >= 0.

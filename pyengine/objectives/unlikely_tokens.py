@@ -10,19 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyengine.errors import RequestError
-from pyengine.objectives.base import LossInputs, LossOutput, Objective, SideOutput
+from pyengine.objectives.base import (
+    LossInputs,
+    LossOutput,
+    Objective,
+    SideOutput,
+    differentiate,
+)
 from pyengine.objectives.hyperparameters import (
+    COUNT,
     FINITE,
     NOT_NEGATIVE,
     POSITIVE,
     SWITCH,
-    Rule,
     hyperparameter,
     one_of,
 )
 
-COUNT = Rule("an integer >= 1", lambda value: type(value) is int and value >= 1)
 AVERAGE = one_of("example", "sum")
 
 
@@ -47,25 +51,17 @@ class UnlikelyTokens(Objective):
     needs_reference = False
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
-        for side in self.side_outputs:
-            if side.name not in inputs.side:
-                raise RequestError(f"[{self.name}] needs {side.name} of every token's distribution")
-        names = [side.name for side in self.side_outputs]
-        given = [inputs.policy_token_logps, *(inputs.side[name] for name in names)]
-        leaves = [values.detach().double() for values in given]
-        with torch.enable_grad():
-            for leaf in leaves:
-                leaf.requires_grad_()
+        self.require(inputs)
+        names = [str(side.name) for side in self.side_outputs]
+
+        def loss(*leaves: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             losses, metrics = self.losses(inputs, *leaves)
-            loss = (inputs.weight.double() * losses).sum() / inputs.total_weight
-        slopes = torch.autograd.grad(loss, leaves, materialize_grads=True)
+            return (inputs.weight.double() * losses).sum() / inputs.total_weight, metrics
+
+        given = [inputs.policy_token_logps, *(inputs.side[name] for name in names)]
+        total, slopes, metrics = differentiate(loss, given)
         dlogps, *dside = (slope.to(inputs.policy_token_logps.dtype) for slope in slopes)
-        return LossOutput(
-            loss.detach(),
-            dlogps,
-            {name: value.detach() for name, value in metrics.items()},
-            {str(name): slope for name, slope in zip(names, dside, strict=True)},
-        )
+        return LossOutput(total, dlogps, metrics, dict(zip(names, dside, strict=True)))
 
     @abstractmethod
     def losses(self, inputs: LossInputs, *leaves: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -91,7 +87,7 @@ class LabelledTokens(UnlikelyTokens):
     def losses(self, inputs: LossInputs, *leaves: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See UnlikelyTokens."""
         good = self.column("labels", inputs)
-        raising, lowering = sums(inputs, -leaves[0]), sums(inputs, self.bad_tokens(*leaves))
+        raising, lowering = inputs.sums(-leaves[0]), inputs.sums(self.bad_tokens(*leaves))
         losses = good * raising + (1 - good) * self.alpha * lowering
         if self.average == "example":
             losses = losses / inputs.lengths.clamp(min=1)
@@ -180,11 +176,7 @@ class PairwiseCringe(UnlikelyTokens):
 
     def losses(self, inputs: LossInputs, *leaves: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See UnlikelyTokens."""
-        if bool((inputs.probability != 1).any()):
-            raise RequestError(
-                f"[{self.name}] takes no probabilities but a comparison has one other than 1"
-            )
-        logps, lowering = sums(inputs, leaves[0]), sums(inputs, cringe_tokens(*leaves))
+        logps, lowering = inputs.sums(leaves[0]), inputs.sums(cringe_tokens(*leaves))
         chosen, rejected = logps[inputs.chosen], logps[inputs.rejected]
         gate = torch.sigmoid((self.b - (chosen - rejected)) / self.tau)
         divide = inputs.lengths.clamp(min=1) if self.average == "example" else 1
@@ -192,12 +184,3 @@ class PairwiseCringe(UnlikelyTokens):
         parts = of_chosen + self.alpha * of_rejected[inputs.rejected]
         losses = (gate.detach() if self.detach_gate else gate) * parts
         return losses, {"logps/chosen": chosen, "logps/rejected": rejected, "gate": gate}
-
-
-def sums(inputs: LossInputs, values: Tensor) -> Tensor:
-    """(S,) sums over each response's tokens of values (N,), differentiable."""
-    responses = torch.arange(len(inputs.lengths), device=values.device)
-    owner = torch.repeat_interleave(responses, inputs.lengths)
-    return torch.zeros(len(inputs.lengths), dtype=values.dtype, device=values.device).index_add(
-        0, owner, values
-    )

@@ -156,6 +156,21 @@ class Matrix {
     Memory memory_;
 };
 
+// Exactly n elements of eight bytes, f64 or i64. Starts as NaN.
+struct Wide {
+    Memory memory;
+    int64_t n;
+
+    explicit Wide(int64_t size) : memory(8 * size), n(size) {}
+    double* f64() const { return static_cast<double*>(memory.data()); }
+    int64_t* i64() const { return static_cast<int64_t*>(memory.data()); }
+    pe::VectorView doubles() const { return {memory.data(), pe::DType::kF64, n}; }
+    pe::VectorView integers() const { return {memory.data(), pe::DType::kI64, n}; }
+    bool same(const Wide& other) const {
+        return n == other.n && memcmp(memory.data(), other.memory.data(), memory.bytes()) == 0;
+    }
+};
+
 inline Matrix floats(int64_t n) { return Matrix(pe::DType::kF32, 1, n); }
 
 // |value - reference| <= bound, or both the same infinity, or both NaN. Returns the share of the

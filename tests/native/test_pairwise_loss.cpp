@@ -21,18 +21,6 @@ double parameter_of(PairFamily family) {
     return family == PairFamily::kExo ? 1e-3 : 0.0;
 }
 
-// Exactly n elements of eight bytes, f64 or i64.
-struct Wide {
-    Memory memory;
-    int64_t n;
-
-    explicit Wide(int64_t size) : memory(8 * size), n(size) {}
-    double* f64() const { return static_cast<double*>(memory.data()); }
-    int64_t* i64() const { return static_cast<int64_t*>(memory.data()); }
-    pe::VectorView doubles() const { return {memory.data(), DType::kF64, n}; }
-    pe::VectorView integers() const { return {memory.data(), DType::kI64, n}; }
-};
-
 // Two operands of S responses (or of C without an index), one term of each family: coefficients an array of f32 and
 // the number -0.5, the shift an array of f64.
 struct Case {

@@ -9,21 +9,6 @@ namespace {
 
 using pe::DType;
 
-// Exactly n elements of eight bytes, f64 or i64.
-struct Wide {
-    Memory memory;
-    int64_t n;
-
-    explicit Wide(int64_t size) : memory(8 * size), n(size) {}
-    double* f64() const { return static_cast<double*>(memory.data()); }
-    int64_t* i64() const { return static_cast<int64_t*>(memory.data()); }
-    pe::VectorView doubles() const { return {memory.data(), DType::kF64, n}; }
-    pe::VectorView integers() const { return {memory.data(), DType::kI64, n}; }
-    bool same(const Wide& other) const {
-        return n == 0 || memcmp(memory.data(), other.memory.data(), memory.bytes()) == 0;
-    }
-};
-
 struct Case {
     Wide cu_seqlens;
     Matrix values, weights;

@@ -255,7 +255,7 @@ def test_what_advantages_of_tokens_do_not_go_with() -> None:
     with pytest.raises(RequestError, match="kl_coef is not 0"):
         get("ppo", kl_coef=0.1)(given)
     missing = part(WHOLE, token_columns={"advantages": torch.full((sum(LENGTHS),), torch.nan)})
-    with pytest.raises(RequestError, match=r"\[ppo\] advantages must be given for every response"):
+    with pytest.raises(RequestError, match=r"\[ppo\] advantages must be given for every token"):
         get("ppo")(missing)
     with pytest.raises(RequestError, match=r"\[grpo\] needs entropy of every token's distribution"):
         get("grpo", entropy_coef=0.1)(part(WHOLE))
