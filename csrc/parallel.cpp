@@ -1,11 +1,96 @@
 #include "pyengine/parallel.h"
 
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#else
+#include <thread>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace pe {
 namespace {
 
+constexpr size_t kCacheLines = 128;  // two: they are fetched in pairs
+
 std::atomic<int> requested{0};  // 0: what OpenMP offers
+
+// How often a thread looks before it sleeps: about 0.2 ms. Waking takes longer than most waits last, but a thread that
+// spins keeps its core from whoever has the work.
+int looks() {
+    static const int found = [] {
+        const char* policy = std::getenv("OMP_WAIT_POLICY");
+        return policy != nullptr && strcasecmp(policy, "passive") == 0 ? 0 : 1 << 13;
+    }();
+    return found;
+}
+
+void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+}
+
+}  // namespace
+
+// Two loops' counters, one for each thread: while one loop runs, the next one's are cleared.
+class Team {
+  public:
+    void open(int threads) {
+        if (counters_.size() < static_cast<size_t>(2 * threads)) {
+            counters_ = std::vector<Counter>(static_cast<size_t>(2 * threads));
+        }
+        threads_ = threads;
+        for (Counter& each : counters_) each.taken.store(0, std::memory_order_relaxed);
+    }
+
+    // Of the tasks that thread `index` began with, how many have been taken.
+    std::atomic<int64_t>& taken(int64_t loop, int index) {
+        return counters_[static_cast<size_t>(loop % 2 * threads_ + index)].taken;
+    }
+
+    void wait(int threads) {
+        const int round = round_.load(std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+            arrived_.store(0, std::memory_order_relaxed);
+            round_.store(round + 1, std::memory_order_release);
+            round_.notify_all();
+            return;
+        }
+        for (int i = looks(); i > 0; --i) {
+            if (round_.load(std::memory_order_acquire) != round) return;
+            pause();
+        }
+        while (round_.load(std::memory_order_acquire) == round) round_.wait(round);
+    }
+
+  private:
+    struct alignas(kCacheLines) Counter {
+        Counter() = default;
+        Counter(const Counter&) : Counter() {}
+        std::atomic<int64_t> taken{0};
+    };
+
+    std::vector<Counter> counters_;
+    int threads_ = 0;
+    alignas(kCacheLines) std::atomic<int> arrived_{0};
+    alignas(kCacheLines) std::atomic<int> round_{0};
+};
+
+namespace {
+
+void take_part(Team* team, int index, int threads, void (*call)(const void*), const void* f) {
+    const ThreadPlace before = thread_place();
+    thread_place() = {ParallelScope::kRegion, team, index, threads, 0};
+    call(f);
+    thread_place() = before;
+}
 
 }  // namespace
 
@@ -19,11 +104,49 @@ int num_threads() {
 #endif
 }
 
-ParallelScope& parallel_scope() {
-    static thread_local ParallelScope scope = ParallelScope::kSerial;
-    return scope;
+void set_num_threads(int n) { requested.store(n, std::memory_order_relaxed); }
+
+ThreadPlace& thread_place() {
+    static thread_local ThreadPlace place;
+    return place;
 }
 
-void set_num_threads(int n) { requested.store(n, std::memory_order_relaxed); }
+void run_team(int threads, void (*call)(const void*), const void* f) {
+    static thread_local Team team;  // of the regions that this thread opens, one at a time
+    Team* const opened = &team;
+    opened->open(threads);
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(threads)
+    take_part(opened, omp_get_thread_num(), omp_get_num_threads(), call, f);
+#else
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; ++i) {
+        others.emplace_back([=] { take_part(opened, i, threads, call, f); });
+    }
+    take_part(opened, 0, threads, call, f);
+    for (std::thread& each : others) each.join();
+#endif
+}
+
+SharedLoop::SharedLoop(int64_t tasks) : tasks_(tasks), place_(thread_place()) {
+    // Every thread has left the loop before this one, whose counters are the next one's.
+    place_.team->taken(place_.loops + 1, place_.index).store(0, std::memory_order_relaxed);
+    ++place_.loops;
+}
+
+bool SharedLoop::take(int64_t* task) {
+    for (; helped_ < place_.threads; ++helped_) {
+        const int whose = (place_.index + helped_) % place_.threads;
+        const int64_t begin = tasks_ * whose / place_.threads;
+        const int64_t end = tasks_ * (whose + 1) / place_.threads;
+        std::atomic<int64_t>& taken = place_.team->taken(place_.loops - 1, whose);
+        if (begin + taken.load(std::memory_order_relaxed) >= end) continue;
+        *task = begin + taken.fetch_add(1, std::memory_order_relaxed);
+        if (*task < end) return true;
+    }
+    return false;
+}
+
+void SharedLoop::wait() { place_.team->wait(place_.threads); }
 
 }  // namespace pe

@@ -7,7 +7,7 @@ namespace pe::cpu::PE_ISA {
 namespace {
 
 constexpr int64_t kRowsPerTask = 192;      // rows of x that stay in the second-level cache
-constexpr int64_t kTasksPerThread = 8;     // enough to even out, few enough to stream panels
+constexpr int64_t kTasksPerThread = 16;    // enough to even out, few enough to stream panels
 constexpr int64_t kMaxPanelsPerTask = 16;  // about half a megabyte of bf16 weights
 
 int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -202,8 +202,8 @@ void linear_forward(const LinearForwardArgs& a) {
         const int64_t rows = min_of(kRowsPerTask, T - begin);
         const int64_t first = task / blocks * group, last = min_of(first + group, panels);
         for (int64_t panel = first; panel < last; ++panel) {
-            // After its last panel a thread likely takes the group that is as many on as there are threads.
-            const int64_t next = panel + 1 < last ? panel + 1 : (task / blocks + threads) * group;
+            // A thread's next task is likely the same panels for the next rows, or those that follow.
+            const int64_t next = panel + 1 < last || begin + rows == T ? panel + 1 : first;
             switch (a.weight.kind) {
                 case PackedKind::kF32: multiply<float, float>(a, panel, next, begin, rows); break;
                 case PackedKind::kBF16: multiply<bf16, bf16>(a, panel, next, begin, rows); break;

@@ -1,17 +1,17 @@
 """Builds the kernels without Python or torch and checks them, plainly and under the sanitizers.
 
-    python tests/native/run.py [release] [asan] [asan_openmp] [tsan] [--full]
+    python tests/native/run.py [release] [asan] [tsan] [--full]
 
 release      the wheel's flags (OpenMP, -O3), and its very objects where the extension was built
              here from these sources; no symbol that could be merged across instruction sets
-asan         AddressSanitizer and UndefinedBehaviorSanitizer, without OpenMP
-asan_openmp  the same with OpenMP; threads do not depend on the instruction set: one is enough here
-tsan         ThreadSanitizer, to which OpenMP is unknown: std_threads/ holds another parallel.h
+asan         AddressSanitizer and UndefinedBehaviorSanitizer
+tsan         ThreadSanitizer, to which OpenMP is unknown: parallel.cpp without it makes its own threads;
+             they do not depend on the instruction set: one is enough here
 --full       exp, log, silu and gelu_tanh over all 2^32 floats, 20 x 10^6 events of the scheduler
              (minutes)
 
 release and asan also run the .cu files, compiled for the host by cuda_on_host/.
-With no name: all four.
+With no name: all three.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ SANITIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"
 ASAN = [*SANITIZE, "-fsanitize=address,undefined"]
 PLAIN = ["-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-Wshadow", "-Wno-psabi"]
 PLAIN += ["-Wno-unused-function", "-Werror"]
-STD_THREADS = f"-I{HERE / 'std_threads'}"
 
 
 def setup_py() -> dict[str, Any]:
@@ -79,20 +78,18 @@ class Variant:
 SPARSE = ["--exp-stride", "65521"]
 BASELINE = [*SPARSE, "--isa", "baseline", "--no-cuda"]
 ALL_BUT_BASELINE = (*(isa for isa in ISA_FLAGS if isa != "baseline"), "cuda")
-UNUSED = ["-Wno-unknown-pragmas"]  # what only OpenMP uses
 VARIANTS = [
     Variant("release", SETUP["CXX_FLAGS"]),
     # avx512_bf16 is avx512 but for its products: where it runs, it is the one that is watched.
     Variant(
         "asan",
-        [*PLAIN, *ASAN, *UNUSED],
+        [*PLAIN, *ASAN, "-fopenmp"],
         [*SPARSE, "--small"],
         lent=("avx512",) if cpu_has("avx512_bf16") else (),
     ),
-    Variant("asan_openmp", [*PLAIN, *ASAN, "-fopenmp"], BASELINE, lent=ALL_BUT_BASELINE),
     Variant(
         "tsan",
-        [*PLAIN, *SANITIZE, "-fsanitize=thread", "-Wno-tsan", STD_THREADS],
+        [*PLAIN, *SANITIZE, "-fsanitize=thread", "-Wno-tsan"],
         BASELINE,
         lent=ALL_BUT_BASELINE,
     ),

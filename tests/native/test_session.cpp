@@ -222,7 +222,7 @@ void test_session(const Options& options) {
     test_not_finite();
     test_new_weights();
     test_events();
-    if (__tsan_init == nullptr) test_allocations();  // its stand-in for OpenMP allocates
+    if (__tsan_init == nullptr) test_allocations();  // threads without OpenMP are made anew
 }
 
 }  // namespace native
