@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from collections.abc import Iterable
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -13,23 +15,36 @@ _ALIGNMENT = 64  # bytes
 
 def untouched(count: int) -> Tensor:
     """Zeroed bytes that take memory where they are first written: in large pages if the system has
-    them, since a fault and a table entry for each 4 KiB cost more than what is written there."""
-    memory = mmap.mmap(-1, count)
+    them, since a fault and a table entry for each 4 KiB cost more than what is written there.
+    Private, since shared memory, mmap's default, seldom gets them."""
+    memory = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
 class Arena:
     """Tensors on the CPU, one after the other in one piece of memory that pages stay in.
 
-    A tensor's values are undefined, and it is no longer its owner's after the next `reset`.
+    A tensor's values are zero where no other was before, else undefined, and it is no longer its
+    owner's after the next `reset`.
     """
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None
         self._used = 0
+
+    @classmethod
+    def fitting(cls, sizes: Iterable[int]) -> Self:
+        """Room for tensors of so many bytes each."""
+        arena = cls()
+        arena.reset(sum(_aligned(size) for size in sizes))
+        return arena
 
     def reset(self, num_bytes: int) -> None:
         """Room for `num_bytes` and no tensor in it."""
@@ -46,5 +61,5 @@ class Arena:
         start, end = self._used, self._used + count
         if count == 0 or self._memory is None or end > self._memory.nbytes:
             return torch.empty(shape, dtype=dtype)
-        self._used = -(-end // _ALIGNMENT) * _ALIGNMENT
+        self._used = _aligned(end)
         return self._memory[start:end].view(dtype).view(shape)

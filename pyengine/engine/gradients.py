@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyengine.engine.arena import Arena
 from pyengine.engine.packed import Fused, fused_matrices
 from pyengine.models.decoder import Decoder
 from pyengine.ops.linear import linear_backward
@@ -58,20 +59,21 @@ class Gradients:
         self._tied = (
             RowGradient(*self._parameters["embed.weight"].shape) if decoder.spec.tied_head else None
         )
+        arena = Arena.fitting(4 * p.numel() for p in self._parameters.values())
         for key, fused in fused_matrices(decoder.spec).items():
-            self._matrices[key] = self._joined(fused, "weight")
+            self._matrices[key] = self._joined(fused, "weight", arena)
             if f"{fused.names[0]}.bias" in self._parameters:
-                self._biases[key] = self._joined(fused, "bias")
+                self._biases[key] = self._joined(fused, "bias", arena)
         for name, parameter in self._parameters.items():
             if name not in self._views:
-                self._views[name] = torch.zeros_like(parameter)
+                self._views[name] = arena.take(tuple(parameter.shape), torch.float32)
         self._side_heads: dict[str, Tensor] = {}
         self._clean = True
 
-    def _joined(self, fused: Fused, leaf: str) -> Tensor:
+    def _joined(self, fused: Fused, leaf: str, arena: Arena) -> Tensor:
         parameters = [self._parameters[f"{name}.{leaf}"] for name in fused.names]
         rows = [p.shape[0] for p in parameters]
-        buffer = torch.zeros(sum(rows), *parameters[0].shape[1:])
+        buffer = arena.take((sum(rows), *parameters[0].shape[1:]), torch.float32)
         for name, view in zip(fused.names, torch.split(buffer, rows), strict=True):
             self._views[f"{name}.{leaf}"] = view
         return buffer

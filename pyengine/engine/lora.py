@@ -134,12 +134,15 @@ class PackedLora(PackedDecoder):
             site.adapter.add_to(whole[site.first : site.last])
         return parts
 
-    def _pack(self, key: str, out: PackedWeight | None) -> PackedWeight:
+    def _lent(self, key: str) -> PackedWeight | None:
+        return None if self._base is None or key in self.sites else self._base.matrix(key)
+
+    def _pack(self, key: str, out: PackedWeight) -> None:
         if self._base is not None and key not in self.sites:
-            return self._base.matrix(key)
+            return  # the base has
         if key in self.sites:
             self._stale_small.add(key)
-        return super()._pack(key, out)
+        super()._pack(key, out)
 
 
 class LoraGradients(Gradients):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
+from pyengine.engine.arena import Arena
 from pyengine.errors import CheckpointError
 from pyengine.ops.adamw import BLOCK, Moment8bit, adamw, adamw_grad_norm
 
@@ -60,8 +61,8 @@ class CpuMoments:
         return adamw_grad_norm([_contiguous(g) for g in gradients])
 
     def step(self, rate: float, grad_scale: float, step: int) -> None:
-        if not self._state:  # zeros take memory when they are first written
-            self._state = {name: self._zeros(p) for name, p in self._parameters.items()}
+        if not self._state:
+            self._state = self._zeros()
         for name, parameter in self._parameters.items():
             if parameter.grad is None:
                 continue
@@ -77,16 +78,29 @@ class CpuMoments:
                 grad_scale=grad_scale,
             )
 
-    def _zeros(self, parameter: Tensor) -> list[Tensor | Moment8bit]:
-        if self._config.optimizer_bits == 8 and parameter.numel() >= MIN_8BIT_SIZE:
-            return [Moment8bit.zeros_like(parameter) for _ in KEYS]
-        return [torch.zeros(parameter.shape, dtype=torch.float32) for _ in KEYS]
+    def _zeros(self) -> dict[str, list[Tensor | Moment8bit]]:
+        """They take memory when they are first written."""
+        narrow = {
+            name: self._config.optimizer_bits == 8 and p.numel() >= MIN_8BIT_SIZE
+            for name, p in self._parameters.items()
+        }
+        wide = [p.numel() for name, p in self._parameters.items() if not narrow[name]]
+        arena = Arena.fitting(4 * size for size in wide for _ in KEYS)
+        return {
+            name: [
+                Moment8bit.zeros_like(p)
+                if narrow[name]
+                else arena.take(tuple(p.shape), torch.float32)
+                for _ in KEYS
+            ]
+            for name, p in self._parameters.items()
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         return _named(self._state)
 
     def load(self, state: Mapping[str, Tensor], step_count: int) -> None:
-        fresh = {name: self._zeros(p) for name, p in self._parameters.items()}
+        fresh = self._zeros()
         check_fits(_named(fresh), state)
         for name, tensor in _named(fresh).items():
             tensor.copy_(state[name])

@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from pyengine.engine.arena import Arena
 from pyengine.models.decoder import Decoder
 from pyengine.models.layers import Block, Norm
 from pyengine.models.spec import DecoderSpec
@@ -72,7 +73,7 @@ class Scratch:
         before = self._held.get(size)
         if before is not None and before[0] == name:
             return before[1]
-        out = linear_room(kind, N, K, gated, None if before is None else before[1])
+        out = linear_room(kind, N, K, gated, None if before is None else before[1].data)
         self._held[size] = None, out  # until it is whole
         make(out)
         self._held[size] = name, out
@@ -134,9 +135,30 @@ class PackedDecoder:
                     self._biases[key] = self._bias([parameters[name] for name in names])
             self.version += 1
         if keep:
+            self._make_room()
             for key in [key for key in self.table if key in self._stale]:
-                self._packed[key] = self._pack(key, self._packed.get(key))
+                self._pack(key, self._packed[key])
             self._stale.clear()
+
+    def _make_room(self) -> None:
+        """For matrices that were never kept: side by side, since a step reads them all."""
+        lent = {key: self._lent(key) for key in self.table if key not in self._packed}
+        shapes = {key: self._shape(key) for key, matrix in lent.items() if matrix is None}
+        words = {key: linear_packed_words(self.kind, *shape) for key, shape in shapes.items()}
+        arena = Arena.fitting(4 * count for count in words.values())
+        for key, matrix in lent.items():
+            if matrix is None:
+                memory = arena.take((words[key],), torch.int32)
+                matrix = linear_room(self.kind, *shapes[key], self.table[key].gated, memory)
+            self._packed[key] = matrix
+
+    def _lent(self, key: str) -> PackedWeight | None:
+        """The matrix, where another decoder keeps it."""
+        return None
+
+    def _shape(self, key: str) -> tuple[int, int]:
+        shapes = [self.decoder.get_parameter(f"{n}.weight").shape for n in self.table[key].names]
+        return sum(shape[0] for shape in shapes), shapes[0][1]
 
     def _sources(self) -> dict[str, Tensor]:
         """What is packed is made of these."""
@@ -149,8 +171,8 @@ class PackedDecoder:
         """What is packed, one below the other."""
         return [self.decoder.get_parameter(name) for name in self._sources_of(key)]
 
-    def _pack(self, key: str, out: PackedWeight | None) -> PackedWeight:
-        return linear_pack(self._matrices(key), self.kind, self.table[key].gated, out)
+    def _pack(self, key: str, out: PackedWeight) -> None:
+        linear_pack(self._matrices(key), self.kind, self.table[key].gated, out)
 
     @torch.no_grad()
     def matrix(self, key: str) -> PackedWeight:
@@ -160,10 +182,8 @@ class PackedDecoder:
         """
         if key not in self._stale:
             return self._packed[key]
-        weights = self._matrices(key)
-        shape = sum(w.shape[0] for w in weights), weights[0].shape[1]
         return self.scratch.made(
-            (self, "rows", key, self.version), self.kind, *shape, self.table[key].gated,
+            (self, "rows", key, self.version), self.kind, *self._shape(key), self.table[key].gated,
             lambda out: self._pack(key, out),
         )  # fmt: skip
 

@@ -46,20 +46,20 @@ def linear_packed_words(kind: Kind, N: int, K: int) -> int:
 
 
 def linear_room(
-    kind: Kind, N: int, K: int, gated: bool = False, before: PackedWeight | None = None
+    kind: Kind, N: int, K: int, gated: bool = False, memory: Tensor | None = None
 ) -> PackedWeight:
-    """Room for a matrix to be packed into: zeros, or the memory of one of as many words.
+    """Room for a matrix to be packed into.
 
-    What `before` held is lost; the places that only fill up panels are zero again.
+    memory  linear_packed_words int32 words, of which those that only fill up panels become zero;
+            words of its own if it is not given
     """
     outputs = -(-N // _PANEL) * _PANEL
-    if before is None:
+    data = memory
+    if data is None:
         data = torch.zeros(linear_packed_words(kind, N, K), dtype=torch.int32)
-        scale = torch.zeros(outputs) if kind == "int8" else None
-    else:
-        data, scale = before.data, before.scale
-        if outputs != N or K % 2:
-            data.zero_()
+    elif outputs != N or K % 2:
+        data.zero_()
+    scale = torch.zeros(outputs) if kind == "int8" else None
     return PackedWeight(data, scale, kind, N, K, gated)
 
 
