@@ -132,19 +132,30 @@ SharedLoop::SharedLoop(int64_t tasks) : tasks_(tasks), place_(thread_place()) {
     // Every thread has left the loop before this one, whose counters are the next one's.
     place_.team->taken(place_.loops + 1, place_.index).store(0, std::memory_order_relaxed);
     ++place_.loops;
+    help(0);
+}
+
+// Takes tasks of the thread that is `after` places on.
+void SharedLoop::help(int after) {
+    helped_ = after;
+    const int threads = place_.threads, sum = place_.index + after;
+    const int whose = sum < threads ? sum : sum - threads;
+    begin_ = tasks_ * whose / threads;
+    end_ = tasks_ * (whose + 1) / threads;
+    taken_ = &place_.team->taken(place_.loops - 1, whose);
 }
 
 bool SharedLoop::take(int64_t* task) {
-    for (; helped_ < place_.threads; ++helped_) {
-        const int whose = (place_.index + helped_) % place_.threads;
-        const int64_t begin = tasks_ * whose / place_.threads;
-        const int64_t end = tasks_ * (whose + 1) / place_.threads;
-        std::atomic<int64_t>& taken = place_.team->taken(place_.loops - 1, whose);
-        if (begin + taken.load(std::memory_order_relaxed) >= end) continue;
-        *task = begin + taken.fetch_add(1, std::memory_order_relaxed);
-        if (*task < end) return true;
+    for (;;) {
+        auto& taken = *static_cast<std::atomic<int64_t>*>(taken_);
+        // Looking first leaves the counter to the threads that still find something.
+        if (begin_ + taken.load(std::memory_order_relaxed) < end_) {
+            *task = begin_ + taken.fetch_add(1, std::memory_order_relaxed);
+            if (*task < end_) return true;
+        }
+        if (helped_ + 1 >= place_.threads) return false;
+        help(helped_ + 1);
     }
-    return false;
 }
 
 void SharedLoop::wait() { place_.team->wait(place_.threads); }

@@ -54,7 +54,7 @@ vec16 with_bias(const LinearForwardArgs& a, int64_t n, int64_t count, const vec1
 // Where a panel goes if a single output takes all of it.
 struct Whole {
     int output = 0;
-    int64_t column = 0;                         // of the output
+    int64_t column = 0, width = 0;              // of the output
     int64_t first = 0;                          // the same column, counted over all outputs
     const float* scale = nullptr;               // of the panel; null: none
     const float* bias[2] = {nullptr, nullptr};  // of its halves; null: none
@@ -65,6 +65,7 @@ bool whole_panel(const LinearForwardArgs& a, int64_t panel, Whole* whole) {
     const bool gated = a.epilogue == LinearEpilogue::kSiluGate;
     const int64_t width = gated ? kPanel / 2 : kPanel, second = gated ? w.N / 2 : width / 2;
     whole->column = whole->first = panel * width;
+    whole->width = width;
     if (w.scale != nullptr) whole->scale = w.scale + panel * kPanel;
     if (a.bias) {
         whole->bias[0] = ptr<float>(a.bias) + whole->column;
@@ -150,11 +151,9 @@ void finish_each(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t
     }
 }
 
-// The tile's sums become outputs: scale, bias, activation, destination.
-void finish(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t rows,
+// The sums of a tile become outputs: scale, bias, activation, destination.
+void finish(const LinearForwardArgs& a, const Whole& whole, int64_t row, int64_t rows,
             const float* sums) {
-    Whole whole;
-    if (!whole_panel(a, panel, &whole)) return finish_each(a, panel, row, rows, sums);
     dispatch_dtype(a.y[whole.output].dtype, [&]<typename T>(T*) {
         switch (a.epilogue) {
             case LinearEpilogue::kStore:
@@ -169,6 +168,18 @@ void finish(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t rows
     });
 }
 
+// Asks for the places that a tile's outputs go to, so that they are there when its sums are.
+PE_INLINE void fetch_outputs(const LinearForwardArgs& a, const Whole& whole, int64_t row,
+                             int64_t rows) {
+    const MatrixView& y = a.y[whole.output];
+    const int64_t size = dtype_bytes(y.dtype);
+    const char* p = static_cast<const char*>(y.data) + (row * y.row_stride + whole.column) * size;
+    for (int64_t i = 0; i < rows; ++i, p += y.row_stride * size) {
+        __builtin_prefetch(p, 1);
+        __builtin_prefetch(p + whole.width * size - 1, 1);
+    }
+}
+
 // Each tile of rows fetches its part of panel `next`, if there is one.
 template <typename X, typename W>
 void multiply(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t begin,
@@ -180,12 +191,15 @@ void multiply(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t b
     const bool more = next < a.weight.panels();
     Ahead ahead{a.weight.panel(more ? next : panel), 0, tiles <= 2};
     if (more) ahead.step = (part + steps - 1) / steps;
+    Whole whole;
+    const bool is_whole = whole_panel(a, panel, &whole);
     for_each_tile(rows, [&](int64_t first, int64_t n) {
         alignas(64) float sums[kPackedRows * kPanel];
         const int64_t row = begin + first;
+        if (is_whole) fetch_outputs(a, whole, row, n);
         packed_panel(row_ptr<X>(a.x, row), a.x.row_stride, w, a.weight.K, n, {sums, kPanel}, ahead);
         if (more) ahead.at += part;
-        finish(a, panel, row, n, sums);
+        is_whole ? finish(a, whole, row, n, sums) : finish_each(a, panel, row, n, sums);
     });
 }
 

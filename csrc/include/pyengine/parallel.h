@@ -38,9 +38,13 @@ class SharedLoop {
     void wait();  // until all tasks of all threads are done
 
   private:
+    void help(int after);
+
     const int64_t tasks_;
     ThreadPlace& place_;
-    int helped_ = 0;  // whose tasks are taken: so many places after this thread's
+    int helped_;  // whose tasks are taken: so many places after this thread's
+    int64_t begin_, end_;
+    void* taken_;  // of these
 };
 
 namespace {  // internal linkage: see isa.h
