@@ -5,7 +5,7 @@
 release      the wheel's flags (OpenMP, -O3), and its very objects where the extension was built
              here from these sources; no symbol that could be merged across instruction sets
 asan         AddressSanitizer and UndefinedBehaviorSanitizer
-tsan         ThreadSanitizer, to which OpenMP is unknown: parallel.cpp without it makes its own threads;
+tsan         ThreadSanitizer, to which OpenMP is unknown: parallel.cpp makes threads without it;
              they do not depend on the instruction set: one is enough here
 --full       exp, log, silu and gelu_tanh over all 2^32 floats, 20 x 10^6 events of the scheduler
              (minutes)
