@@ -11,7 +11,7 @@ namespace pe::cpu::PE_ISA {
 namespace {
 
 constexpr int64_t kTasksPerThread = 8;  // enough to even out
-constexpr int64_t kMaxChunk = 16;       // tiles, each of which fetches the next one's first keys
+constexpr int64_t kMaxChunk = 16;       // tiles
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 // Like max() of simd.h, in registers: it is taken for every row and block.
@@ -42,8 +42,7 @@ class Tile {
         : a_(a),
           rows_(rows),
           G_(a.num_heads / a.keys.heads),
-          hd_(padded_head_dim(a.keys.head_dim)),
-          token_(ptr<int32_t>(a.cu_seqlens)[rows.sequence]) {
+          hd_(padded_head_dim(a.keys.head_dim)) {
         const int64_t first = ptr<int32_t>(a.first_positions)[rows.sequence];
         for (int64_t r = 0; r < rows.count; ++r) position_[r] = first + (rows.begin + r) / G_;
         for (int64_t r = 0; r < 16; ++r) {
@@ -56,11 +55,12 @@ class Tile {
         }
     }
 
-    // `after` is what this thread computes next; its first keys are fetched meanwhile.
+    // `after` is what this thread computes next; its queries and first keys are fetched meanwhile.
     template <typename Q, typename O>
     void run(const Rows& after) {
         for (int64_t r = 0; r < rows_.count; ++r)
-            read_query(head_of<Q>(a_.q, r), q_ + r * kLeftStride);
+            read_query(head_of<Q>(a_.q, rows_, r), q_ + r * kLeftStride);
+        for (int64_t r = 0; r < after.count; ++r) fetch_query(head_of<Q>(a_.q, after, r));
         const int64_t last = position_[rows_.count - 1];
         const TilePair<F>& tile = tile_of<F>(rows_.count);
         Block block = block_at(rows_, 0, last);
@@ -74,15 +74,21 @@ class Tile {
             tile.values({p_, &block, &next, keys, hd_, factor_, acc_});
             block = next;
         }
-        for (int64_t r = 0; r < rows_.count; ++r) write_row(head_of<O>(a_.out, r), r);
+        for (int64_t r = 0; r < rows_.count; ++r) write_row(head_of<O>(a_.out, rows_, r), r);
         if (a_.lse) write_lse();
     }
 
   private:
+    int64_t token_of(const Rows& rows, int64_t r) const {
+        return ptr<int32_t>(a_.cu_seqlens)[rows.sequence] + (rows.begin + r) / G_;
+    }
+    int64_t query_head_of(const Rows& rows, int64_t r) const {
+        return rows.head * G_ + (rows.begin + r) % G_;
+    }
+
     template <typename X>
-    X* head_of(const MatrixView& m, int64_t r) const {
-        const int64_t row = rows_.begin + r;
-        return row_ptr<X>(m, token_ + row / G_) + (rows_.head * G_ + row % G_) * a_.keys.head_dim;
+    X* head_of(const MatrixView& m, const Rows& rows, int64_t r) const {
+        return row_ptr<X>(m, token_of(rows, r)) + query_head_of(rows, r) * a_.keys.head_dim;
     }
 
     template <typename Q>
@@ -92,6 +98,12 @@ class Tile {
             store16(rounded, read(q + d, n));
             F::store_left(left + d, load16(rounded));
         });
+    }
+
+    template <typename Q>
+    void fetch_query(const Q* q) const {
+        constexpr int64_t kPerLine = 64 / sizeof(Q);
+        for (int64_t d = 0; d < a_.keys.head_dim; d += kPerLine) __builtin_prefetch(q + d);
     }
 
     // Groups that no row sees may have no page: they point at the first, and their scores are masked.
@@ -162,14 +174,13 @@ class Tile {
         for (int64_t r = 0; r < 16; ++r) lse[r] = sum(load16(total_[r]));
         store16(lse, load16(largest_) + log(load16(lse)));
         for (int64_t r = 0; r < rows_.count; ++r) {
-            const int64_t row = rows_.begin + r;
-            row_ptr<float>(a_.lse, token_ + row / G_)[rows_.head * G_ + row % G_] = lse[r];
+            row_ptr<float>(a_.lse, token_of(rows_, r))[query_head_of(rows_, r)] = lse[r];
         }
     }
 
     const AttentionForwardArgs& a_;
     const Rows rows_;
-    const int64_t G_, hd_, token_;
+    const int64_t G_, hd_;
     int64_t position_[kMaxTileRows];
     alignas(64) typename F::Left q_[kMaxTileRows * kLeftStride];
     alignas(64) typename F::Left p_[kMaxTileRows * kKeyBlock];
@@ -227,13 +238,16 @@ template <typename F, typename Q, typename O>
 void run_tiles(const AttentionForwardArgs& a, const Order& order, int64_t begin, int64_t end) {
     const FlushDenormals flush;
     Rows rows{};
+    const auto run = [&](const Rows& after) {
+        if (rows.count > 0) run_tile<F, Q, O>(a, rows, after.count > 0 ? after : rows);
+    };
     for (int64_t i = begin; i < end; ++i) {
         const Rows next = order.at(i);
         if (next.count == 0) continue;
-        if (rows.count > 0) run_tile<F, Q, O>(a, rows, next);
+        run(next);
         rows = next;
     }
-    if (rows.count > 0) run_tile<F, Q, O>(a, rows, rows);
+    run(end < order.size() ? order.at(end) : Rows{});  // a thread's chunks follow each other
 }
 
 }  // namespace

@@ -55,9 +55,7 @@ Decoder::Decoder(const DecoderWeights& w, KvPool pool, int64_t max_rows)
       k_(max_rows, w.num_kv_heads * w.head_dim, DType::kF32),
       v_(max_rows, w.num_kv_heads * w.head_dim, DType::kF32),
       attended_(max_rows, w.num_heads * w.head_dim, w.compute),
-      inner_(max_rows, w.intermediate_size, w.compute),
-      wanted_(max_rows, w.hidden_size, DType::kF32),
-      hidden_(max_rows, w.hidden_size, w.compute) {}
+      inner_(max_rows, w.intermediate_size, w.compute) {}
 
 KvPages Decoder::pages(int64_t layer, bool values) const {
     const DecoderWeights& w = weights_;
@@ -80,18 +78,18 @@ void Decoder::copy_page(int32_t from, int32_t to) {
 }
 
 void Decoder::forward(StepBatch& batch) {
-    const int64_t T = batch.rows();
+    const int64_t T = batch.rows(), R = batch.num_wanted();
     parallel_region(num_threads(), [&] {
         embed(batch);
         for (size_t i = 0; i < weights_.layers.size(); ++i) {
             const LayerWeights& layer = weights_.layers[i];
+            const bool is_last = i + 1 == weights_.layers.size();
             norm(layer.attention_norm, residual_.view(T), normed_.view(T));
             attention(batch, static_cast<int64_t>(i));
-            multiply(layer.o, attended_.view(T), LinearEpilogue::kAdd, {residual_.view(T)});
-            norm(layer.mlp_norm, residual_.view(T), normed_.view(T));
-            mlp(layer, T);
+            if (is_last) keep_wanted(batch);  // of other rows, only keys and values are read
+            finish_layer(layer, is_last ? R : T);
         }
-        keep_wanted(batch);
+        norm(weights_.final_norm, residual_.view(R), normed_.view(R));
     });
 }
 
@@ -171,28 +169,32 @@ void Decoder::write_keys_values(StepBatch& batch, int64_t layer, int64_t begin, 
                          .slots = view_of(batch.slots, DType::kI64, begin, rows)});
 }
 
-void Decoder::mlp(const LayerWeights& layer, int64_t rows) {
+void Decoder::finish_layer(const LayerWeights& layer, int64_t rows) {
+    multiply(layer.o, attended_.view(rows), LinearEpilogue::kAdd, {residual_.view(rows)});
+    norm(layer.mlp_norm, residual_.view(rows), normed_.view(rows));
     const auto activation = weights_.gated ? LinearEpilogue::kSiluGate : LinearEpilogue::kGelu;
     multiply(layer.up, normed_.view(rows), activation, {inner_.view(rows)});
     multiply(layer.down, inner_.view(rows), LinearEpilogue::kAdd, {residual_.view(rows)});
 }
 
+// Moves wanted rows to the front, in order: by one thread, as a row may take the place of another.
 void Decoder::keep_wanted(const StepBatch& batch) {
     const int64_t R = batch.num_wanted();
-    parallel_rows(R, kRowsPerTask, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            const MatrixView from = residual_.view(batch.wanted[static_cast<size_t>(i)], 1);
-            memcpy(wanted_.view(i, 1).data, from.data,
-                   static_cast<size_t>(from.cols) * sizeof(float));
+    if (R == batch.rows()) return;
+    parallel_rows(R, batch.rows(), [&](int64_t begin, int64_t end) {
+        for (const Rows* rows : {&residual_, &attended_}) {
+            for (int64_t i = begin; i < end; ++i) {
+                const MatrixView from = rows->view(batch.wanted[static_cast<size_t>(i)], 1);
+                memmove(rows->view(i, 1).data, from.data,
+                        static_cast<size_t>(from.cols * dtype_bytes(from.dtype)));
+            }
         }
-        norm(weights_.final_norm, wanted_.view(begin, end - begin),
-             hidden_.view(begin, end - begin));
     });
 }
 
 void Decoder::logits(int64_t begin, int64_t count, float* out) const {
     const int64_t V = weights_.vocab_size;
-    multiply({weights_.head, {}}, hidden_.view(begin, count), LinearEpilogue::kStore,
+    multiply({weights_.head, {}}, normed_.view(begin, count), LinearEpilogue::kStore,
              {{out, DType::kF32, count, V, V}});
 }
 

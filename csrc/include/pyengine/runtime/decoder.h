@@ -96,12 +96,12 @@ class Decoder {
     void norm(const NormWeights& w, const MatrixView& x, const MatrixView& y) const;
     void attention(StepBatch& batch, int64_t layer);
     void write_keys_values(StepBatch& batch, int64_t layer, int64_t begin, int64_t rows);
-    void mlp(const LayerWeights& layer, int64_t rows);
     void keep_wanted(const StepBatch& batch);
+    void finish_layer(const LayerWeights& layer, int64_t rows);  // after attention
 
     DecoderWeights weights_;
     KvPool pool_;
-    Rows residual_, normed_, q_, k_, v_, attended_, inner_, wanted_, hidden_;
+    Rows residual_, normed_, q_, k_, v_, attended_, inner_;
 };
 
 }  // namespace pe::runtime
