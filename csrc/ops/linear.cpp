@@ -9,6 +9,7 @@ namespace {
 constexpr int64_t kRowsPerTask = 192;      // rows of x that stay in the second-level cache
 constexpr int64_t kTasksPerThread = 16;    // enough to even out, few enough to stream panels
 constexpr int64_t kMaxPanelsPerTask = 16;  // about half a megabyte of bf16 weights
+constexpr int64_t kWideDepth = 1024;       // of a panel of i8 in bf16: 64 KB
 
 int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -87,8 +88,8 @@ PE_INLINE void keep(const MatrixView& kept, int64_t t, int64_t n, int64_t count,
 // The 32 sums of a panel, or the 16 of a gated one, where a single output takes them all: as finish_each does, without looking
 // for a place of each.
 template <LinearEpilogue E, typename T>
-[[gnu::noinline]] void finish_whole(const LinearForwardArgs& a, const Whole& w, int64_t row,
-                                    int64_t rows, const float* sums) {
+[[gnu::noinline]] void finish_whole_as(const LinearForwardArgs& a, const Whole& w, int64_t row,
+                                       int64_t rows, const float* sums) {
     for (int64_t i = 0; i < rows; ++i, sums += kPanel) {
         vec16 half[2];
 #pragma GCC unroll 2
@@ -152,18 +153,18 @@ void finish_each(const LinearForwardArgs& a, int64_t panel, int64_t row, int64_t
 }
 
 // The sums of a tile become outputs: scale, bias, activation, destination.
-void finish(const LinearForwardArgs& a, const Whole& whole, int64_t row, int64_t rows,
-            const float* sums) {
+void finish_whole(const LinearForwardArgs& a, const Whole& whole, int64_t row, int64_t rows,
+                  const float* sums) {
     dispatch_dtype(a.y[whole.output].dtype, [&]<typename T>(T*) {
         switch (a.epilogue) {
             case LinearEpilogue::kStore:
-                return finish_whole<LinearEpilogue::kStore, T>(a, whole, row, rows, sums);
+                return finish_whole_as<LinearEpilogue::kStore, T>(a, whole, row, rows, sums);
             case LinearEpilogue::kAdd:
-                return finish_whole<LinearEpilogue::kAdd, T>(a, whole, row, rows, sums);
+                return finish_whole_as<LinearEpilogue::kAdd, T>(a, whole, row, rows, sums);
             case LinearEpilogue::kSiluGate:
-                return finish_whole<LinearEpilogue::kSiluGate, T>(a, whole, row, rows, sums);
+                return finish_whole_as<LinearEpilogue::kSiluGate, T>(a, whole, row, rows, sums);
             case LinearEpilogue::kGelu:
-                return finish_whole<LinearEpilogue::kGelu, T>(a, whole, row, rows, sums);
+                return finish_whole_as<LinearEpilogue::kGelu, T>(a, whole, row, rows, sums);
         }
     });
 }
@@ -180,27 +181,74 @@ PE_INLINE void fetch_outputs(const LinearForwardArgs& a, const Whole& whole, int
     }
 }
 
-// Each tile of rows fetches its part of panel `next`, if there is one.
+// Where the sums of a panel go.
+class Destination {
+  public:
+    Destination(const LinearForwardArgs& a, int64_t panel)
+        : a_(a), panel_(panel), is_whole_(whole_panel(a, panel, &whole_)) {}
+
+    void fetch(int64_t row, int64_t rows) const {
+        if (is_whole_) fetch_outputs(a_, whole_, row, rows);
+    }
+    void finish(int64_t row, int64_t rows, const float* sums) const {
+        is_whole_ ? finish_whole(a_, whole_, row, rows, sums)
+                  : finish_each(a_, panel_, row, rows, sums);
+    }
+
+  private:
+    const LinearForwardArgs& a_;
+    int64_t panel_;
+    Whole whole_;
+    bool is_whole_;
+};
+
+// Of panel `next`, if there is one, each of so many tiles fetches its part.
+Ahead ahead_of(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t tiles) {
+    if (next >= a.weight.panels()) return {a.weight.panel(panel), 0, tiles <= 2};
+    const int64_t steps = a.weight.kind == PackedKind::kF32 ? a.weight.K : (a.weight.K + 1) / 2;
+    const int64_t in_all = tiles * steps;
+    return {a.weight.panel(next), (a.weight.panel_bytes() + in_all - 1) / in_all, tiles <= 2};
+}
+
 template <typename X, typename W>
 void multiply(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t begin,
               int64_t rows) {
     const W* w = reinterpret_cast<const W*>(a.weight.panel(panel));
-    const int64_t tiles = (rows + kPackedRows - 1) / kPackedRows;
-    const int64_t part = (a.weight.panel_bytes() + tiles - 1) / tiles;
     const int64_t steps = sizeof(X) == 4 ? a.weight.K : (a.weight.K + 1) / 2;
-    const bool more = next < a.weight.panels();
-    Ahead ahead{a.weight.panel(more ? next : panel), 0, tiles <= 2};
-    if (more) ahead.step = (part + steps - 1) / steps;
-    Whole whole;
-    const bool is_whole = whole_panel(a, panel, &whole);
+    Ahead ahead = ahead_of(a, panel, next, num_tiles(rows));
+    const Destination to(a, panel);
     for_each_tile(rows, [&](int64_t first, int64_t n) {
         alignas(64) float sums[kPackedRows * kPanel];
         const int64_t row = begin + first;
-        if (is_whole) fetch_outputs(a, whole, row, n);
+        to.fetch(row, n);
         packed_panel(row_ptr<X>(a.x, row), a.x.row_stride, w, a.weight.K, n, {sums, kPanel}, ahead);
-        if (more) ahead.at += part;
-        is_whole ? finish(a, whole, row, n, sums) : finish_each(a, panel, row, n, sums);
+        ahead.at += ahead.step * steps;
+        to.finish(row, n, sums);
     });
+}
+
+// A panel of i8 for several tiles: widened once for all of them, a stretch of K at a time.
+void multiply_widened(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t begin,
+                      int64_t rows) {
+    alignas(64) bf16 wide[kWideDepth * kPanel];
+    alignas(64) float sums[kRowsPerTask * kPanel];
+    const int8_t* w = reinterpret_cast<const int8_t*>(a.weight.panel(panel));
+    Ahead ahead = ahead_of(a, panel, next, num_tiles(rows));
+    const Destination to(a, panel);
+    for (int64_t k = 0; k < a.weight.K; k += kWideDepth) {
+        const int64_t depth = min_of(kWideDepth, a.weight.K - k), pairs = (depth + 1) / 2;
+        const bool is_last = k + depth == a.weight.K;
+        widen_pairs(w + k * kPanel, pairs, wide);
+        for_each_tile(rows, [&](int64_t first, int64_t n) {
+            float* tile = sums + first * kPanel;
+            const int64_t row = begin + first;
+            if (is_last) to.fetch(row, n);
+            packed_panel(row_ptr<bf16>(a.x, row) + k, a.x.row_stride, wide, depth, n,
+                         {tile, kPanel, k > 0}, ahead);
+            ahead.at += ahead.step * pairs;
+            if (is_last) to.finish(row, n, tile);
+        });
+    }
 }
 
 }  // namespace
@@ -221,7 +269,10 @@ void linear_forward(const LinearForwardArgs& a) {
             switch (a.weight.kind) {
                 case PackedKind::kF32: multiply<float, float>(a, panel, next, begin, rows); break;
                 case PackedKind::kBF16: multiply<bf16, bf16>(a, panel, next, begin, rows); break;
-                case PackedKind::kI8: multiply<bf16, int8_t>(a, panel, next, begin, rows); break;
+                case PackedKind::kI8:
+                    num_tiles(rows) > 1 ? multiply_widened(a, panel, next, begin, rows)
+                                        : multiply<bf16, int8_t>(a, panel, next, begin, rows);
+                    break;
             }
         }
     });

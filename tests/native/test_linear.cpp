@@ -124,6 +124,7 @@ void test_linear(const Options& options) {
                                                {25, 33, 48, kind, E::kAdd, true},
                                                {7, 66, 33, kind, E::kSiluGate, true},
                                                {12, 64, 96, kind, E::kGelu, true},
+                                               {14, 34, 1027, kind, E::kAdd, true},
                                                {200, 40, 20, kind, E::kStore, false}}) {
             run_case(c, options, &worst);
             ++cases;

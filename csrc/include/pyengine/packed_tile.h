@@ -34,12 +34,30 @@ PE_INLINE Pairs load_pairs(const bf16* p) {
 
 // i8 values are exact in bf16.
 PE_INLINE Pairs load_pairs(const int8_t* p) {
+#if defined(__AVX512BF16__)
+    __m128i half[2];
+    memcpy(half, p, sizeof half);
+    const auto floats = [](__m128i bytes) {  // "maskz": g++ 12 warns of the others
+        const __m512i wide = _mm512_maskz_cvtepi8_epi32(0xffff, bytes);
+        return _mm512_maskz_cvtepi32_ps(0xffff, wide);
+    };
+    return {(uvec)_mm512_cvtne2ps_pbh(floats(half[1]), floats(half[0]))};
+#else
     hvec h;
     memcpy(&h, p, sizeof h);
     const ivec wide = (ivec) __builtin_convertvector(h, uvec);
     const vec even = __builtin_convertvector((wide << 24) >> 24, vec);
     const vec odd = __builtin_convertvector((wide << 16) >> 24, vec);
     return {((uvec)odd & 0xffff0000u) | ((uvec)even >> 16)};
+#endif
+}
+
+// Pairs of a panel, in bf16.
+inline void widen_pairs(const int8_t* w, int64_t pairs, bf16* out) {
+    for (int64_t i = 0; i < 2 * kPanel * pairs; i += 2 * kLanes) {
+        const Pairs wide = load_pairs(w + i);
+        memcpy(out + i, &wide.bits, sizeof wide.bits);
+    }
 }
 
 PE_INLINE Pairs broadcast_pair(uint32_t pair) { return {uvec{} + pair}; }
@@ -213,10 +231,12 @@ void pack_pairs(const T* const* w, int count, int64_t K, uint32_t* out) {
     }
 }
 
+inline int64_t num_tiles(int64_t rows) { return (rows + kPackedRows - 1) / kPackedRows; }
+
 // Calls f(row, rows) for tiles of nearly equal height.
 template <typename F>
 inline void for_each_tile(int64_t rows, const F& f) {
-    const int64_t tiles = (rows + kPackedRows - 1) / kPackedRows;
+    const int64_t tiles = num_tiles(rows);
     for (int64_t i = 0; i < tiles; ++i) {
         const int64_t begin = rows * i / tiles;
         f(begin, rows * (i + 1) / tiles - begin);
