@@ -202,10 +202,10 @@ class Destination {
     bool is_whole_;
 };
 
-// Of panel `next`, if there is one, each of so many tiles fetches its part.
-Ahead ahead_of(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t tiles) {
+// Of panel `next`, if there is one, each of so many tiles of so many steps along K fetches its part.
+Ahead ahead_of(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t tiles,
+               int64_t steps) {
     if (next >= a.weight.panels()) return {a.weight.panel(panel), 0, tiles <= 2};
-    const int64_t steps = a.weight.kind == PackedKind::kF32 ? a.weight.K : (a.weight.K + 1) / 2;
     const int64_t in_all = tiles * steps;
     return {a.weight.panel(next), (a.weight.panel_bytes() + in_all - 1) / in_all, tiles <= 2};
 }
@@ -215,7 +215,7 @@ void multiply(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t b
               int64_t rows) {
     const W* w = reinterpret_cast<const W*>(a.weight.panel(panel));
     const int64_t steps = sizeof(X) == 4 ? a.weight.K : (a.weight.K + 1) / 2;
-    Ahead ahead = ahead_of(a, panel, next, num_tiles(rows));
+    Ahead ahead = ahead_of(a, panel, next, num_tiles(rows), steps);
     const Destination to(a, panel);
     for_each_tile(rows, [&](int64_t first, int64_t n) {
         alignas(64) float sums[kPackedRows * kPanel];
@@ -233,7 +233,7 @@ void multiply_widened(const LinearForwardArgs& a, int64_t panel, int64_t next, i
     alignas(64) bf16 wide[kWideDepth * kPanel];
     alignas(64) float sums[kRowsPerTask * kPanel];
     const int8_t* w = reinterpret_cast<const int8_t*>(a.weight.panel(panel));
-    Ahead ahead = ahead_of(a, panel, next, num_tiles(rows));
+    Ahead ahead = ahead_of(a, panel, next, num_tiles(rows), (a.weight.K + 1) / 2);
     const Destination to(a, panel);
     for (int64_t k = 0; k < a.weight.K; k += kWideDepth) {
         const int64_t depth = min_of(kWideDepth, a.weight.K - k), pairs = (depth + 1) / 2;

@@ -87,7 +87,7 @@ Rows<X> rows_as(const MatrixView& m, int64_t begin, int64_t rows, X* copy, int64
 template <typename X>
 void multiply_panel(const Rows<X>& x, int64_t rows, const X* panel, int64_t K, Sums sums,
                     int64_t cols, const void* next, int64_t bytes) {
-    const int64_t tiles = (rows + kPackedRows - 1) / kPackedRows;
+    const int64_t tiles = num_tiles(rows);
     const int64_t steps = sizeof(X) == 4 ? K : (K + 1) / 2;
     const int64_t part = (bytes + tiles - 1) / tiles;
     Ahead ahead{reinterpret_cast<const char*>(next != nullptr ? next : panel), 0, tiles <= 2};

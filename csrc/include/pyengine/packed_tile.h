@@ -35,13 +35,14 @@ PE_INLINE Pairs load_pairs(const bf16* p) {
 // i8 values are exact in bf16.
 PE_INLINE Pairs load_pairs(const int8_t* p) {
 #if defined(__AVX512BF16__)
-    __m128i half[2];
-    memcpy(half, p, sizeof half);
-    const auto floats = [](__m128i bytes) {  // "maskz": g++ 12 warns of the others
+    const auto floats = [](const int8_t* from) {
+        __m128i bytes;
+        memcpy(&bytes, from, sizeof bytes);
+        // "maskz", of all lanes: g++ 12 warns of an undefined vector in the others.
         const __m512i wide = _mm512_maskz_cvtepi8_epi32(0xffff, bytes);
         return _mm512_maskz_cvtepi32_ps(0xffff, wide);
     };
-    return {(uvec)_mm512_cvtne2ps_pbh(floats(half[1]), floats(half[0]))};
+    return {(uvec)_mm512_cvtne2ps_pbh(floats(p + 16), floats(p))};
 #else
     hvec h;
     memcpy(&h, p, sizeof h);
