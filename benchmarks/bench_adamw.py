@@ -15,8 +15,8 @@ import torch
 from measuring import Measure
 from torch import Tensor, nn
 
-from pyengine.engine.moments import state_bytes
-from pyengine.engine.optimizer import Optimizer, OptimizerConfig
+from pyengine.engine.optim.moments import state_bytes
+from pyengine.engine.optim.optimizer import Optimizer, OptimizerConfig
 
 RATE, LIMIT = 1e-4, 1.0
 

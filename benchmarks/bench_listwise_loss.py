@@ -13,7 +13,7 @@ from measuring import Measure
 from torch import Tensor
 
 from pyengine.objectives import get
-from pyengine.objectives.listwise import ListwiseObjective, descending
+from pyengine.objectives.lists.listwise import ListwiseObjective, descending
 from pyengine.ops import listwise_loss
 
 BETA = 0.1

@@ -21,14 +21,14 @@ CONTRACT_FIELDS = ("shapes", "dtypes", "aliasing", "gradient", "determinism", "s
 
 # A layer may import its own rank and every rank below.
 RANKS = {
-    "cli": 6, "recipes": 6, "report": 6,
+    "cli": 6, "recipes": 6, "reports": 6,
     "loops": 5,
     "engine": 4,
     "preferences": 3, "objectives": 3, "data": 3,
     "models": 2,
     "ops": 1,
 }  # fmt: skip
-EVERYWHERE = {"errors", "files", "runtime", "_C"}
+EVERYWHERE = {"errors", "files", "registry", "rules", "runtime", "_C"}
 # Ops on log-probs alone, which know no model.
 REDUCTIONS = {
     f"pyengine.ops.{op}" for op in ("listwise_loss", "pairwise_loss", "segment_sum", "token_loss")

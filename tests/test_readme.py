@@ -14,9 +14,9 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from pyengine.cli.main import _parser
+from pyengine.models.families import FAMILIES
 from pyengine.models.pypi import cache_dir
-from pyengine.models.registry import FAMILIES
-from pyengine.recipes.schema import load_recipe
+from pyengine.recipes.schema.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")

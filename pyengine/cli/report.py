@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pyengine import report as drawing
 from pyengine.cli.arguments import Commands
 from pyengine.errors import ConfigError
-from pyengine.recipes.run_folder import RunFolder, read_lines
+from pyengine.recipes.run.run_folder import RunFolder, read_lines
+from pyengine.reports import report as drawing
 
 
 def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:

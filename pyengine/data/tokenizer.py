@@ -15,7 +15,7 @@ from pyengine.data.chat import ChatTemplate, Message, check_text
 from pyengine.data.tokenizer_gguf import read_gguf_tokenizer
 from pyengine.data.tokenizer_parts import TokenizerParts, guarded, read_folder
 from pyengine.errors import DataError, RequestError, TemplateError
-from pyengine.models.gguf import GGUFFile
+from pyengine.models.gguf_file import GGUFFile
 from pyengine.models.source import ModelSource, resolve
 
 Prompt = str | Sequence[Message] | Sequence[int]

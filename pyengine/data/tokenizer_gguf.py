@@ -18,7 +18,7 @@ from tokenizers.models import BPE
 
 from pyengine.data.tokenizer_parts import TokenizerParts, guarded, set_begin_and_end
 from pyengine.errors import ConfigError
-from pyengine.models.gguf import GGUFFile
+from pyengine.models.gguf_file import GGUFFile
 
 
 class _Kind(IntEnum):

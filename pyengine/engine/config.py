@@ -8,7 +8,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 
 from pyengine import _C
-from pyengine.engine.optimizer import OptimizerConfig
+from pyengine.engine.optim.optimizer import OptimizerConfig
 from pyengine.errors import ConfigError
 from pyengine.models.lora import LoraConfig
 from pyengine.ops.linear import Kind

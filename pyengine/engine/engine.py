@@ -11,8 +11,13 @@ from typing import Any, Self
 import torch
 
 from pyengine.data.tokenizer import Tokenizer
-from pyengine.engine import checkpoint as checkpoints
 from pyengine.engine import memory
+from pyengine.engine.assembly import make_parts
+from pyengine.engine.batch.packing import Tree, check_tree
+from pyengine.engine.calls.requests import Prompt, as_written, prompt_list, requests_of, stop_ids
+from pyengine.engine.calls.sampling_params import SamplingParams
+from pyengine.engine.calls.scoring import Score
+from pyengine.engine.calls.streaming import Stream
 from pyengine.engine.config import (
     DTYPES,
     EngineConfig,
@@ -21,15 +26,16 @@ from pyengine.engine.config import (
     device_of,
     dtype_name,
 )
-from pyengine.engine.export import ExportCalls
-from pyengine.engine.generation import Progress
-from pyengine.engine.inference import check_model, mixture_of
-from pyengine.engine.lora import engine_models, lora_settings
-from pyengine.engine.named_models import KEPT
-from pyengine.engine.optimizer import Optimizer, OptimizerConfig, Schedule
-from pyengine.engine.packing import Tree, check_tree
-from pyengine.engine.parts import make_parts
-from pyengine.engine.persistence import (
+from pyengine.engine.infer.generation import Progress
+from pyengine.engine.infer.inference import check_model, mixture_of
+from pyengine.engine.learn.training import checked_batch, checked_scale, forward_backward
+from pyengine.engine.named.named_models import KEPT
+from pyengine.engine.named.references import asked_reference, load_reference
+from pyengine.engine.named.snapshot_calls import SnapshotCalls
+from pyengine.engine.named.snapshots import Snapshots
+from pyengine.engine.optim.optimizer import Optimizer, OptimizerConfig, Schedule
+from pyengine.engine.persist import checkpoint as checkpoints
+from pyengine.engine.persist.engine_state import (
     checkpoint_content,
     engine_state,
     fixed_files,
@@ -37,21 +43,15 @@ from pyengine.engine.persistence import (
     rebuilt_models,
     restored_snapshots,
 )
-from pyengine.engine.prompts import Prompt, as_written, prompt_list, requests_of, stop_ids
-from pyengine.engine.references import asked_reference, load_reference
-from pyengine.engine.sampling import SamplingParams
-from pyengine.engine.scoring import Score
-from pyengine.engine.snapshot_calls import SnapshotCalls
-from pyengine.engine.snapshots import Snapshots
-from pyengine.engine.streaming import Stream
-from pyengine.engine.training import checked_batch, checked_scale, forward_backward
+from pyengine.engine.persist.export import ExportCalls
+from pyengine.engine.weights.packed_lora import engine_models, lora_settings
 from pyengine.errors import RequestError
 from pyengine.models.decoder import Decoder
 from pyengine.models.loader import load_model
 from pyengine.models.lora import Lora, LoraConfig
 from pyengine.models.source import resolve
 from pyengine.models.spec import DecoderSpec
-from pyengine.objectives.base import Objective
+from pyengine.objectives.core.objective import Objective
 from pyengine.preferences.groups import Group, Preferences
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from pyengine.engine.moments import state_bytes
-from pyengine.engine.sampler import page_bytes
-from pyengine.engine.tree_model import saved_bytes_per_row
+from pyengine.engine.infer.sampler import page_bytes
+from pyengine.engine.learn.tree_model import saved_bytes_per_row
+from pyengine.engine.optim.moments import state_bytes
 from pyengine.errors import ConfigError
 from pyengine.models.decoder import Decoder
 from pyengine.models.lora import LoraConfig, lora_numbers

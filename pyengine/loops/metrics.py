@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pyengine.preferences.feedback import Feedback
     from pyengine.preferences.groups import Group
-    from pyengine.preferences.pairing import Pairs
+    from pyengine.preferences.pairings.pairing import Pairs
 
 # Metrics that say where the optimizer is; the others are averaged over the updates of a round.
 _LAST_VALUE = frozenset({"lr", "step"})

@@ -19,7 +19,7 @@ from pyengine.preferences.groups import Preferences
 if TYPE_CHECKING:
     from pyengine.preferences.feedback import Feedback, Source
     from pyengine.preferences.groups import Comparison, Group
-    from pyengine.preferences.pairing import Pairing
+    from pyengine.preferences.pairings.pairing import Pairing
 
 Report = dict[str, Any]
 

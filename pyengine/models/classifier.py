@@ -17,10 +17,10 @@ from torch import Tensor
 
 from pyengine.errors import ModelFileError
 from pyengine.models.decoder import Decoder
+from pyengine.models.families import family_of
 from pyengine.models.gguf import read_gguf
 from pyengine.models.hf_folder import read_headers, read_json, read_tensors
 from pyengine.models.loader import build_decoder, checked_headers
-from pyengine.models.registry import family_of
 from pyengine.models.source import ModelSource, resolve
 from pyengine.models.writer import is_finite, write_model
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pyengine.errors import ConfigError
-from pyengine.models.gguf import GGUFFile
+from pyengine.models.gguf_file import GGUFFile
 from pyengine.models.gguf_tensors import TensorRule, gpt2_rules, llama_rules
 
 _ARCHITECTURES = {

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from pyengine.errors import ModelFileError
 from pyengine.models.decoder import Decoder, set_parameter
+from pyengine.models.families import FAMILIES, parse_config
 from pyengine.models.gguf import read_gguf
 from pyengine.models.hf_folder import StoredTensor, read_headers, read_json, read_tensors
-from pyengine.models.registry import FAMILIES, parse_config
 from pyengine.models.source import ModelSource, resolve
 from pyengine.models.spec import DecoderSpec, Family, HfTensor
 from pyengine.models.writer import check_save_folder, hf_tensors, is_finite, write_model

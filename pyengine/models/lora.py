@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyengine.errors import ConfigError
 from pyengine.models.decoder import Decoder, set_parameter
-from pyengine.models.registry import FAMILIES
+from pyengine.models.families import FAMILIES
 from pyengine.models.spec import DecoderSpec
 from pyengine.ops.linear import linear, linear_pack_columns
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pyengine.errors import CheckpointError, ConfigError
 from pyengine.models.decoder import Decoder
+from pyengine.models.families import FAMILIES, family_of
 from pyengine.models.hf_folder import INDEX_FILE, SINGLE_FILE
-from pyengine.models.registry import FAMILIES, family_of
 from pyengine.models.spec import DecoderSpec
 
 MAX_SHARD_BYTES = 5_000_000_000

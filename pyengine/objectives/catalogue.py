@@ -6,9 +6,9 @@ import dataclasses
 import inspect
 from dataclasses import dataclass
 
-from pyengine.objectives.base import Objective
-from pyengine.objectives.registry import CLASSES
-from pyengine.objectives.sequence import SequenceObjective
+from pyengine.objectives.available import OBJECTIVES
+from pyengine.objectives.core.objective import Objective
+from pyengine.objectives.core.sequence import SequenceObjective
 
 SIDE_WORDS = {
     "kl": "KL to the reference over the vocabulary",
@@ -57,7 +57,7 @@ class Entry:
 
 def catalogue() -> list[Entry]:
     """Every objective, by name."""
-    return sorted((_entry(cls) for cls in CLASSES), key=lambda entry: entry.name)
+    return [_entry(cls) for cls in OBJECTIVES]
 
 
 def _entry(cls: type[Objective]) -> Entry:

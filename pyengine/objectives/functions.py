@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from pyengine.errors import ConfigError
-from pyengine.objectives.examples import Examples
-from pyengine.objectives.listwise import ListwiseObjective, plain_losses
-from pyengine.objectives.registry import class_of, get
-from pyengine.objectives.sequence import (
+from pyengine.objectives.available import OBJECTIVES, get
+from pyengine.objectives.core.examples import Examples
+from pyengine.objectives.core.sequence import (
     PairwiseObjective,
     PointwiseObjective,
     SequenceObjective,
 )
-from pyengine.objectives.token_level import TokenObjective, plain_loss
+from pyengine.objectives.lists.listwise import ListwiseObjective, plain_losses
+from pyengine.objectives.tokens.token_level import TokenObjective, plain_loss
 
 
 def pairwise_loss(
@@ -58,7 +58,7 @@ def listwise_loss(name: str, scores: Any, **options: Any) -> Tensor:
     keywords. float64 gives float64; float32 on the CPU is computed by the fused kernel.
     Raises ConfigError (name, option), ValueError (shapes, values, a missing input).
     """
-    cls = class_of(name)
+    cls = OBJECTIVES.class_of(name)
     if not issubclass(cls, ListwiseObjective):
         raise ConfigError(f"[listwise_loss] {name} is not a listwise objective")
     if "beta" in options:
@@ -88,7 +88,7 @@ def token_loss(
     kernel.
     Raises ConfigError (name, option), ValueError (shapes, a missing input).
     """
-    cls = class_of(name)
+    cls = OBJECTIVES.class_of(name)
     if not issubclass(cls, TokenObjective):
         raise ConfigError(f"[token_loss] {name} is not a token-level objective")
     for option in cls.engine_only:
@@ -113,7 +113,7 @@ def _loss(
     given: dict[str, Any],
     options: dict[str, Any],
 ) -> Tensor:
-    cls = class_of(name)
+    cls = OBJECTIVES.class_of(name)
     if not issubclass(cls, kind):
         word = "pairwise" if kind is PairwiseObjective else "pointwise"
         raise ConfigError(f"[{who}] {name} is not a {word} objective")

@@ -2,9 +2,11 @@
 
 from pyengine.preferences.feedback import Feedback, SampleStatus, Source
 from pyengine.preferences.groups import Comparison, Group, Preferences, Response
-from pyengine.preferences.pairing import AllPairs, BestWorst, Pairing, Pairs
-from pyengine.preferences.reward import RewardFunction, RewardSum
-from pyengine.preferences.reward_model import RewardModelSource
+from pyengine.preferences.pairings.all_pairs import AllPairs
+from pyengine.preferences.pairings.best_worst import BestWorst
+from pyengine.preferences.pairings.pairing import Pairing, Pairs
+from pyengine.preferences.sources.reward_function import RewardFunction, RewardSum
+from pyengine.preferences.sources.reward_model_source import RewardModelSource
 
 __all__ = [
     "AllPairs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyengine.recipes.runner import RunResult, run
-from pyengine.recipes.schema import Recipe, load_recipe, packaged_recipes
+from pyengine.recipes.run.runner import RunResult, run
+from pyengine.recipes.schema.recipe import Recipe, load_recipe, packaged_recipes
 
 __all__ = ["Recipe", "RunResult", "load_recipe", "packaged_recipes", "run"]

@@ -8,7 +8,7 @@ import pytest
 from fake_engine import FakeEngine
 
 from pyengine.cli.main import main
-from pyengine.recipes import runner
+from pyengine.recipes.run import runner
 
 RECIPE = """\
 model: pypi:none

@@ -10,8 +10,8 @@ import torch
 
 import pyengine as pe
 from pyengine import _C
-from pyengine.engine.inference import SessionInference
-from pyengine.engine.sampler import Sampler
+from pyengine.engine.infer.inference import SessionInference
+from pyengine.engine.infer.sampler import Sampler
 
 
 def fma_isas() -> list[str]:

@@ -18,9 +18,9 @@ from random_requests import RandomRequest, draw_requests, log_uniform
 from response_bits import bits, difference, logprobs_of
 
 import pyengine as pe
-from pyengine.engine.inference import SessionInference
-from pyengine.engine.sampler import Sampler
-from pyengine.engine.streaming import TokenEvent
+from pyengine.engine.calls.streaming import TokenEvent
+from pyengine.engine.infer.inference import SessionInference
+from pyengine.engine.infer.sampler import Sampler
 
 # What a run that means anything must have come across.
 EVENTS = (

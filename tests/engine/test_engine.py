@@ -12,7 +12,7 @@ from tiny_batches import flat, group, preferences, random_ids, same_bits, shift,
 from transformers import AutoModelForCausalLM
 
 import pyengine as pe
-from pyengine.engine import scoring
+from pyengine.engine.calls import scoring
 from pyengine.errors import CheckpointError, ConfigError, RequestError
 
 GROUPS = preferences().groups

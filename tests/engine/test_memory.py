@@ -11,7 +11,7 @@ from tiny_batches import preferences
 
 import pyengine as pe
 from pyengine.engine import memory
-from pyengine.engine.sampler import PAGE_TOKENS
+from pyengine.engine.infer.sampler import PAGE_TOKENS
 from pyengine.errors import ConfigError
 
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import pyengine as pe
-from pyengine.engine.gradients import Gradients
-from pyengine.engine.packing import Tree, pack
-from pyengine.engine.tree_model import TreeModel
+from pyengine.engine.batch.packing import Tree, pack
+from pyengine.engine.learn.gradients import Gradients
+from pyengine.engine.learn.tree_model import TreeModel
 
 CHECKPOINT_FILES = [
     "config.json",

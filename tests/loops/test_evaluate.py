@@ -5,7 +5,7 @@ import math
 import pytest
 from fake_engine import FakeEngine
 
-from pyengine.engine.sampling import SamplingParams
+from pyengine.engine.calls.sampling_params import SamplingParams
 from pyengine.errors import ConfigError, RewardError
 from pyengine.loops import evaluate
 from pyengine.loops.evaluate import mean_and_error

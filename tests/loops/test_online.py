@@ -6,7 +6,7 @@ import math
 import pytest
 from fake_engine import FakeEngine
 
-from pyengine.engine.sampling import SamplingParams
+from pyengine.engine.calls.sampling_params import SamplingParams
 from pyengine.errors import CheckpointError, ConfigError, RewardError
 from pyengine.loops import Online
 from pyengine.preferences import BestWorst, RewardFunction

@@ -18,8 +18,10 @@ from gguf.quants import dequantize, quantize
 from gguf_files import LLAMA_NAMES, tiny, write
 
 from pyengine.errors import ConfigError
-from pyengine.models.gguf import GGUFFile, TensorRule, read_gguf
+from pyengine.models.gguf import read_gguf
 from pyengine.models.gguf_config import shortest_float32
+from pyengine.models.gguf_file import GGUFFile
+from pyengine.models.gguf_tensors import TensorRule
 
 
 def differences(path: Path, model: Any) -> dict[str, float]:

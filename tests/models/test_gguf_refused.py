@@ -14,7 +14,8 @@ import pytest
 from gguf_files import tiny, write
 
 from pyengine.errors import ConfigError, ModelFileError, PyengineError
-from pyengine.models.gguf import GGUFFile, read_gguf
+from pyengine.models.gguf import read_gguf
+from pyengine.models.gguf_file import GGUFFile
 
 # ---------------------------------------------------------------- what is refused
 
@@ -223,7 +224,7 @@ def test_tensor_outside_the_file_is_named(tmp_path: Path) -> None:
 
 def test_values_of_the_header_are_bounded(tmp_path: Path, monkeypatch: Any) -> None:
     path = write(tmp_path / "m.gguf", tiny("llama"), "llama")
-    monkeypatch.setattr("pyengine.models.gguf.MAX_HEADER_VALUES", 20)
+    monkeypatch.setattr("pyengine.models.gguf_file.MAX_HEADER_VALUES", 20)
     with pytest.raises(ModelFileError, match=r"its header holds more than 20 values"):
         read_gguf(path)
 

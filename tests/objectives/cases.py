@@ -16,7 +16,7 @@ from pyengine.objectives import (
     pairwise_loss,
     pointwise_loss,
 )
-from pyengine.objectives.registry import class_of
+from pyengine.objectives.available import OBJECTIVES
 
 Draw = Callable[[int, torch.Generator], Tensor]
 
@@ -60,12 +60,12 @@ class Case:
 
     @property
     def is_pairwise(self) -> bool:
-        return issubclass(class_of(self.name), PairwiseObjective)
+        return issubclass(OBJECTIVES.class_of(self.name), PairwiseObjective)
 
     @property
     def weighs_tokens(self) -> bool:
         """Whether log-probs are sums that an update weighs itself."""
-        return issubclass(class_of(self.name), TokenWeightedObjective)
+        return issubclass(OBJECTIVES.class_of(self.name), TokenWeightedObjective)
 
     @property
     def needs_side_outputs(self) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pyengine as pe
 from pyengine import _C
-from pyengine.objectives.listwise import ranking_metrics
+from pyengine.objectives.lists.listwise import ranking_metrics
 from pyengine.ops import ListSurrogate, ListwiseLoss, listwise_loss
 from pyengine.ops.listwise_loss import ListFamily
 

@@ -1,0 +1,1 @@
+"""Groups as packed trees, and what a loss takes of a batch."""

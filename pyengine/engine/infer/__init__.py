@@ -1,0 +1,1 @@
+"""Sampling and scoring without gradients, on C++ sessions."""

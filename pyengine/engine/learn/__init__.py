@@ -1,0 +1,1 @@
+"""Log-probs of packed trees and gradients of the weights."""

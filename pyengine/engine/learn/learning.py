@@ -1,0 +1,324 @@
+"""What an engine learns with: log-probs of packed trees, and gradients of the policy's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from pyengine.engine.batch.packing import PackedBatch, Tree, micro_batches, pack
+from pyengine.engine.learn.gradients import Gradients
+from pyengine.engine.learn.logprob_cache import LogprobCache
+from pyengine.engine.learn.side_outputs import SidePass, side_passes, values_of
+from pyengine.engine.learn.tree_model import Tape, TreeModel
+from pyengine.engine.named.named_models import Model, NamedModels
+from pyengine.engine.torch_path.tree_model_torch import token_logps
+from pyengine.engine.weights.packed import PackedDecoder
+from pyengine.engine.weights.packed_lora import LoraGradients, PackedLora
+from pyengine.models.decoder import Decoder
+from pyengine.objectives.core.objective import KL, SideOutput
+
+REFERENCE_BATCH_TOKENS = 4096
+
+# Takes d loss / d log-probs (N,), and d loss / d side outputs by name where they have one, and adds
+# the gradient that follows; to be called once.
+Backward = Callable[[Tensor, Mapping[str, Tensor]], None]
+
+
+@dataclass(frozen=True)
+class PolicyPass:
+    """What a policy says of a packed batch.
+
+    logps     (N,) float32
+    side      name -> (N,) float32 of what was asked for: see LossInputs.side
+    backward  the way back to the weights
+    """
+
+    logps: Tensor
+    side: Mapping[str, Tensor]
+    backward: Backward
+
+
+class Learner(Protocol):
+    """A policy with gradients, and its reference where there is one."""
+
+    def reference_logps(self, trees: Sequence[Tree]) -> list[Tensor] | None:
+        """(n,) float32 for each tree, its responses one after the other; None without a reference.
+
+        What was asked before is not computed again.
+        """
+
+    def model_logps(self, name: str, trees: Sequence[Tree]) -> list[Tensor]:
+        """The same under a snapshot by its name, or "reference"."""
+
+    def has_model(self, name: str) -> bool:
+        """Whether `model_logps` knows a name."""
+
+    def drop_reference(self) -> None:
+        """Lets go of the reference, since a snapshot takes its place."""
+
+    def computes(self, side: Sequence[SideOutput]) -> bool:
+        """Whether it can: a KL needs a reference, and all of them the CPU's kernels."""
+
+    def policy_pass(self, batch: PackedBatch, side: Sequence[SideOutput] = ()) -> PolicyPass:
+        """Log-probs under the policy, and the way back to its weights."""
+
+    def logps(
+        self, batch: PackedBatch, side: Sequence[SideOutput] = ()
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Log-probs and side outputs as in `policy_pass`: the same bits, without the way back."""
+
+    def settle(self) -> None:
+        """Parameters' `grad` become whole: to be called before they are applied."""
+
+    def gradients(self) -> dict[str, Tensor]:
+        """By parameter name, of those that have one."""
+
+
+class CachedReference:
+    """A reference's log-probs: large batches of what has not been computed yet.
+
+    compute  (N,) float32 log-probs of a packed batch
+    """
+
+    def __init__(
+        self, compute: Callable[[PackedBatch], Tensor], cache: LogprobCache, device: torch.device
+    ) -> None:
+        self._compute = compute
+        self._cache = cache
+        self._device = device
+
+    def logps(self, trees: Sequence[Tree]) -> list[Tensor]:
+        """See Learner.reference_logps."""
+        keys = [[self._cache.key(t.prompt_ids, r) for r in t.responses] for t in trees]
+        found = {key: self._cache.find(key) for of_tree in keys for key in of_tree}
+        missing = [
+            Tree(t.prompt_ids, [r for r, k in zip(t.responses, of_tree, strict=True)
+                                if found[k] is None])
+            for t, of_tree in zip(trees, keys, strict=True)
+        ]  # fmt: skip
+        missing = [t for t in missing if t.responses]
+        for part in micro_batches([t.num_rows for t in missing], REFERENCE_BATCH_TOKENS):
+            batch = pack([missing[i] for i in part], self._device)
+            pieces = iter(torch.split(self._compute(batch).cpu(), batch.cu_seqlens.diff().tolist()))
+            for tree in (missing[i] for i in part):
+                for response in tree.responses:
+                    key = self._cache.key(tree.prompt_ids, response)
+                    found[key] = next(pieces).clone()
+                    self._cache.store(key, cast(Tensor, found[key]))
+        return [
+            torch.cat([torch.empty(0), *(cast(Tensor, found[k]) for k in of_tree)]).to(self._device)
+            for of_tree in keys
+        ]
+
+
+class NamedLogps(Generic[Model]):
+    """Log-probs under snapshots, kept by the digest of their weights.
+
+    compute  (N,) float32 log-probs of a packed batch under a model
+    """
+
+    def __init__(
+        self,
+        named: NamedModels[Model],
+        compute: Callable[[Model, PackedBatch], Tensor],
+        cache: LogprobCache,
+        device: torch.device,
+    ) -> None:
+        self._named, self._compute = named, compute
+        self._cache, self._device = cache.of(b""), device
+
+    def has(self, name: str) -> bool:
+        """Whether a name is a snapshot's, or "reference" where one stands for it."""
+        return (self._named.source(name) or "") in self._named.snapshots
+
+    def model(self, name: str) -> Model:
+        """A snapshot, loaded."""
+        source = self._named.source(name)
+        assert source is not None
+        return self._named.take([source])[source]
+
+    def logps(self, name: str, trees: Sequence[Tree]) -> list[Tensor]:
+        """See Learner.model_logps. The model is loaded only where something is missing."""
+        source = self._named.source(name)
+        assert source is not None
+
+        def compute(batch: PackedBatch) -> Tensor:
+            return self._compute(self._named.take([source])[source], batch)
+
+        cache = self._cache.of(self._named.snapshots.digest(source))
+        return CachedReference(compute, cache, self._device).logps(trees)
+
+
+class _WithModels:
+    """What learners have in common: a reference of their own, and snapshots by name."""
+
+    _reference: CachedReference | None
+    _named: NamedLogps[PackedDecoder] | NamedLogps[Decoder] | None
+
+    @torch.no_grad()
+    def reference_logps(self, trees: Sequence[Tree]) -> list[Tensor] | None:
+        """See Learner."""
+        return self.model_logps("reference", trees) if self.has_model("reference") else None
+
+    @torch.no_grad()
+    def model_logps(self, name: str, trees: Sequence[Tree]) -> list[Tensor]:
+        """See Learner."""
+        if self._named is not None and self._named.has(name):
+            return self._named.logps(name, trees)
+        assert name == "reference"
+        assert self._reference is not None
+        return self._reference.logps(trees)
+
+    def has_model(self, name: str) -> bool:
+        """See Learner."""
+        own = name == "reference" and self._reference is not None
+        return own or (self._named is not None and self._named.has(name))
+
+    def drop_reference(self) -> None:
+        """See Learner."""
+        self._reference = None
+
+
+class KernelLearner(_WithModels):
+    """On the CPU, with the kernels that sample: log-probs have the sampler's bits.
+
+    A batch's gradient has the same bits however it is cut into micro-batches.
+    """
+
+    def __init__(
+        self,
+        policy: PackedDecoder,
+        reference: PackedDecoder | None,
+        cache: LogprobCache,
+        recompute: bool = False,
+        named: NamedModels[PackedDecoder] | None = None,
+    ) -> None:
+        device = torch.device("cpu")
+        self._policy = TreeModel(policy, recompute)
+        self._own: TreeModel | None = None  # the reference that is no snapshot
+        self._reference = None
+        self._named = None if named is None else NamedLogps(named, _passing_logps, cache, device)
+        if reference is not None:
+            # Frozen and asked once a step, in large batches: packing again is a hundredth of that.
+            self._own = TreeModel(reference, keep=False)
+            self._reference = CachedReference(self._own.token_logps, cache, device)
+        self._gradients: Gradients | None = None
+
+    def computes(self, side: Sequence[SideOutput]) -> bool:
+        """See Learner."""
+        return KL not in side or self.has_model("reference")
+
+    def policy_pass(self, batch: PackedBatch, side: Sequence[SideOutput] = ()) -> PolicyPass:
+        """See Learner."""
+        tape = self._policy.forward(batch)
+        passes = self._side(tape, side)
+
+        def backward(dlogps: Tensor, dside: Mapping[str, Tensor]) -> None:
+            if self._gradients is None:
+                self._gradients = self._make_gradients()
+            gradients = self._gradients
+            gradients.open()
+            more = [passes[name].backward(slope, gradients) for name, slope in dside.items()]
+            self._policy.backward(tape, dlogps, gradients, more)
+
+        return PolicyPass(tape.logps, values_of(passes), backward)
+
+    def logps(
+        self, batch: PackedBatch, side: Sequence[SideOutput] = ()
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """See Learner."""
+        if not side:
+            return self._policy.token_logps(batch), {}
+        tape = self._policy.forward(batch, saves=False)
+        return tape.logps, values_of(self._side(tape, side))
+
+    @torch.no_grad()
+    def _side(self, tape: Tape, side: Sequence[SideOutput]) -> dict[str, SidePass]:
+        return side_passes(side, tape.states, self._policy.packed, self._whole_reference)
+
+    def drop_reference(self) -> None:
+        """See Learner."""
+        super().drop_reference()
+        self._own = None
+
+    def _whole_reference(self) -> TreeModel:
+        if self._named is not None and self._named.has("reference"):
+            model = self._named.model("reference")
+            assert isinstance(model, PackedDecoder)
+            return TreeModel(model, keep=False)
+        assert self._own is not None
+        return self._own
+
+    def _make_gradients(self) -> Gradients:
+        packed = self._policy.packed
+        return (
+            LoraGradients(packed) if isinstance(packed, PackedLora) else Gradients(packed.decoder)
+        )
+
+    def settle(self) -> None:
+        """See Learner."""
+        if self._gradients is not None:
+            self._gradients.settle()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """See Learner."""
+        if self._gradients is None or not self._gradients.is_open():
+            return {}
+        return self._gradients.totals()
+
+
+def _passing_logps(model: PackedDecoder, batch: PackedBatch) -> Tensor:
+    return TreeModel(model, keep=False).token_logps(batch)
+
+
+class TorchLearner(_WithModels):
+    """On any device, with the training modules and autograd."""
+
+    def __init__(
+        self,
+        policy: Decoder,
+        reference: Decoder | None,
+        cache: LogprobCache,
+        device: torch.device,
+        named: NamedModels[Decoder] | None = None,
+    ) -> None:
+        self._policy = policy
+        self._reference = None
+        self._named = None if named is None else NamedLogps(named, token_logps, cache, device)
+        if reference is not None:
+            compute = partial(token_logps, reference)
+            self._reference = CachedReference(compute, cache, device)
+
+    def computes(self, side: Sequence[SideOutput]) -> bool:
+        """None yet: it would store logits."""
+        return not side
+
+    def policy_pass(self, batch: PackedBatch, side: Sequence[SideOutput] = ()) -> PolicyPass:
+        """See Learner."""
+        assert not side
+        logps = token_logps(self._policy, batch)
+
+        def backward(dlogps: Tensor, dside: Mapping[str, Tensor]) -> None:
+            logps.backward(dlogps)  # type: ignore[no-untyped-call]
+
+        return PolicyPass(logps.detach(), {}, backward)
+
+    @torch.no_grad()
+    def logps(
+        self, batch: PackedBatch, side: Sequence[SideOutput] = ()
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """See Learner."""
+        assert not side
+        return token_logps(self._policy, batch), {}
+
+    def settle(self) -> None:
+        """Autograd's gradients are whole already."""
+
+    def gradients(self) -> dict[str, Tensor]:
+        """See Learner."""
+        return {n: p.grad for n, p in self._policy.named_parameters() if p.grad is not None}

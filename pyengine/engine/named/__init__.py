@@ -1,0 +1,1 @@
+"""Further models by name: references, snapshots and their combinations."""

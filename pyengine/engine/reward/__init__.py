@@ -1,0 +1,1 @@
+"""Reward models: heads on a decoder's last hidden state, and their training."""

@@ -1,0 +1,388 @@
+"""Reward and preference models: a decoder and a head on each response's last token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from pyengine.data.tokenizer import Tokenizer
+from pyengine.engine import memory
+from pyengine.engine.batch.packing import Tree, check_tree
+from pyengine.engine.calls.requests import stop_ids
+from pyengine.engine.config import DTYPES, device_of, dtype_name, packed_kind
+from pyengine.engine.learn.backbone import Backbone
+from pyengine.engine.optim.optimizer import Optimizer, OptimizerConfig
+from pyengine.engine.persist import checkpoint as checkpoints
+from pyengine.engine.persist.engine_state import load_tokenizer
+from pyengine.engine.reward.reward_checkpoint import (
+    RewardState,
+    reward_checkpoint,
+    reward_parts,
+    reward_state,
+)
+from pyengine.engine.reward.reward_head import RewardHead
+from pyengine.engine.reward.reward_training import Targets, make_lesson
+from pyengine.engine.weights.packed_lora import frozen_base
+from pyengine.errors import ConfigError, RequestError
+from pyengine.files import atomic_folder
+from pyengine.models.adapter_format import peft_tensors
+from pyengine.models.classifier import SCORE, LoadedClassifier, load_classifier, write_classifier
+from pyengine.models.decoder import Decoder
+from pyengine.models.lora import Lora, LoraConfig
+from pyengine.models.source import resolve
+from pyengine.models.spec import DecoderSpec
+from pyengine.models.writer import check_save_folder, hf_tensors
+from pyengine.preferences.groups import Group, Preferences
+
+
+class RewardModel:
+    """A decoder that judges responses: outputs of its last hidden state.
+
+    Make one with `from_pretrained`.
+
+    outputs       numbers a head gives: 1 is a reward, 2 k an embedding of `gpm`, 2 a mean and a
+                  spread of `mean_variance`
+    ensemble      heads, which differ in how they began
+    pad_token_id  tokens of it at the end of a response are not read, as transformers does not
+    tokenizer, max_positions  as the engine's, so that `Preferences.from_rows` takes this model
+    step_count    updates made
+    extra         what the caller gave to `save_checkpoint`, of a model from `load_checkpoint`
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        lora: Lora | None,
+        head: RewardHead,
+        heads: tuple[int, int],
+        model_config: dict[str, Any],
+        tokenizer: Tokenizer | None,
+        optimizer: OptimizerConfig,
+        dtype: str,
+        micro_batch_tokens: int | None = None,
+        gradient_checkpointing: bool | None = None,
+    ) -> None:
+        self.outputs, self.ensemble = heads
+        self.tokenizer = tokenizer
+        self.spec: DecoderSpec = decoder.spec
+        self._decoder, self._lora, self._head = decoder, lora, head
+        self._model_config = model_config
+        self.pad_token_id = _pad_token_id(model_config, tokenizer, self.spec.vocab_size)
+        cpu, compute = torch.device("cpu"), DTYPES[dtype]
+        recompute = memory.plan_recompute(
+            self.spec, compute, cpu, gradient_checkpointing, micro_batch_tokens
+        )
+        self._backbone = Backbone(
+            decoder,
+            packed_kind(dtype),
+            lora,
+            recompute,
+            memory.plan_micro_batch_tokens(self.spec, compute, cpu, micro_batch_tokens, recompute),
+        )
+        self._trained = self._backbone.parameters | {SCORE: head.weight}
+        self._optimizer = Optimizer(self._trained, optimizer)
+        self.extra: dict[str, Any] = {}
+        self._state = RewardState(
+            heads,
+            dtype,
+            optimizer,
+            None if lora is None else lora.config,
+            micro_batch_tokens,
+            gradient_checkpointing,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        outputs: int | None = None,
+        ensemble: int | None = None,
+        dtype: str = "auto",
+        learning_rate: float = 1e-5,
+        seed: int = 0,
+        *,
+        device: str | torch.device = "cpu",
+        lora: LoraConfig | None = None,
+        micro_batch_tokens: int | None = None,
+        gradient_checkpointing: bool | None = None,
+        **optimizer: Any,
+    ) -> Self:
+        """Loads a causal language model, which gets a new head, or a model with a head.
+
+        path      as the engine's; or a folder of a `...ForSequenceClassification`, whose head is
+                  kept
+        outputs, ensemble  what the head is to be; None: what the folder says, else 1. One of the
+                  two is 1
+        seed      of a new head's values
+        lora      new adapters to train instead of the decoder's weights
+        optimizer further fields of OptimizerConfig
+        Raises ConfigError (setting, a GPU), ModelFileError (file).
+        """
+        if device_of(device).type != "cpu":
+            raise ConfigError(
+                "[RewardModel] device must be 'cpu', whose kernels read hidden states, but is "
+                f"{str(device)!r}"
+            )
+        name = dtype_name(dtype, torch.device("cpu"))
+        if name not in ("float32", "bfloat16"):
+            raise ConfigError(
+                f"[RewardModel] dtype must be 'auto', 'float32' or 'bfloat16' but is {dtype!r}"
+            )
+        if lora is not None and not isinstance(lora, LoraConfig):
+            raise ConfigError(
+                f"[RewardModel] lora must be a LoraConfig or None but is {lora!r:.80}"
+            )
+        unknown = optimizer.keys() - OptimizerConfig.__dataclass_fields__.keys()
+        if unknown:
+            raise ConfigError(f"[RewardModel] {min(unknown)} is not a setting")
+        settings = OptimizerConfig(learning_rate, **optimizer)
+        _check_asked(outputs, ensemble)
+        source = resolve(path)
+        model = load_classifier(source, DTYPES[name])
+        heads = _heads(model, outputs, ensemble)
+        width = model.decoder.spec.hidden_size
+        head = (
+            RewardHead.new(heads[0] * heads[1], width, seed)
+            if model.score is None
+            else RewardHead(model.score)
+        )
+        decoder = model.decoder if lora is None else frozen_base(model.decoder)
+        return cls(
+            decoder,
+            None if lora is None else Lora(decoder, lora),
+            head,
+            heads,
+            model.config,
+            load_tokenizer(source),
+            settings,
+            name,
+            micro_batch_tokens,
+            gradient_checkpointing,
+        )
+
+    @property
+    def max_positions(self) -> int:
+        return self.spec.max_positions
+
+    @property
+    def step_count(self) -> int:
+        return self._optimizer.step_count
+
+    # Judging
+
+    def rewards(self, groups: Sequence[Group]) -> list[list[Tensor]]:
+        """What the head says: rewards(groups)[g][k] of response k of group g, float32.
+
+        A scalar (); (outputs,) where a head has several; (ensemble,) where there are several heads.
+        Each group's prompt is computed once, and a response's numbers depend on nothing but its
+        own tokens and its prompt's. Raises RequestError for ids and lengths the model cannot take.
+        """
+        trees = [Tree(g.prompt_ids, [r.token_ids for r in g.responses]) for g in groups]
+        rows = iter(self._head(self._backbone.states(self._checked("rewards", trees))))
+        shape = () if self.outputs * self.ensemble == 1 else (-1,)
+        return [[next(rows).view(shape).clone() for _ in g.responses] for g in groups]
+
+    def _checked(self, who: str, trees: Sequence[Tree]) -> list[Tree]:
+        """The trees that are computed, without padding at the end."""
+        for i, tree in enumerate(trees):
+            check_tree(who, i, tree, self.spec.vocab_size, self.max_positions)
+        return [Tree(t.prompt_ids, [self._unpadded(r) for r in t.responses]) for t in trees]
+
+    def _unpadded(self, ids: Sequence[int]) -> Sequence[int]:
+        end = len(ids)
+        while end and ids[end - 1] == self.pad_token_id:
+            end -= 1
+        return ids[:end]
+
+    # Learning
+
+    def update(
+        self,
+        batch: Preferences,
+        loss: str = "bradley_terry",
+        *,
+        targets: Targets | None = None,
+        use_margins: bool = False,
+        **options: Any,
+    ) -> dict[str, float]:
+        """One optimizer step: `forward_backward`, then `step`. Returns the metrics of both."""
+        metrics = self.forward_backward(
+            batch, loss, targets=targets, use_margins=use_margins, **options
+        )
+        return metrics | self.step()
+
+    def forward_backward(
+        self,
+        batch: Preferences,
+        loss: str = "bradley_terry",
+        *,
+        targets: Targets | None = None,
+        use_margins: bool = False,
+        **options: Any,
+    ) -> dict[str, float]:
+        """Adds the gradient of the mean loss over the batch, which no cut into parts changes.
+
+        loss         bradley_terry, soft_bt, gpm, mean_variance: of each comparison, by weight;
+                     soft_bt and gpm take its probability. plackett_luce: of each group, whose
+                     comparisons must give one order. regression: of each response with a target
+        targets      [group][response] numbers for regression; None leaves a response out
+        use_margins  bradley_terry: the comparisons' margins are taken off the difference
+        options      hyperparameters of the loss, see pe.objectives.reward_loss
+        With an ensemble each head learns from every example. Returns "loss", "tokens" computed, and
+        "rewards/accuracies", "rewards/margins" and the like where the loss compares.
+        Raises RequestError or ConfigError before any work; gradients are then as before.
+        """
+        lesson = make_lesson(batch, loss, self.outputs, targets, use_margins, options)
+        lesson.check(self.ensemble, self.outputs)
+        trees = self._checked("update", lesson.trees(batch))
+        metrics: dict[str, float] = {}
+
+        def slopes(states: Tensor) -> Tensor:
+            out = self._head(states)
+            slope, found = lesson.slope(out.view(-1, self.ensemble, self.outputs))
+            metrics.update(found)
+            return self._head.backward(slope.reshape(out.shape), states)
+
+        try:
+            tokens = self._backbone.learn(trees, slopes)
+        except BaseException:
+            self._optimizer.zero_grad()
+            raise
+        return metrics | {"tokens": float(tokens)}
+
+    def step(self) -> dict[str, float]:
+        """Applies the gathered gradients and clears them, as `Engine.step`.
+
+        Raises RequestError when there are no gradients, NonFiniteError after MAX_SKIPPED_STEPS in a
+        row whose gradients were not finite.
+        """
+        self._backbone.settle()
+        return self._optimizer.apply()
+
+    def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, gradient) of every weight that has one, under Hugging Face names, the head's
+        "score.weight"; of adapters under the names of `peft`."""
+        found = self._backbone.gradients()
+        yield from hf_tensors(self.spec, found) if self._lora is None else peft_tensors(found)
+        if self._head.weight.grad is not None:
+            yield SCORE, self._head.weight.grad
+
+    # Saving
+
+    def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
+        """Writes a folder that transformers loads as `...ForSequenceClassification`; atomic.
+
+        With LoRA, the sums of weights and adapters. Raises as Engine.save_pretrained.
+        """
+        check_save_folder(path, overwrite)
+        decoder = self._decoder if self._lora is None else self._lora.merged(self._decoder)
+        heads = self.outputs, self.ensemble
+        with atomic_folder(path) as folder:
+            write_classifier(
+                folder, decoder, self._model_config, self._head.weight, heads, self.pad_token_id
+            )
+            if self.tokenizer is not None:
+                self.tokenizer.save(folder)
+
+    def save_checkpoint(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
+        """Writes everything that `load_checkpoint` needs to go on bit for bit; atomic.
+
+        Arguments and errors as those of Engine.save_checkpoint.
+        """
+        if self._head.weight.grad is not None:
+            raise RequestError(
+                "[save_checkpoint] there are gradients that no step has applied: call step first"
+            )
+        state = replace(
+            self._state,
+            step_count=self.step_count,
+            skipped_in_a_row=self._optimizer.skipped_in_a_row,
+            extra=extra or {},
+        )
+        content = reward_checkpoint(
+            self._decoder,
+            self._lora,
+            self._head.weight,
+            self._optimizer.state_tensors(),
+            state,
+            self._model_config,
+        )
+        checkpoints.write(Path(path), content, {}, self.tokenizer)
+
+    @classmethod
+    def load_checkpoint(cls, path: str | Path) -> Self:
+        """The model that `save_checkpoint` wrote, after verifying every file.
+
+        Raises CheckpointError naming file and rule.
+        """
+        content = checkpoints.read(path)
+        state = reward_state(content, path)
+        decoder, lora, score = reward_parts(content, state, path)
+        model = cls(
+            decoder,
+            lora,
+            RewardHead(score),
+            state.heads,
+            content.model["config.json"],
+            load_tokenizer(resolve(path)),
+            state.optimizer,
+            state.dtype,
+            state.micro_batch_tokens,
+            state.gradient_checkpointing,
+        )
+        moments = content.tensors.get("optimizer", {})
+        model._optimizer.load_state_tensors(moments, state.step_count)
+        model._optimizer.skipped_in_a_row = state.skipped_in_a_row
+        model.extra = state.extra
+        return model
+
+
+def _check_asked(outputs: int | None, ensemble: int | None) -> None:
+    for name, value in (("outputs", outputs), ("ensemble", ensemble)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise ConfigError(
+                f"[RewardModel] {name} must be an integer >= 1 or None but is {value!r}"
+            )
+    if (outputs or 1) > 1 and (ensemble or 1) > 1:
+        raise ConfigError(
+            "[RewardModel] outputs or ensemble must be 1 "
+            f"but they are {outputs} and {ensemble}: a head of an ensemble gives one reward"
+        )
+
+
+def _heads(model: LoadedClassifier, outputs: int | None, ensemble: int | None) -> tuple[int, int]:
+    """(outputs, ensemble). Raises ConfigError where a folder's head is another one."""
+    if model.score is None:
+        return outputs or 1, ensemble or 1
+    rows = len(model.score)
+    if model.heads is not None and outputs is None and ensemble is None:
+        return model.heads
+    found = (outputs or rows // (ensemble or 1), ensemble or 1)
+    if found[0] * found[1] != rows or (model.heads or found) != found:
+        said = "" if model.heads is None else f" (outputs {model.heads[0]}, heads {model.heads[1]})"
+        raise ConfigError(
+            f"[RewardModel] outputs and ensemble must be those of {SCORE}, which has {rows} rows"
+            f"{said}, but are {outputs} and {ensemble}"
+        )
+    return found
+
+
+def _pad_token_id(config: dict[str, Any], tokenizer: Tokenizer | None, vocab_size: int) -> int:
+    """The folder's own where it has a head; else one that ends no response: transformers reads the
+    last token that is not padding, and that should be an end token where there is one.
+
+    A model without such a token takes its end token, which then is not read.
+    """
+    architectures = config.get("architectures") or [""]
+    own = config.get("pad_token_id")
+    if str(architectures[0]).endswith("ForSequenceClassification") and type(own) is int:
+        return own
+    ends = stop_ids(tokenizer, config, {})
+    candidates = [i for i in (own, config.get("bos_token_id")) if i not in ends]
+    candidates += [*sorted(ends), vocab_size - 1]
+    return next(i for i in candidates if type(i) is int and 0 <= i < vocab_size)

@@ -1,0 +1,1 @@
+"""What runs through torch until a GPU has the kernels."""

@@ -1,0 +1,1 @@
+"""Weights as kernels read them: packed, in large pages, with adapters added."""

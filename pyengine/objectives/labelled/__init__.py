@@ -1,0 +1,1 @@
+"""Losses of single responses, by label or reward."""

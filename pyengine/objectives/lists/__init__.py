@@ -1,0 +1,1 @@
+"""Losses of ranked or rewarded groups of any size."""

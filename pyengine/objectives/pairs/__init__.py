@@ -1,0 +1,1 @@
+"""Losses of comparisons between two responses."""

@@ -1,0 +1,1 @@
+"""Losses of tokens: policy gradients, weighted and unlikely tokens."""

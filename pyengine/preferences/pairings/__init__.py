@@ -1,0 +1,1 @@
+"""Pairings: which responses of a group are compared."""

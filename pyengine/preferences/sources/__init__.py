@@ -1,0 +1,1 @@
+"""Sources of feedback: what judges the responses of groups."""

@@ -1,0 +1,1 @@
+"""Running a recipe: its folder, its signals, its rounds."""

@@ -1,0 +1,126 @@
+"""The files of one run: what may start or resume in a folder, line files that survive a kill.
+
+recipe.yaml    the run's recipe, every field spelled out
+metrics.jsonl  one line a round; round 0 is the evaluation before training
+samples.jsonl  evaluated responses, one line a prompt and evaluation
+checkpoints/   step-N after round N
+model/         the final model as a Hugging Face folder
+result.json, samples.md, reward_kl.png   written last
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pyengine.errors import CheckpointError, ConfigError
+from pyengine.files import atomic_write
+from pyengine.recipes.schema.recipe import Recipe, dump_recipe, first_difference, load_recipe
+
+
+class RunFolder:
+    """Paths and line files of the run in folder `path`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
+        self.samples_markdown = self.path / "samples.md"
+        self.plot = self.path / "reward_kl.png"
+        self.result = self.path / "result.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+
+    def open(self, recipe: Recipe, resume: bool) -> bool:
+        """Make the folder this recipe's; True if it holds a run to resume.
+
+        With `resume` an empty or absent folder starts a new run.
+
+        Raises
+            ConfigError  the folder holds other files, or a run of a different recipe
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"[output] {self.path} must be a folder but is a file")
+        present = sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
+        present = [name for name in present if not name.startswith("recipe.yaml.tmp")]
+        if self.recipe.name in present and resume:
+            self._require_same(recipe)
+            return True
+        if self.recipe.name in present:
+            raise ConfigError(
+                f"[output] {self.path} must be empty but holds a run; continue it with --resume, "
+                "or choose another folder with --out"
+            )
+        if present:
+            raise ConfigError(
+                f"[output] {self.path} must be empty but holds {present[0]!r}; "
+                "choose another folder with --out"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        atomic_write(self.recipe, dump_recipe(recipe))
+        return False
+
+    def _require_same(self, recipe: Recipe) -> None:
+        difference = first_difference(load_recipe(self.recipe), recipe)
+        if difference is not None:
+            name, saved, asked = difference
+            raise ConfigError(
+                f"[resume] {name} must be what the run in {self.path} was started with, {saved!r}, "
+                f"but is {asked!r}"
+            )
+
+    def checkpoint(self, round_number: int) -> Path:
+        """The checkpoint folder of a round."""
+        return self.checkpoints / f"step-{round_number}"
+
+    def has_baseline(self) -> bool:
+        """Whether the evaluation before training is on file."""
+        return self.metrics.exists() and bool(read_lines(self.metrics))
+
+    def cut(self, last_round: int) -> None:
+        """Drop lines of rounds after `last_round`, and a line that a kill left half-written."""
+        for path in (self.metrics, self.samples):
+            if path.exists():
+                kept = [row for row in read_lines(path) if row["round"] <= last_round]
+                atomic_write(path, "".join(map(_line, kept)))
+
+
+def append_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Append rows as JSON lines and wait for the disk. Numbers that are not finite become null."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(map(_line, rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file; a last line without its newline was cut by a kill and is no row.
+
+    Raises CheckpointError naming file and line of any other bad line.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise CheckpointError(f"[{path}:{number}] line must be JSON but {error}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("round"), int):
+            raise CheckpointError(
+                f"[{path}:{number}] line must be an object with an integer 'round' but is not"
+            )
+        rows.append(row)
+    return rows
+
+
+def _line(row: dict[str, Any]) -> str:
+    finite = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+    }
+    return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"

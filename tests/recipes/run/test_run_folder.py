@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pyengine.errors import CheckpointError, ConfigError
+from pyengine.recipes.run.run_folder import RunFolder, append_lines, read_lines
+from pyengine.recipes.schema.recipe import PromptsSpec, Recipe, RewardSpec, load_recipe
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return Recipe(str(tmp_path / "m"), PromptsSpec(str(tmp_path / "p.jsonl")), RewardSpec("vader"))
+
+
+def test_a_new_folder_gets_the_recipe(tmp_path, recipe):
+    folder = RunFolder(tmp_path / "a" / "b")
+    assert folder.open(recipe, resume=False) is False
+    assert load_recipe(folder.recipe) == recipe
+
+
+def test_a_run_is_not_started_twice(tmp_path, recipe):
+    folder = RunFolder(tmp_path / "run")
+    folder.open(recipe, resume=False)
+    with pytest.raises(
+        ConfigError, match="must be empty but holds a run; continue it with --resume"
+    ):
+        folder.open(recipe, resume=False)
+    assert folder.open(recipe, resume=True) is True
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_other_files_is_refused(tmp_path, recipe, resume):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match=r"must be empty but holds 'thesis.tex'"):
+        RunFolder(tmp_path).open(recipe, resume=resume)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_not_a_folder(tmp_path, recipe):
+    (tmp_path / "f").write_text("x")
+    with pytest.raises(ConfigError, match="must be a folder but is a file"):
+        RunFolder(tmp_path / "f").open(recipe, resume=False)
+
+
+def test_resuming_nothing_starts(tmp_path, recipe):
+    assert RunFolder(tmp_path / "run").open(recipe, resume=True) is False
+
+
+def test_resuming_another_recipe_names_the_field(tmp_path, recipe):
+    folder = RunFolder(tmp_path / "run")
+    folder.open(recipe, resume=False)
+    other = dataclasses.replace(recipe, learning_rate=0.5)
+    with pytest.raises(
+        ConfigError, match=r"learning_rate must be what .* started with, 1e-06, but is 0.5"
+    ):
+        folder.open(other, resume=True)
+
+
+def test_a_kill_while_starting_leaves_a_folder_that_can_start(tmp_path, recipe):
+    (tmp_path / "recipe.yaml.tmp-0123456789ab").write_text("model: ")
+    assert RunFolder(tmp_path).open(recipe, resume=False) is False
+
+
+def test_lines_are_cut_after_the_checkpoint(tmp_path):
+    folder = RunFolder(tmp_path)
+    for path in (folder.metrics, folder.samples):
+        append_lines(path, [{"round": r, "text": "é\u2028\r"} for r in (0, 1, 2, 2, 3)])
+        with path.open("a") as file:
+            file.write('{"round": 4, "te')  # killed while writing
+    folder.cut(2)
+    assert [row["round"] for row in read_lines(folder.metrics)] == [0, 1, 2, 2]
+    assert folder.samples.read_bytes() == folder.metrics.read_bytes()
+    append_lines(folder.metrics, [{"round": 3}])
+    assert [row["round"] for row in read_lines(folder.metrics)] == [0, 1, 2, 2, 3]
+
+
+def test_a_number_that_is_not_finite_becomes_null(tmp_path):
+    append_lines(tmp_path / "m", [{"round": 1, "loss": float("nan"), "x": float("inf")}])
+    assert read_lines(tmp_path / "m") == [{"round": 1, "loss": None, "x": None}]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{oops}", r"m:2\] line must be JSON but"),
+        ("[1]", r"m:2\] line must be an object with an integer 'round'"),
+        ('{"round": "1"}', r"m:2\] line must be an object with an integer 'round'"),
+    ],
+)
+def test_a_bad_line_names_file_and_number(tmp_path, line, message):
+    (tmp_path / "m").write_text('{"round": 0}\n' + line + '\n{"round": 2}\n')
+    with pytest.raises(CheckpointError, match=message):
+        read_lines(tmp_path / "m")

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from pyengine.errors import DataError, MissingDependencyError
+from pyengine.reports import report
+
+ROWS = [
+    {"round": 0, "eval/objective/scores": 0.25, "eval/objective/scores_stderr": 0.05},
+    {"round": 1, "objective/scores": 0.5, "objective/kl": 0.0, "pairs/pairs": 8, "loss": 0.6931},
+    {"round": 2, "objective/scores": None, "objective/kl": 1.5, "pairs/pairs": 0},
+]
+
+
+def test_table_has_a_line_a_round_and_only_columns_in_use():
+    heading, *lines = report.table(ROWS).splitlines()
+    assert heading.split() == ["round", "reward", "held-out", "kl", "loss", "pairs"]
+    assert [line.split() for line in lines] == [
+        ["0", "-", "+0.250", "-", "-", "-"],
+        ["1", "+0.500", "-", "0.00", "0.6931", "8"],
+        ["2", "-", "-", "1.50", "-", "0"],
+    ]
+
+
+def test_plot_writes_a_png(tmp_path):
+    pytest.importorskip("matplotlib")
+    report.plot(ROWS, tmp_path / "p.png", "title")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_needs_a_reward(tmp_path):
+    with pytest.raises(DataError, match="rows must hold a round with a reward but none has one"):
+        report.plot([{"round": 1}], tmp_path / "p.png")
+
+
+def test_plot_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingDependencyError, match=r'pip install "pyengine\[demo\]"'):
+        report.plot(ROWS, tmp_path / "p.png")
