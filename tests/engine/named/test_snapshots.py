@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from engine.torch_path.test_torch_inference import LOGPROB_ATOL
 from models.tiny_models import hf_model
 from snapshot_engines import (
     BOTH,
@@ -16,7 +17,6 @@ from snapshot_engines import (
     options,
     scored,
 )
-from test_torch_inference import LOGPROB_ATOL
 from tiny_batches import flat, moments, preferences, random_ids, same_bits, trees_of, weights
 
 import pyengine as pe

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyengine import objectives
 from pyengine.errors import ConfigError
-from pyengine.objectives.available import CLASSES, OBJECTIVES
+from pyengine.objectives.available import OBJECTIVES
 from pyengine.objectives.core.sequence import SequenceObjective
 
 
@@ -23,7 +23,7 @@ def case_id(case: Case) -> str:
 
 
 def test_every_objective_has_a_case() -> None:
-    named = {cls.name for cls in CLASSES if issubclass(cls, SequenceObjective)}
+    named = {cls.name for cls in OBJECTIVES if issubclass(cls, SequenceObjective)}
     assert {case.name for case in CASES} == named
 
 
