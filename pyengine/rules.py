@@ -35,6 +35,7 @@ FRACTION = Rule("in [0, 1]", _number(lambda v: 0 <= v <= 1))
 OPEN_FRACTION = Rule("in (0, 1)", _number(lambda v: 0 < v < 1))
 OPEN_HALF = Rule("in (0, 0.5)", _number(lambda v: 0 < v < 0.5))
 SHARE = Rule("in (0, 1]", _number(lambda v: 0 < v <= 1))
+WHOLE = Rule("an integer >= 0", lambda v: type(v) is int and v >= 0)
 COUNT = Rule("an integer >= 1", lambda v: type(v) is int and v >= 1)
 SWITCH = Rule("True or False", lambda value: isinstance(value, bool))
 

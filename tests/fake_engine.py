@@ -69,7 +69,10 @@ class FakeEngine:
     def update(self, batch, objective):
         self.updates.append(batch)
         self.step_count += 1
-        margins = [c.margin or 0.0 for c in batch.comparisons]
+        rewards = batch.feedback.rewards
+        margins = [
+            rewards[c.group][c.winner] - rewards[c.group][c.loser] for c in batch.comparisons
+        ]
         self.weight += 0.01 * sum(margins) / len(margins)
         return {"loss": 0.5 / self.step_count, "lr": 0.1 * self.step_count, "grad_norm": 1.0}
 

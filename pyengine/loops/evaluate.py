@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pyengine.errors import ConfigError, RewardError
 
 if TYPE_CHECKING:
-    from pyengine.preferences.feedback import Source
     from pyengine.preferences.groups import Group
+    from pyengine.preferences.sources.source import Source
 
 
 @dataclass(frozen=True)

@@ -5,51 +5,53 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pyengine.errors import CheckpointError, ConfigError, RewardError
-from pyengine.loops.evaluate import Evaluation, attach_columns, evaluate
+from pyengine.errors import CheckpointError, ConfigError
+from pyengine.loops import steps
+from pyengine.loops.evaluate import Evaluation, evaluate
+from pyengine.loops.loop import Loop, Report
 from pyengine.loops.metrics import feedback_metrics, mean_metrics, sample_metrics
+from pyengine.loops.rehearsal import check_parts
 from pyengine.loops.walk import PromptWalk
 from pyengine.preferences.groups import Preferences
 
 if TYPE_CHECKING:
-    from pyengine.preferences.feedback import Feedback, Source
-    from pyengine.preferences.groups import Comparison, Group
     from pyengine.preferences.pairings.pairing import Pairing
+    from pyengine.preferences.sources.source import Source
 
-Report = dict[str, Any]
+BASE = "base"  # the snapshot that an objective may ask for of the weights before the first round
 
 
-class Online:
-    """The loop prompts -> n samples -> rewards -> comparisons -> update; one report (a dict) a
-    round.
+class Online(Loop):
+    """The loop prompts -> n samples -> feedback -> comparisons -> update.
 
     engine              an Engine; its weights are sampled from, scored and updated in place
     prompts             each a str | list of chat messages | list of token ids
     source              source(groups) -> Feedback, e.g. preferences.RewardFunction(f)
     pairing             pairing(groups, feedback) -> Pairs, e.g. preferences.BestWorst()
-    objective           what `engine.update` minimises, e.g. objectives.DPO(beta=0.1)
+    objective           what `engine.update` minimises, e.g. objectives.DPO(beta=0.1); it gets
+                        the comparisons and the feedback. Snapshots that it asks for are taken of
+                        the policy before each round's update, "base" before the first one only
     sampling            SamplingParams of the training samples; its seed keys every draw
     prompts_per_round   prompts a round; None: all of them
-    updates_per_round   optimizer steps on each round's comparisons; the first is on-policy
+    updates_per_round   optimizer steps on each round's batch; the first is on-policy
     columns             further fields of each prompt, parallel to `prompts`; reward functions
                         receive them by name
     eval_prompts        held-out prompts for `evaluate`; eval_sampling defaults to `sampling` with
                         another seed
     eval_every          evaluate after every so many rounds; 0: only when `evaluate` is called
-    min_valid_fraction  a round with a smaller fraction of valid rewards raises RewardError and
-                        trains nothing
+    min_valid_fraction  a round with a smaller fraction of valid rewards is a failure of the judge
+    judge               what is done about one, see steps.JudgePolicy; None: RewardError
     seed                order of the prompts
 
-    Prompts are walked in an order shuffled anew each epoch. Request i of round r has id r *
-    prompts_per_round + i: no draw is
-    ever repeated and none depends on the batch. A round either completes or leaves the loop where
-    it was.
+    Prompts are walked in an order shuffled anew each epoch. Request i of round r has id
+    r * prompts_per_round + i: no draw is ever repeated and none depends on the batch.
+    Raises ConfigError where the objective lacks something that source and pairing do not give.
     """
+
+    name: ClassVar[str] = "online"
 
     def __init__(
         self,
@@ -68,9 +70,11 @@ class Online:
         eval_sampling: Any = None,
         eval_every: int = 0,
         min_valid_fraction: float = 0.5,
+        judge: steps.JudgePolicy | None = None,
         seed: int = 0,
     ) -> None:
-        self.engine, self.source, self.pairing = engine, source, pairing
+        super().__init__(engine)
+        self.source, self.pairing = source, pairing
         self.objective, self.sampling = objective, sampling
         self.prompts = list(prompts)
         self.prompts_per_round = (
@@ -83,10 +87,9 @@ class Online:
         self.eval_sampling = eval_sampling or dataclasses.replace(sampling, seed=sampling.seed + 1)
         self.eval_every = eval_every
         self.min_valid_fraction = min_valid_fraction
+        self.judge = judge or steps.JudgePolicy()
         self.seed = seed
-        self.round = 0
-        self.rounds_without_update = 0
-        self.last_groups: list[Group] = []
+        self.rounds_without_update = self.rounds_skipped = 0
         self._check()
         self._walk = PromptWalk(len(self.prompts), seed)
 
@@ -121,6 +124,15 @@ class Online:
                         f"[Online] {kind}[{name!r}] must have one value a prompt "
                         f"({len(prompts)}) but has {len(values)}"
                     )
+        self.judge = dataclasses.replace(self.judge, min_valid_fraction=self.min_valid_fraction)
+        check_parts(
+            self.source,
+            self.pairing,
+            self.objective,
+            samples=self.sampling.n,
+            prompts=self.prompts_per_round,
+            has_reference=self.engine.has_reference,
+        )
 
     @property
     def epoch(self) -> int:
@@ -132,38 +144,56 @@ class Online:
         """Prompts visited in the current epoch."""
         return self.round * self.prompts_per_round % len(self.prompts)
 
-    def run(self, rounds: int) -> Iterator[Report]:
-        """Do `rounds` more rounds, yielding each one's report as it completes.
-
-        Raises
-            RewardError  a round had fewer valid rewards than min_valid_fraction; the weights are
-                         untouched
-        """
-        for _ in range(rounds):
-            yield self.run_round()
-
-    def run_round(self) -> Report:
-        """Do one round and return its report: TRL's metric names, counters, and "time/..._s"."""
-        clock = _Clock()
-        groups = clock("generate", self._generate)
-        feedback = clock("reward", lambda: self.source(groups))
-        self._require_valid(feedback)
-        pairs = self.pairing(groups, feedback)
-        reference = clock("score", lambda: self._reference_logprobs(groups))
-        updates = clock("update", lambda: self._update(groups, pairs.comparisons))
-
-        self.round += 1
+    def _one_round(self) -> Report:
+        clock = steps.Clock()
+        first = self.round * self.prompts_per_round
+        indices = self._walk.take(first, self.prompts_per_round)
+        groups = clock(
+            "generate",
+            lambda: steps.sample(
+                self.engine, self.prompts, indices, self.sampling, first, self.columns
+            ),
+        )
+        where = f"[Online] round {self.round + 1}"
+        verdict = clock("reward", lambda: steps.judge(self.source, groups, self.judge, where))
+        reference = clock("score", lambda: steps.reference_logps(self.engine, groups))
+        report: Report = sample_metrics(groups, reference)
+        report |= {"judge/retries": verdict.retries}
+        updates: list[dict[str, float]] = []
+        if verdict.feedback is not None:
+            pairs = self.pairing(groups, verdict.feedback)
+            batch = Preferences(groups, pairs.comparisons, verdict.feedback)
+            report |= feedback_metrics(verdict.feedback, pairs)
+            updates = clock("update", lambda: self._update(batch))
+        self.rounds_skipped += verdict.feedback is None
         self.rounds_without_update += not updates
         self.last_groups = groups
-        report: Report = {"round": self.round, "step": self.engine.step_count, "epoch": self.epoch}
-        report |= sample_metrics(groups, reference) | feedback_metrics(feedback, pairs)
-        report["rounds_without_update"] = self.rounds_without_update
+        report |= {
+            "rounds_without_update": self.rounds_without_update,
+            "rounds_skipped": self.rounds_skipped,
+        }
         report |= mean_metrics(updates)
-        if self.eval_every and self.round % self.eval_every == 0:
-            report |= clock("eval", self.evaluate).metrics()
         tokens = sum(len(r.token_ids) for g in groups for r in g.responses)
         report["tokens_per_s"] = tokens / max(clock.seconds["generate"], 1e-9)
-        report |= clock.report()
+        return report | clock.report()
+
+    def _update(self, batch: Preferences) -> list[dict[str, float]]:
+        if steps.trainable(batch, self.objective):
+            for name in self.objective.models:
+                if name != BASE or BASE not in self.engine.snapshots:
+                    self.engine.snapshot(name, overwrite=True)
+        return steps.update(self.engine, batch, self.objective, self.updates_per_round)
+
+    def run_round(self) -> Report:
+        """Do one round and return its report: TRL's metric names, counters, and "time/..._s".
+
+        Raises RewardError where the judge fails and its policy is to stop; nothing was trained.
+        """
+        report = super().run_round()
+        report["epoch"] = self.epoch
+        if self.eval_every and self.round % self.eval_every == 0:
+            clock = steps.Clock()
+            report |= clock("eval", self.evaluate).metrics() | clock.report()
         return report
 
     def evaluate(self) -> Evaluation:
@@ -174,42 +204,6 @@ class Online:
             self.engine, self.eval_prompts, self.source, self.eval_sampling, self.eval_columns
         )
 
-    def _generate(self) -> list[Group]:
-        start = self.round * self.prompts_per_round
-        indices = self._walk.take(start, self.prompts_per_round)
-        ids = list(range(start, start + len(indices)))
-        groups: list[Group] = self.engine.generate(
-            [self.prompts[i] for i in indices], self.sampling, request_ids=ids
-        )
-        attach_columns(groups, self.columns, indices)
-        return groups
-
-    def _require_valid(self, feedback: Feedback) -> None:
-        if feedback.valid_fraction < self.min_valid_fraction:
-            counts = feedback.counts
-            first = f"; first error: {feedback.errors[0]}" if feedback.errors else ""
-            raise RewardError(
-                f"[Online] round {self.round + 1} must have a reward for at least "
-                f"{self.min_valid_fraction:.0%} of its {sum(counts.values())} responses but "
-                f"{counts['value']} have one, {counts['abstain']} abstained and "
-                f"{counts['error']} failed{first}; no update was made"
-            )
-
-    def _reference_logprobs(self, groups: Sequence[Group]) -> list[list[float]] | None:
-        if not self.engine.has_reference:
-            return None
-        scores = self.engine.score(groups, model="reference")
-        # Summed here, as the policy's are: equal token log-probs give a KL of exactly 0.
-        return [[math.fsum(map(float, s.token_logprobs)) for s in row] for row in scores]
-
-    def _update(
-        self, groups: Sequence[Group], comparisons: Sequence[Comparison]
-    ) -> list[Mapping[str, float]]:
-        if not comparisons:
-            return []
-        batch = Preferences(groups, comparisons)
-        return [self.engine.update(batch, self.objective) for _ in range(self.updates_per_round)]
-
     def state_dict(self) -> dict[str, Any]:
         """JSON-able place in the run; weights and optimizer are the engine's."""
         return {
@@ -217,6 +211,7 @@ class Online:
             "epoch": self.epoch,
             "cursor": self.cursor,
             "rounds_without_update": self.rounds_without_update,
+            "rounds_skipped": self.rounds_skipped,
             "seed": self.seed,
             "prompts_per_round": self.prompts_per_round,
             "prompts_digest": _digest(self.prompts),
@@ -238,24 +233,7 @@ class Online:
                 )
         self.round = int(state["round"])
         self.rounds_without_update = int(state["rounds_without_update"])
-
-
-class _Clock:
-    """Runs a phase and keeps its wall-clock seconds."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._start = time.perf_counter()
-
-    def __call__(self, phase: str, work: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        result = work()
-        self.seconds[phase] = time.perf_counter() - start
-        return result
-
-    def report(self) -> dict[str, float]:
-        spent = {f"time/{phase}_s": seconds for phase, seconds in self.seconds.items()}
-        return spent | {"time/round_s": time.perf_counter() - self._start}
+        self.rounds_skipped = int(state.get("rounds_skipped", 0))
 
 
 def _digest(prompts: Sequence[Any]) -> str:

@@ -1,18 +1,22 @@
 """Groups of responses, what is known about them, and the comparisons that follow from it."""
 
-from pyengine.preferences.feedback import Feedback, SampleStatus, Source
+from pyengine.preferences.feedback import Feedback, SampleStatus
 from pyengine.preferences.groups import Comparison, Group, Preferences, Response
 from pyengine.preferences.pairings.all_pairs import AllPairs
 from pyengine.preferences.pairings.best_worst import BestWorst
 from pyengine.preferences.pairings.pairing import Pairing, Pairs
+from pyengine.preferences.sources.derived import Derived
 from pyengine.preferences.sources.reward_function import RewardFunction, RewardSum
 from pyengine.preferences.sources.reward_model_source import RewardModelSource
+from pyengine.preferences.sources.source import Gives, Source
 
 __all__ = [
     "AllPairs",
     "BestWorst",
     "Comparison",
+    "Derived",
     "Feedback",
+    "Gives",
     "Group",
     "Pairing",
     "Pairs",

@@ -9,10 +9,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pyengine.errors import RequestError
-from pyengine.preferences.groups import Group
 
 SampleStatus = Literal["value", "abstain", "error"]
 MAX_ERRORS = 5  # messages kept; every failure is counted
@@ -31,8 +30,8 @@ class Feedback:
                 ("safe", "win_rate", "visits", "values"); None where there is none
     token_columns  name -> [group][response][token]: numbers of every token of a response
                 ("token_weight"); None in place of a response's list where there are none
-    preference_matrix  [group][i][j]: P(response i is preferred to response j), in [0, 1]; None if
-                the source compares nothing
+    preference_matrix  [group][i][j]: P(response i is preferred to response j), in [0, 1], or None
+                where the source could not compare them; None if it compares nothing
     """
 
     rewards: list[list[float | None]]
@@ -42,7 +41,7 @@ class Feedback:
     labels: list[list[bool]] | None = None
     columns: dict[str, list[list[float | None]]] = field(default_factory=dict)
     token_columns: dict[str, list[list[list[float] | None]]] = field(default_factory=dict)
-    preference_matrix: list[list[list[float]]] | None = None
+    preference_matrix: Sequence[Sequence[Sequence[float | None]]] | None = None
 
     def __post_init__(self) -> None:
         sizes = [len(row) for row in self.rewards]
@@ -148,7 +147,7 @@ class Feedback:
         return result
 
 
-def _check_matrix(matrix: Sequence[Sequence[Sequence[float]]], sizes: Sequence[int]) -> None:
+def _check_matrix(matrix: Sequence[Sequence[Sequence[float | None]]], sizes: Sequence[int]) -> None:
     shapes = [[len(row) for row in table] for table in matrix]
     if shapes != [[size] * size for size in sizes]:
         raise RequestError(
@@ -158,13 +157,7 @@ def _check_matrix(matrix: Sequence[Sequence[Sequence[float]]], sizes: Sequence[i
     for g, table in enumerate(matrix):
         for i, row in enumerate(table):
             for j, p in enumerate(row):
-                if not 0 <= p <= 1:
+                if p is not None and not 0 <= p <= 1:
                     raise RequestError(
                         f"[Feedback] preference_matrix[{g}][{i}][{j}] must be in [0, 1] but is {p}"
                     )
-
-
-class Source(Protocol):
-    """Anything that judges groups: a reward function, a reward model, a judge."""
-
-    def __call__(self, groups: Sequence[Group]) -> Feedback: ...

@@ -9,6 +9,7 @@ from fake_engine import FakeEngine
 from pyengine.engine.calls.sampling_params import SamplingParams
 from pyengine.errors import CheckpointError, ConfigError, RewardError
 from pyengine.loops import Online
+from pyengine.objectives import DPO, SimPO
 from pyengine.preferences import BestWorst, RewardFunction
 
 PROMPTS = [f"prompt {i}" for i in range(5)]
@@ -22,7 +23,7 @@ def make(engine=None, reward=happiness, **changes):
     settings = {
         "source": RewardFunction(reward, timeout_s=10),
         "pairing": BestWorst(),
-        "objective": object(),
+        "objective": DPO(),
         "sampling": SamplingParams(n=4, max_tokens=6, seed=2),
         "prompts_per_round": 3,
     } | changes
@@ -69,7 +70,7 @@ def test_kl_of_the_start_is_exactly_zero():
 def test_no_kl_without_a_reference():
     engine = FakeEngine()
     engine.has_reference = False
-    assert "objective/kl" not in make(engine).run_round()
+    assert "objective/kl" not in make(engine, objective=SimPO()).run_round()
 
 
 def test_request_ids_never_repeat_and_do_not_depend_on_the_split():

@@ -223,7 +223,7 @@ def _columns(batch: Preferences, responses: Sequence[tuple[int, int]]) -> dict[s
     tables: dict[str, Sequence[Sequence[Any]]] = {"scores": batch.feedback.rewards}
     if batch.feedback.preference_matrix is not None:
         tables["win_rate"] = [
-            [sum(row) / len(row) for row in matrix] for matrix in batch.feedback.preference_matrix
+            [_mean_known(row) for row in matrix] for matrix in batch.feedback.preference_matrix
         ]
     tables |= batch.feedback.columns
     tables["rewards"] = batch.feedback.rewards
@@ -236,6 +236,12 @@ def _columns(batch: Preferences, responses: Sequence[tuple[int, int]]) -> dict[s
         )
         for name, table in tables.items()
     }
+
+
+def _mean_known(row: Sequence[float | None]) -> float | None:
+    """Of the opponents that were compared; None where none was."""
+    known = [p for p in row if p is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _token_columns(batch: Preferences, responses: Sequence[tuple[int, int]]) -> dict[str, Tensor]:

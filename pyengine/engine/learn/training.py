@@ -32,11 +32,7 @@ def checked_batch(
         raise RequestError(
             f"[update] objective must be an Objective but is {type(objective).__name__}"
         )
-    if objective.needs_reference and not has_reference:
-        raise RequestError(
-            f"[update] {objective.name} needs a reference but the engine has none "
-            "(reference='none')"
-        )
+    _check_reference(objective, has_reference)
     if not learner.computes(objective.side_outputs):
         raise RequestError(
             f"[update] {objective.name} needs {', '.join(s.name for s in objective.side_outputs)} "
@@ -54,6 +50,23 @@ def checked_batch(
             check_tree("update", i, tree, vocab_size, max_positions)
     _rehearse(made, objective)
     return made
+
+
+def rehearsed(batch: Preferences, objective: Objective, has_reference: bool) -> None:
+    """Tries an objective on a batch without a model. Raises RequestError for what it would refuse.
+
+    Token ids and lengths are anyone's: only what belongs to the batch and its feedback is tried.
+    """
+    _check_reference(objective, has_reference)
+    _rehearse(loss_batch(batch, objective, 2**31, 2**31), objective)
+
+
+def _check_reference(objective: Objective, has_reference: bool) -> None:
+    if objective.needs_reference and not has_reference:
+        raise RequestError(
+            f"[update] {objective.name} needs a reference but the engine has none "
+            "(reference='none')"
+        )
 
 
 def _rehearse(batch: LossBatch, objective: Objective) -> None:

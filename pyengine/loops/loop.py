@@ -1,0 +1,80 @@
+"""What a loop is: rounds, one after the other, that can be stopped, saved and gone on with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from pyengine.preferences.groups import Group
+
+Report = dict[str, Any]  # flat: TRL's metric names, counters, "time/..._s"
+
+
+class Measured(Protocol):
+    """What `Loop.evaluate` returns."""
+
+    def metrics(self) -> dict[str, float | int | None]:
+        """Flat metrics for a report, all under "eval/"."""
+
+
+class Loop(ABC):
+    """An order of sampling, judging, pairing and updating, over one engine.
+
+    name         in the registry
+    round        rounds done; a round that raises before the weights moved leaves it, and all else,
+                 as it was
+    last_groups  of the last round, for reports
+
+    A loop computes and counts. Checkpoints, signals, files and resuming are the runner's, which
+    works with every loop through these methods.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.round = 0
+        self.last_groups: list[Group] = []
+        self._steps_before = engine.step_count
+
+    @abstractmethod
+    def _one_round(self) -> Report:
+        """The work of a round and its metrics; it must not touch `round`."""
+
+    @abstractmethod
+    def evaluate(self) -> Measured:
+        """The present weights on what is held out; always with the same random numbers.
+
+        Raises ConfigError where nothing is held out.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able place in the run; weights and optimizer are the engine's."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`. Raises CheckpointError for the state of another run."""
+
+    def run(self, rounds: int) -> Iterator[Report]:
+        """Do `rounds` more rounds, yielding each one's report as it completes."""
+        for _ in range(rounds):
+            yield self.run_round()
+
+    def run_round(self) -> Report:
+        """Do one round and return its report."""
+        self._steps_before = self.engine.step_count
+        report = self._one_round()
+        self.round += 1
+        self._steps_before = self.engine.step_count
+        return {"round": self.round, "step": self.engine.step_count} | report
+
+    @property
+    def moved(self) -> bool:
+        """Whether a round was broken off after it had changed the weights.
+
+        They are then those of no number of rounds, and must not be saved as if they were.
+        """
+        return bool(self.engine.step_count != self._steps_before)
