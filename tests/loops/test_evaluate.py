@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import math
 
 import pytest
@@ -41,6 +42,37 @@ def test_gain_over_other_prompts_is_refused():
     two = evaluate(FakeEngine(), "ab", rewards([[0.0] * 2] * 2), PARAMS)
     with pytest.raises(ConfigError, match="must have the same prompts but they have 2 and 1"):
         two.gain_over(one)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "columns"),
+    [("ac", None), ("ba", None), ("ab", {"answer": ["x", "z"]}), (["a", [1, 2, 3]], None)],
+    ids=["another", "another order", "another field", "ids"],
+)
+def test_gain_over_as_many_other_prompts_is_refused(prompts, columns):
+    source = rewards([[0.0] * 2, [1.0] * 2])
+    answers = {"answer": ["x", "y"]} if columns else None
+    before = evaluate(FakeEngine(), "ab", source, PARAMS, answers)
+    after = evaluate(FakeEngine(), prompts, source, PARAMS, columns)
+    with pytest.raises(ConfigError, match="same prompts but their prompts_digest are"):
+        after.gain_over(before)
+    assert after.gain_over(after) == (0.0, 0.0)
+
+
+def test_gain_without_a_prompt_in_common_is_refused():
+    before = evaluate(FakeEngine(), "ab", rewards([[0.0] * 2, [None] * 2]), PARAMS)
+    after = evaluate(FakeEngine(), "ab", rewards([[None] * 2, [1.0] * 2]), PARAMS)
+    with pytest.raises(RewardError, match="a valid reward in both evaluations but 0 of 2 have"):
+        after.gain_over(before)
+
+
+def test_fields_that_json_does_not_have_tell_prompts_apart():
+    source = rewards([[0.0] * 2])
+    days = [datetime.date(2024, 1, 1), datetime.date(2024, 1, 2), datetime.date(2024, 1, 1)]
+    one, two, again = (
+        evaluate(FakeEngine(), "a", source, PARAMS, {"day": [day]}).prompts_digest for day in days
+    )
+    assert one == again != two
 
 
 def test_no_valid_reward_is_an_error():

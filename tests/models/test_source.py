@@ -121,6 +121,35 @@ def test_missing_path_says_what_is_possible() -> None:
         resolve("org/model")
 
 
+FETCH = "`hf download org/tiny-0.5B --local-dir models/tiny-0.5B`"
+
+
+@pytest.mark.parametrize("name", ["org/tiny-0.5B", "{there}/org/tiny-0.5B"])
+def test_a_name_of_the_hub_is_answered_with_how_to_fetch_it(tmp_path: Path, name: str) -> None:
+    """As it was given, and as a recipe in the folder `there` makes it absolute."""
+    with pytest.raises(ModelFileError) as caught:
+        resolve(name.format(there=tmp_path))
+    assert FETCH in str(caught.value)
+    assert "`huggingface-cli download`" in str(caught.value)
+    assert "then give models/tiny-0.5B as the model, or the .gguf file in it" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../tiny", "tiny", "a/b/c", "org/m.gguf", "{there}/m", "~/tiny"])
+def test_a_name_that_is_none_of_the_hub_gets_no_command(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelFileError, match="does not exist") as caught:
+        resolve(name.format(there=tmp_path))
+    assert "hf download" not in str(caught.value)
+
+
+def test_a_folder_that_looks_like_a_hub_name_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "tiny").mkdir(parents=True)
+    (tmp_path / "org" / "tiny" / "config.json").write_text("{}")
+    assert resolve("org/tiny").kind == "hf"
+
+
 def test_folder_without_config_names_its_ggufs(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"")
     with pytest.raises(ModelFileError, match=r"must have config.json .* GGUF files: a.gguf"):

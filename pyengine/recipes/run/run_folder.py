@@ -10,16 +10,14 @@ result.json, samples.md, reward_kl.png   written last
 
 from __future__ import annotations
 
-import json
-import math
-import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from pyengine.errors import CheckpointError, ConfigError
+from pyengine.errors import ConfigError
 from pyengine.files import atomic_write
 from pyengine.recipes.schema.recipe import Recipe, dump_recipe, first_difference, load_recipe
+from pyengine.reports.writers.jsonl import append_lines, json_line, read_lines
+
+__all__ = ["RunFolder", "append_lines", "read_lines"]
 
 
 class RunFolder:
@@ -87,40 +85,4 @@ class RunFolder:
         for path in (self.metrics, self.samples):
             if path.exists():
                 kept = [row for row in read_lines(path) if row["round"] <= last_round]
-                atomic_write(path, "".join(map(_line, kept)))
-
-
-def append_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows as JSON lines and wait for the disk. Numbers that are not finite become null."""
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(map(_line, rows))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a last line without its newline was cut by a kill and is no row.
-
-    Raises CheckpointError naming file and line of any other bad line.
-    """
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise CheckpointError(f"[{path}:{number}] line must be JSON but {error}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("round"), int):
-            raise CheckpointError(
-                f"[{path}:{number}] line must be an object with an integer 'round' but is not"
-            )
-        rows.append(row)
-    return rows
-
-
-def _line(row: dict[str, Any]) -> str:
-    finite = {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
-    }
-    return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
+                atomic_write(path, "".join(map(json_line, kept)))

@@ -24,7 +24,7 @@ from pyengine.recipes.run.samples import comparison_markdown, sample_rows
 from pyengine.recipes.schema.prompt_files import Prompts, load_prompts
 from pyengine.recipes.schema.recipe import Recipe
 from pyengine.recipes.schema.rewards import Reward, load_reward
-from pyengine.reports.report import plot
+from pyengine.reports.plot import plot
 
 OnReport = Callable[[dict[str, Any]], None]
 OnStatus = Callable[[str], None]

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from pyengine.errors import CheckpointError, ConfigError
-from pyengine.recipes.run.run_folder import RunFolder, append_lines, read_lines
+from pyengine.errors import ConfigError
+from pyengine.recipes.run.run_folder import RunFolder
 from pyengine.recipes.schema.recipe import PromptsSpec, Recipe, RewardSpec, load_recipe
+from pyengine.reports.writers.jsonl import append_lines, read_lines
 
 
 @pytest.fixture
@@ -74,22 +75,3 @@ def test_lines_are_cut_after_the_checkpoint(tmp_path):
     assert folder.samples.read_bytes() == folder.metrics.read_bytes()
     append_lines(folder.metrics, [{"round": 3}])
     assert [row["round"] for row in read_lines(folder.metrics)] == [0, 1, 2, 2, 3]
-
-
-def test_a_number_that_is_not_finite_becomes_null(tmp_path):
-    append_lines(tmp_path / "m", [{"round": 1, "loss": float("nan"), "x": float("inf")}])
-    assert read_lines(tmp_path / "m") == [{"round": 1, "loss": None, "x": None}]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{oops}", r"m:2\] line must be JSON but"),
-        ("[1]", r"m:2\] line must be an object with an integer 'round'"),
-        ('{"round": "1"}', r"m:2\] line must be an object with an integer 'round'"),
-    ],
-)
-def test_a_bad_line_names_file_and_number(tmp_path, line, message):
-    (tmp_path / "m").write_text('{"round": 0}\n' + line + '\n{"round": 2}\n')
-    with pytest.raises(CheckpointError, match=message):
-        read_lines(tmp_path / "m")

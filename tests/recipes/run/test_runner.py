@@ -10,8 +10,9 @@ from fake_engine import FakeEngine
 
 from pyengine.errors import CheckpointError, ConfigError, RewardError
 from pyengine.recipes.run import runner
-from pyengine.recipes.run.run_folder import RunFolder, read_lines
+from pyengine.recipes.run.run_folder import RunFolder
 from pyengine.recipes.schema.recipe import load_recipe
+from pyengine.reports.writers.jsonl import read_lines
 
 RECIPE = """\
 model: pypi:none

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from pyengine.errors import DataError, MissingDependencyError
-from pyengine.reports import report
+from pyengine.reports.plot import plot
 
 ROWS = [
     {"round": 0, "eval/objective/scores": 0.25, "eval/objective/scores_stderr": 0.05},
@@ -14,28 +14,18 @@ ROWS = [
 ]
 
 
-def test_table_has_a_line_a_round_and_only_columns_in_use():
-    heading, *lines = report.table(ROWS).splitlines()
-    assert heading.split() == ["round", "reward", "held-out", "kl", "loss", "pairs"]
-    assert [line.split() for line in lines] == [
-        ["0", "-", "+0.250", "-", "-", "-"],
-        ["1", "+0.500", "-", "0.00", "0.6931", "8"],
-        ["2", "-", "-", "1.50", "-", "0"],
-    ]
-
-
 def test_plot_writes_a_png(tmp_path):
     pytest.importorskip("matplotlib")
-    report.plot(ROWS, tmp_path / "p.png", "title")
+    plot(ROWS, tmp_path / "p.png", "title")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_plot_needs_a_reward(tmp_path):
     with pytest.raises(DataError, match="rows must hold a round with a reward but none has one"):
-        report.plot([{"round": 1}], tmp_path / "p.png")
+        plot([{"round": 1}], tmp_path / "p.png")
 
 
 def test_plot_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingDependencyError, match=r'pip install "pyengine\[demo\]"'):
-        report.plot(ROWS, tmp_path / "p.png")
+        plot(ROWS, tmp_path / "p.png")
