@@ -12,8 +12,9 @@ from typing import Any, TypeGuard
 from tokenizers import Tokenizer as Backend
 
 from pyengine.data.chat import ChatTemplate, Message, check_text
+from pyengine.data.tokenizer_backend import LoadedTokenizer, guarded
+from pyengine.data.tokenizer_folder import read_folder
 from pyengine.data.tokenizer_gguf import read_gguf_tokenizer
-from pyengine.data.tokenizer_parts import TokenizerParts, guarded, read_folder
 from pyengine.errors import DataError, RequestError, TemplateError
 from pyengine.models.gguf_file import GGUFFile
 from pyengine.models.source import ModelSource, resolve
@@ -45,17 +46,17 @@ class Tokenizer:
     chat_template   jinja2 source; None where the model has none
     """
 
-    def __init__(self, parts: TokenizerParts) -> None:
-        self._parts = parts
-        self._backend = parts.backend
+    def __init__(self, loaded: LoadedTokenizer) -> None:
+        self._loaded = loaded
+        self._backend = loaded.backend
         self._continuing: Backend | None = None
-        self._vocabulary = frozenset(parts.backend.get_vocab(with_added_tokens=True).values())
+        self._vocabulary = frozenset(loaded.backend.get_vocab(with_added_tokens=True).values())
         self.vocab_size = max(self._vocabulary, default=-1) + 1
         self.bos_id = self._special_id("bos_token")
         self.eos_id = self._special_id("eos_token")
         self.pad_id = self._special_id("pad_token")
-        self.chat_template = parts.chat_template
-        self.stop_ids = frozenset(parts.end_ids | self._template_ends())
+        self.chat_template = loaded.chat_template
+        self.stop_ids = frozenset(loaded.end_ids | self._template_ends())
         self._template: ChatTemplate | None = None
 
     @classmethod
@@ -115,7 +116,7 @@ class Tokenizer:
                     "[chat] model must have a chat template to take messages but has none; "
                     "give the prompt as text"
                 )
-            self._template = ChatTemplate(self.chat_template, self._parts.special)
+            self._template = ChatTemplate(self.chat_template, self._loaded.special)
         return self._template.render(messages, add_generation_prompt, **variables)
 
     def encode_chat(
@@ -187,13 +188,13 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer's files into an existing folder; transformers loads the same ids."""
-        for name, content in self._parts.files.items():
+        for name, content in self._loaded.files.items():
             (Path(folder) / name).write_bytes(content)
 
     # ------------------------------------------------------------ parts
 
     def _special_id(self, name: str) -> int | None:
-        text = self._parts.special.get(name)
+        text = self._loaded.special.get(name)
         return None if text is None else self._backend.token_to_id(text)
 
     def _template_ends(self) -> set[int]:

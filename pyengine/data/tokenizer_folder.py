@@ -1,17 +1,16 @@
-"""What every tokenizer is made of, and reading one from a Hugging Face folder."""
+"""The tokenizer of a Hugging Face folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
-from tokenizers.processors import TemplateProcessing
 
+from pyengine.data.tokenizer_backend import LoadedTokenizer, guarded
 from pyengine.errors import ModelFileError
 
 SPECIAL_NAMES = tuple(
@@ -28,55 +27,9 @@ _FILES = (
     "vocab.json",
     "merges.txt",
 )
-_T = TypeVar("_T")
 
 
-@dataclass
-class TokenizerParts:
-    """A tokenizer before it is given its methods.
-
-    special        texts of the special tokens by name: bos_token, eos_token, ...
-    chat_template  jinja2 source; None where the model has none
-    end_ids        ids that the model's files name as ends of a text
-    files          what `save` writes, by file name
-    """
-
-    backend: Backend
-    special: dict[str, str]
-    chat_template: str | None
-    end_ids: set[int]
-    files: dict[str, bytes] = field(repr=False)
-
-
-def guarded(action: Callable[[], _T], rule: str) -> _T:
-    """Runs a call into the tokenizers library; its failures, panics included, are one error.
-
-    Raises: ModelFileError with `rule` and the library's reason.
-    """
-    try:
-        return action()
-    except BaseException as error:
-        # Its Rust panics come as an exception that is no Exception.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ModelFileError(f"[tokenizer] {rule} but: {str(error)[:200]}") from error
-
-
-def set_begin_and_end(backend: Backend, begin: str | None, end: str | None) -> None:
-    """Makes the backend add these tokens around a text (and no others)."""
-    tokens = [token for token in (begin, end) if token]
-    pattern = [*([begin] if begin else []), "$A", *([end] if end else [])]
-    backend.post_processor = TemplateProcessing(
-        single=pattern,
-        pair=[*pattern, *(f"{part.replace('$A', '$B')}:1" for part in pattern)],
-        special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys(tokens)],
-    )
-
-
-# ---------------------------------------------------------------- a Hugging Face folder
-
-
-def read_folder(folder: Path) -> TokenizerParts:
+def read_folder(folder: Path) -> LoadedTokenizer:
     """The tokenizer of a Hugging Face folder.
 
     tokenizer.json alone says what is added around a text, as in transformers 5; add_bos_token and
@@ -106,7 +59,7 @@ def read_folder(folder: Path) -> TokenizerParts:
     known = [text for text in special.values() if backend.token_to_id(text) is not None]
     backend.add_special_tokens([AddedToken(text, normalized=False) for text in known])
     template = _template(files, config)
-    return TokenizerParts(backend, special, template, _end_ids(folder), files)
+    return LoadedTokenizer(backend, special, template, _end_ids(folder), files)
 
 
 def _read(path: Path) -> bytes:
