@@ -56,8 +56,7 @@ def read_folder(folder: Path) -> LoadedTokenizer:
             raise ModelFileError(
                 f"[tokenizer] {name} must be in the vocabulary but {special[name]!r} is not"
             )
-    known = [text for text in special.values() if backend.token_to_id(text) is not None]
-    backend.add_special_tokens([AddedToken(text, normalized=False) for text in known])
+    _mark_special(backend, config)
     template = _template(files, config)
     return LoadedTokenizer(backend, special, template, _end_ids(folder), files)
 
@@ -91,7 +90,11 @@ def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
 
 
 def _add_tokens(backend: Backend, files: Mapping[str, bytes], config: Mapping[str, Any]) -> None:
-    """Tokens that only tokenizer_config.json or added_tokens.json name, at the ids they give."""
+    """Tokens that tokenizer_config.json or added_tokens.json name, at the ids they give.
+
+    As in transformers, added_tokens_decoder's flags win over tokenizer.json's; added_tokens.json
+    has none.
+    """
     wanted: dict[int, dict[str, Any]] = {}
     for text, number in _json(files, "added_tokens.json").items():
         wanted[int(number)] = {"content": text}
@@ -103,9 +106,8 @@ def _add_tokens(backend: Backend, files: Mapping[str, bytes], config: Mapping[st
         wanted[int(key)] = entry
     for number, entry in sorted(wanted.items()):
         text = entry["content"]
-        if backend.token_to_id(text) is None:
-            flags = {key: bool(entry[key]) for key in _FLAGS if key in entry}
-            backend.add_tokens([AddedToken(text, **flags)])
+        if backend.token_to_id(text) is None or len(entry) > 1:
+            backend.add_tokens([_token(entry)])
         if backend.token_to_id(text) != number:
             raise ModelFileError(
                 f"[tokenizer] added token {text!r} must have id {number} "
@@ -114,6 +116,26 @@ def _add_tokens(backend: Backend, files: Mapping[str, bytes], config: Mapping[st
 
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def _token(entry: Mapping[str, Any], special: bool = False) -> AddedToken:
+    flags = {key: bool(entry[key]) for key in _FLAGS if key in entry}
+    return AddedToken(entry["content"], **({"special": special} | flags))
+
+
+def _mark_special(backend: Backend, config: Mapping[str, Any]) -> None:
+    """Makes the tokens that the config names (eos_token, ...) special, with the flags they have.
+
+    A flag such as rstrip decides which blanks around the token belong to it, and so the ids.
+    """
+    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    for name, text in _special_texts(config).items():
+        if backend.token_to_id(text) is None:
+            continue
+        entry = config[name] if isinstance(config[name], dict) else {"content": text}
+        token = added.get(text, _token(entry, special=True))
+        token.special = True
+        backend.add_special_tokens([token])
 
 
 def _special_texts(config: Mapping[str, Any]) -> dict[str, str]:
