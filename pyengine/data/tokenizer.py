@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -12,7 +10,8 @@ from typing import Any, TypeGuard
 from tokenizers import Tokenizer as Backend
 
 from pyengine.data.chat import ChatTemplate, Message, check_text
-from pyengine.data.tokenizer_backend import LoadedTokenizer, guarded
+from pyengine.data.tokenizer_backend import LoadedTokenizer, guarded, without_prefix_space
+from pyengine.data.tokenizer_decoder import TextDecoder
 from pyengine.data.tokenizer_folder import read_folder
 from pyengine.data.tokenizer_gguf import read_gguf_tokenizer
 from pyengine.errors import DataError, RequestError, TemplateError
@@ -50,8 +49,8 @@ class Tokenizer:
         self._loaded = loaded
         self._backend = loaded.backend
         self._continuing: Backend | None = None
-        self._vocabulary = frozenset(loaded.backend.get_vocab(with_added_tokens=True).values())
-        self.vocab_size = max(self._vocabulary, default=-1) + 1
+        self._decoder = TextDecoder(loaded.backend)
+        self.vocab_size = max(self._decoder.vocabulary, default=-1) + 1
         self.bos_id = self._special_id("bos_token")
         self.eos_id = self._special_id("eos_token")
         self.pad_id = self._special_id("pad_token")
@@ -87,16 +86,17 @@ class Tokenizer:
 
         Raises: RequestError for what is not an id.
         """
-        ids = self._check_ids(ids, 2**31)
-        if all(number in self._vocabulary for number in ids):
-            return str(self._backend.decode(ids, skip_special_tokens=skip_special_tokens))
-        runs = groupby(ids, key=self._vocabulary.__contains__)
-        return "".join(
-            str(self._backend.decode(list(run), skip_special_tokens=skip_special_tokens))
-            if is_known
-            else "\ufffd" * len(list(run))
-            for is_known, run in runs
-        )
+        return self._decoder.decode(self._check_ids(ids, 2**31), skip_special_tokens)
+
+    def decode_completion(self, ids: Sequence[int]) -> str:
+        """The text that a response's ids add to its prompt's, without special tokens.
+
+        A blank at its beginning is kept, so that prompt and response join to one text, and the text
+        given to `encode_completion` is the response again.
+
+        Raises: RequestError for what is not an id.
+        """
+        return self._decoder.decode(self._check_ids(ids, 2**31), follows=True)
 
     # ------------------------------------------------------------ chats
 
@@ -217,7 +217,7 @@ class Tokenizer:
     def _continue(self, text: str) -> list[int]:
         """Ids of a text that follows another one: no special tokens, no space put before it."""
         if self._continuing is None:
-            self._continuing = _without_prefix_space(self._backend)
+            self._continuing = without_prefix_space(self._backend)
         return self._encode(self._continuing, text, False)
 
     def _ended(self, ids: list[int]) -> list[int]:
@@ -263,30 +263,3 @@ def _difference(before: str, whole: str) -> str:
         f"template must render a prompt the same with and without an answer but differs at "
         f"character {at}: {before[at : at + 30]!r} becomes {whole[at : at + 30]!r}"
     )
-
-
-def _without_prefix_space(backend: Backend) -> Backend:
-    """The same tokenizer, but the first word gets no space of its own."""
-    state = json.loads(backend.to_str())
-    changed = _drop_prefix(state.get("normalizer")) | _drop_prefix(state.get("pre_tokenizer"))
-    normalizer = state.get("normalizer")
-    if isinstance(normalizer, dict) and normalizer.get("type") == "Prepend":
-        state["normalizer"], changed = None, True
-    return Backend.from_str(json.dumps(state)) if changed else backend
-
-
-def _drop_prefix(step: Any) -> bool:
-    if not isinstance(step, dict):
-        return False
-    inner = step.get("normalizers") or step.get("pretokenizers") or []
-    changed = False
-    for child in list(inner):
-        if child.get("type") == "Prepend":
-            inner.remove(child)
-            changed = True
-        changed |= _drop_prefix(child)
-    if step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never":
-        step["prepend_scheme"], changed = "never", True
-    if step.get("add_prefix_space"):
-        step["add_prefix_space"], changed = False, True
-    return changed

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
@@ -55,3 +56,30 @@ def set_begin_and_end(backend: Backend, begin: str | None, end: str | None) -> N
         pair=[*pattern, *(f"{part.replace('$A', '$B')}:1" for part in pattern)],
         special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys(tokens)],
     )
+
+
+def without_prefix_space(backend: Backend) -> Backend:
+    """The same tokenizer, but the first word gets no space of its own."""
+    state = json.loads(backend.to_str())
+    changed = _drop_prefix(state.get("normalizer")) | _drop_prefix(state.get("pre_tokenizer"))
+    normalizer = state.get("normalizer")
+    if isinstance(normalizer, dict) and normalizer.get("type") == "Prepend":
+        state["normalizer"], changed = None, True
+    return Backend.from_str(json.dumps(state)) if changed else backend
+
+
+def _drop_prefix(step: Any) -> bool:
+    if not isinstance(step, dict):
+        return False
+    inner = step.get("normalizers") or step.get("pretokenizers") or []
+    changed = False
+    for child in list(inner):
+        if child.get("type") == "Prepend":
+            inner.remove(child)
+            changed = True
+        changed |= _drop_prefix(child)
+    if step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never":
+        step["prepend_scheme"], changed = "never", True
+    if step.get("add_prefix_space"):
+        step["add_prefix_space"], changed = False, True
+    return changed
