@@ -153,6 +153,8 @@ class Tokenizer:
         """(prompt ids, response ids) as sampling makes them: the response ends in a stop id.
 
         Both are texts, or both are messages. A text completion continues the prompt as it stands.
+        Of messages, what the template writes after the last end token is left out if it is blank;
+        else the end is appended: the one that the template writes before a next turn, or eos.
 
         Raises: DataError for a mixture; TemplateError where the template renders the prompt
         differently once an answer follows; RequestError where the model has no end token.
@@ -179,10 +181,11 @@ class Tokenizer:
         if whole_ids[: len(prompt_ids)] != prompt_ids:
             # A token reaches over the boundary, which sampling from the prompt never would.
             response_ids = self._continue(whole[len(before) :])
-        ends = [i for i, number in enumerate(response_ids) if number in self.stop_ids]
-        if ends:
-            return prompt_ids, response_ids[: ends[-1] + 1]
-        return prompt_ids, self._ended(response_ids)
+        end = max((i for i, n in enumerate(response_ids) if n in self.stop_ids), default=-1)
+        if end >= 0 and self._is_blank(response_ids[end + 1 :]):
+            return prompt_ids, response_ids[: end + 1]
+        turn_end = self._turn_end([*prompt, *completion], whole)
+        return prompt_ids, self._ended([*response_ids, *turn_end])
 
     # ------------------------------------------------------------ files
 
@@ -219,6 +222,27 @@ class Tokenizer:
         if self._continuing is None:
             self._continuing = without_prefix_space(self._backend)
         return self._encode(self._continuing, text, False)
+
+    def _turn_end(self, messages: Sequence[Message], text: str) -> list[int]:
+        """The end token that the template writes where a conversation goes on; none if it has none.
+
+        text  the conversation without a further turn: some templates leave its last turn open
+        """
+        try:
+            longer = self.apply_chat_template([*messages, {"role": "user", "content": "?"}], False)
+        except TemplateError:
+            return []
+        if not longer.startswith(text):
+            return []
+        for number in self.encode(longer[len(text) :], add_special_tokens=False):
+            if number in self.stop_ids:
+                return [number]
+            if not self._is_blank([number]):
+                break
+        return []
+
+    def _is_blank(self, ids: list[int]) -> bool:
+        return not self.decode(ids, skip_special_tokens=False).strip()
 
     def _ended(self, ids: list[int]) -> list[int]:
         if ids and ids[-1] in self.stop_ids:
