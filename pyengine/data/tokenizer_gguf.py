@@ -61,6 +61,8 @@ _WORDS: dict[str, tuple[str, ...]] = {
 }
 # These begin every text with bos and take a whole word that is a token without any merges.
 _LIKE_LLAMA3 = frozenset(("llama3", "llama-v3", "llama-bpe", "falcon3", "tekken"))
+# Their tokenizer.json composes characters first (NFC), which GGUF's metadata has no place for.
+_COMPOSED = frozenset(("qwen2", "deepseek-r1-qwen"))
 _PIECE_SPACE = "\u2581"
 
 
@@ -158,6 +160,8 @@ def _byte_level(file: GGUFFile, tokens: Sequence[str], pre: str) -> Backend:
         f"{file.path.name}: tokenizer.ggml.merges must fit tokenizer.ggml.tokens",
     )
     backend = Backend(model)
+    if pre in _COMPOSED:
+        backend.normalizer = normalizers.NFC()
     splits = [pre_tokenizers.Split(Regex(words), behavior="isolated") for words in _WORDS[pre]]
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, as_bytes])
