@@ -17,7 +17,7 @@ class RowTokenizer(Protocol):
 
     def encode_completion(self, prompt: Any, completion: Any) -> tuple[list[int], list[int]]: ...
 
-    def decode(self, ids: list[int]) -> str: ...
+    def decode_completion(self, ids: list[int]) -> str: ...
 
 
 @dataclass
@@ -121,7 +121,7 @@ class GroupBuilder:
         if share and key in self._by_response:
             return self._by_response[key]
         responses = self.groups[g].responses
-        text = self.tokenizer.decode(ids) if cut else self._text(turns, ids)
+        text = self.tokenizer.decode_completion(ids) if cut else self._text(turns, ids)
         responses.append(Response(ids, text=text))
         return (
             self._by_response.setdefault(key, len(responses) - 1) if share else len(responses) - 1
@@ -130,7 +130,9 @@ class GroupBuilder:
     def _text(self, turns: Turns, ids: list[int]) -> str:
         if isinstance(turns, str):
             return turns
-        return str(turns[0]["content"]) if len(turns) == 1 else self.tokenizer.decode(ids)
+        return (
+            str(turns[0]["content"]) if len(turns) == 1 else self.tokenizer.decode_completion(ids)
+        )
 
     def finish(self, report: DataReport, kept: int, source: str) -> None:
         """Fill in what the groups hold. Raises DataError if no row is left."""

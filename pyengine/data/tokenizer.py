@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -12,8 +10,10 @@ from typing import Any, TypeGuard
 from tokenizers import Tokenizer as Backend
 
 from pyengine.data.chat import ChatTemplate, Message, check_text
+from pyengine.data.tokenizer_backend import LoadedTokenizer, guarded, without_prefix_space
+from pyengine.data.tokenizer_decoder import TextDecoder
+from pyengine.data.tokenizer_folder import read_folder
 from pyengine.data.tokenizer_gguf import read_gguf_tokenizer
-from pyengine.data.tokenizer_parts import TokenizerParts, guarded, read_folder
 from pyengine.errors import DataError, RequestError, TemplateError
 from pyengine.models.gguf_file import GGUFFile
 from pyengine.models.source import ModelSource, resolve
@@ -45,17 +45,17 @@ class Tokenizer:
     chat_template   jinja2 source; None where the model has none
     """
 
-    def __init__(self, parts: TokenizerParts) -> None:
-        self._parts = parts
-        self._backend = parts.backend
+    def __init__(self, loaded: LoadedTokenizer) -> None:
+        self._loaded = loaded
+        self._backend = loaded.backend
         self._continuing: Backend | None = None
-        self._vocabulary = frozenset(parts.backend.get_vocab(with_added_tokens=True).values())
-        self.vocab_size = max(self._vocabulary, default=-1) + 1
+        self._decoder = TextDecoder(loaded.backend)
+        self.vocab_size = max(self._decoder.vocabulary, default=-1) + 1
         self.bos_id = self._special_id("bos_token")
         self.eos_id = self._special_id("eos_token")
         self.pad_id = self._special_id("pad_token")
-        self.chat_template = parts.chat_template
-        self.stop_ids = frozenset(parts.end_ids | self._template_ends())
+        self.chat_template = loaded.chat_template
+        self.stop_ids = frozenset(loaded.end_ids | self._template_ends())
         self._template: ChatTemplate | None = None
 
     @classmethod
@@ -86,16 +86,17 @@ class Tokenizer:
 
         Raises: RequestError for what is not an id.
         """
-        ids = self._check_ids(ids, 2**31)
-        if all(number in self._vocabulary for number in ids):
-            return str(self._backend.decode(ids, skip_special_tokens=skip_special_tokens))
-        runs = groupby(ids, key=self._vocabulary.__contains__)
-        return "".join(
-            str(self._backend.decode(list(run), skip_special_tokens=skip_special_tokens))
-            if is_known
-            else "\ufffd" * len(list(run))
-            for is_known, run in runs
-        )
+        return self._decoder.decode(self._check_ids(ids, 2**31), skip_special_tokens)
+
+    def decode_completion(self, ids: Sequence[int]) -> str:
+        """The text that a response's ids add to its prompt's, without special tokens.
+
+        A blank at its beginning is kept, so that prompt and response join to one text, and the text
+        given to `encode_completion` is the response again.
+
+        Raises: RequestError for what is not an id.
+        """
+        return self._decoder.decode(self._check_ids(ids, 2**31), follows=True)
 
     # ------------------------------------------------------------ chats
 
@@ -115,7 +116,7 @@ class Tokenizer:
                     "[chat] model must have a chat template to take messages but has none; "
                     "give the prompt as text"
                 )
-            self._template = ChatTemplate(self.chat_template, self._parts.special)
+            self._template = ChatTemplate(self.chat_template, self._loaded.special)
         return self._template.render(messages, add_generation_prompt, **variables)
 
     def encode_chat(
@@ -152,6 +153,8 @@ class Tokenizer:
         """(prompt ids, response ids) as sampling makes them: the response ends in a stop id.
 
         Both are texts, or both are messages. A text completion continues the prompt as it stands.
+        Of messages, what the template writes after the last end token is left out if it is blank;
+        else the end is appended: the one that the template writes before a next turn, or eos.
 
         Raises: DataError for a mixture; TemplateError where the template renders the prompt
         differently once an answer follows; RequestError where the model has no end token.
@@ -178,22 +181,23 @@ class Tokenizer:
         if whole_ids[: len(prompt_ids)] != prompt_ids:
             # A token reaches over the boundary, which sampling from the prompt never would.
             response_ids = self._continue(whole[len(before) :])
-        ends = [i for i, number in enumerate(response_ids) if number in self.stop_ids]
-        if ends:
-            return prompt_ids, response_ids[: ends[-1] + 1]
-        return prompt_ids, self._ended(response_ids)
+        end = max((i for i, n in enumerate(response_ids) if n in self.stop_ids), default=-1)
+        if end >= 0 and self._is_blank(response_ids[end + 1 :]):
+            return prompt_ids, response_ids[: end + 1]
+        turn_end = self._turn_end([*prompt, *completion], whole)
+        return prompt_ids, self._ended([*response_ids, *turn_end])
 
     # ------------------------------------------------------------ files
 
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer's files into an existing folder; transformers loads the same ids."""
-        for name, content in self._parts.files.items():
+        for name, content in self._loaded.files.items():
             (Path(folder) / name).write_bytes(content)
 
     # ------------------------------------------------------------ parts
 
     def _special_id(self, name: str) -> int | None:
-        text = self._parts.special.get(name)
+        text = self._loaded.special.get(name)
         return None if text is None else self._backend.token_to_id(text)
 
     def _template_ends(self) -> set[int]:
@@ -216,8 +220,29 @@ class Tokenizer:
     def _continue(self, text: str) -> list[int]:
         """Ids of a text that follows another one: no special tokens, no space put before it."""
         if self._continuing is None:
-            self._continuing = _without_prefix_space(self._backend)
+            self._continuing = without_prefix_space(self._backend)
         return self._encode(self._continuing, text, False)
+
+    def _turn_end(self, messages: Sequence[Message], text: str) -> list[int]:
+        """The end token that the template writes where a conversation goes on; none if it has none.
+
+        text  the conversation without a further turn: some templates leave its last turn open
+        """
+        try:
+            longer = self.apply_chat_template([*messages, {"role": "user", "content": "?"}], False)
+        except TemplateError:
+            return []
+        if not longer.startswith(text):
+            return []
+        for number in self.encode(longer[len(text) :], add_special_tokens=False):
+            if number in self.stop_ids:
+                return [number]
+            if not self._is_blank([number]):
+                break
+        return []
+
+    def _is_blank(self, ids: list[int]) -> bool:
+        return not self.decode(ids, skip_special_tokens=False).strip()
 
     def _ended(self, ids: list[int]) -> list[int]:
         if ids and ids[-1] in self.stop_ids:
@@ -262,30 +287,3 @@ def _difference(before: str, whole: str) -> str:
         f"template must render a prompt the same with and without an answer but differs at "
         f"character {at}: {before[at : at + 30]!r} becomes {whole[at : at + 30]!r}"
     )
-
-
-def _without_prefix_space(backend: Backend) -> Backend:
-    """The same tokenizer, but the first word gets no space of its own."""
-    state = json.loads(backend.to_str())
-    changed = _drop_prefix(state.get("normalizer")) | _drop_prefix(state.get("pre_tokenizer"))
-    normalizer = state.get("normalizer")
-    if isinstance(normalizer, dict) and normalizer.get("type") == "Prepend":
-        state["normalizer"], changed = None, True
-    return Backend.from_str(json.dumps(state)) if changed else backend
-
-
-def _drop_prefix(step: Any) -> bool:
-    if not isinstance(step, dict):
-        return False
-    inner = step.get("normalizers") or step.get("pretokenizers") or []
-    changed = False
-    for child in list(inner):
-        if child.get("type") == "Prepend":
-            inner.remove(child)
-            changed = True
-        changed |= _drop_prefix(child)
-    if step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never":
-        step["prepend_scheme"], changed = "never", True
-    if step.get("add_prefix_space"):
-        step["add_prefix_space"], changed = False, True
-    return changed

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
-from pyengine.data.tokenizer_parts import TokenizerParts, guarded, set_begin_and_end
+from pyengine.data.tokenizer_backend import LoadedTokenizer, guarded, set_begin_and_end
 from pyengine.errors import ConfigError
 from pyengine.models.gguf_file import GGUFFile
 
@@ -61,10 +61,12 @@ _WORDS: dict[str, tuple[str, ...]] = {
 }
 # These begin every text with bos and take a whole word that is a token without any merges.
 _LIKE_LLAMA3 = frozenset(("llama3", "llama-v3", "llama-bpe", "falcon3", "tekken"))
+# Their tokenizer.json composes characters first (NFC), which GGUF's metadata has no place for.
+_COMPOSED = frozenset(("qwen2", "deepseek-r1-qwen"))
 _PIECE_SPACE = "\u2581"
 
 
-def read_gguf_tokenizer(file: GGUFFile) -> TokenizerParts:
+def read_gguf_tokenizer(file: GGUFFile) -> LoadedTokenizer:
     """The tokenizer in a GGUF file's metadata.
 
     Raises: ConfigError for a kind that is not supported, by name; ModelFileError for metadata
@@ -103,7 +105,7 @@ def read_gguf_tokenizer(file: GGUFFile) -> TokenizerParts:
     end_ids = {number for number in ends_of_text if number is not None}
     template = file.get("tokenizer.chat_template", str)
     files = _files(backend, special, template)
-    return TokenizerParts(backend, special, template, end_ids, files)
+    return LoadedTokenizer(backend, special, template, end_ids, files)
 
 
 def _vocabulary(file: GGUFFile) -> tuple[list[str], list[int]]:
@@ -158,6 +160,8 @@ def _byte_level(file: GGUFFile, tokens: Sequence[str], pre: str) -> Backend:
         f"{file.path.name}: tokenizer.ggml.merges must fit tokenizer.ggml.tokens",
     )
     backend = Backend(model)
+    if pre in _COMPOSED:
+        backend.normalizer = normalizers.NFC()
     splits = [pre_tokenizers.Split(Regex(words), behavior="isolated") for words in _WORDS[pre]]
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, as_bytes])

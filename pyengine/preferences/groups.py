@@ -28,7 +28,8 @@ class Response:
     logprobs           (R,) log softmax(logits) of each token at temperature 1, untruncated; None if
                        not sampled here
     sampling_logprobs  (R,) under the distribution actually drawn from; None if not sampled here
-    text               decoded text without special tokens; None if there is no tokenizer
+    text               what it adds to the prompt's text, a blank at its beginning too, without
+                       special tokens; None if there is no tokenizer
     finish_reason      "stop" (an end token), "length" (max_tokens), "abort" (cancelled); None if
                        not sampled here
     kept_mass          (R,) what top_k, top_p and min_p kept of the distribution after temperature,

@@ -37,7 +37,7 @@ class Letters:
             prompt += "!"
         return [ord(c) for c in prompt], [ord(c) for c in completion.lower()]
 
-    def decode(self, ids):
+    def decode_completion(self, ids):
         return "".join(map(chr, ids)).rstrip("|")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import transformers
 from tokenizer_files import assert_same, begun, texts, theirs, trained, write_folder
-from tokenizers import pre_tokenizers
+from tokenizers import AddedToken, pre_tokenizers
 
 from pyengine.data.tokenizer import Tokenizer
 from pyengine.errors import ModelFileError
@@ -124,6 +124,48 @@ def test_tokens_of_the_config_are_added(tmp_path: Path) -> None:
     assert ours.pad_id == 341
     assert ours.decode([340, 341]) == "<tool>"
     assert_same(ours, theirs(path), ["a<tool>b<pad>c", *texts(20)])
+
+
+PLAIN = {"special": True, "normalized": True}
+LEFT = {"special": True, "lstrip": True, "single_word": True, "normalized": False}
+RIGHT = {"special": True, "rstrip": True, "normalized": False}
+NOT_SPECIAL = RIGHT | {"special": False}
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {},
+        {"pad_token": "<|end|>"},
+        {"unk_token": {"__type": "AddedToken", "content": "<|end|>", "lstrip": True}},
+    ],
+    ids=lambda named: next(iter(named), "unnamed"),
+)
+@pytest.mark.parametrize(
+    ("of_json", "of_config"),
+    [
+        *((None, RIGHT), (None, NOT_SPECIAL), (RIGHT, None), (NOT_SPECIAL, None)),
+        *((PLAIN, LEFT), (LEFT, PLAIN), (RIGHT, NOT_SPECIAL), (NOT_SPECIAL, RIGHT)),
+    ],
+)
+def test_flags_of_a_token_that_is_named_in_several_places(
+    tmp_path: Path, of_json: Any, of_config: Any, named: dict[str, Any]
+) -> None:
+    """In tokenizer.json, in added_tokens_decoder, and as pad_token or another special token."""
+    backend = trained()
+    if of_json is not None:
+        backend.add_tokens([AddedToken("<|end|>", **of_json)])
+    entries = None if of_config is None else {"340": {"content": "<|end|>", **of_config}}
+    path = write_folder(tmp_path / "m", backend, added_tokens_decoder=entries, **named)
+    samples = ["a<|end|>\nb", "a <|end|> b", "x<|end|>y", "a  <|end|>  \n", "<|end|><|end|> c"]
+    assert_same(Tokenizer.load(path), theirs(path), samples)
+
+
+def test_a_named_token_keeps_the_blanks_that_its_flags_give_it(tmp_path: Path) -> None:
+    backend = trained()
+    backend.add_special_tokens([AddedToken("<|end|>", rstrip=True, normalized=False)])
+    ours = Tokenizer.load(write_folder(tmp_path / "m", backend, pad_token="<|end|>"))
+    assert ours.encode("a<|end|>\nb") == [*ours.encode("a"), 340, *ours.encode("b")]
 
 
 def test_added_token_at_another_id_is_refused(tmp_path: Path) -> None:

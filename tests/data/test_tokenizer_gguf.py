@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 import random
+import unicodedata
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +15,9 @@ import gguf
 import numpy as np
 import pytest
 import tokenizers
+import transformers
 from tokenizer_files import CHATML, assert_same, texts, theirs, trained, write_folder
-from tokenizers import AddedToken, pre_tokenizers, processors
+from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 
 from pyengine.data.tokenizer import Tokenizer
 from pyengine.errors import ConfigError, ModelFileError
@@ -43,6 +45,10 @@ def write_gguf(
     return path
 
 
+def merges_of(backend: tokenizers.Tokenizer) -> list[tuple[str, str]]:
+    return [(left, right) for left, right in json.loads(backend.to_str())["model"]["merges"]]
+
+
 def byte_level_gguf(
     path: Path,
     backend: tokenizers.Tokenizer,
@@ -53,7 +59,7 @@ def byte_level_gguf(
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     added = {t.content: t for t in backend.get_added_tokens_decoder().values()}
     kinds = [1 if t not in added else 3 if added[t].special else 4 for t in tokens]
-    merges = json.loads(backend.to_str())["model"]["merges"]
+    merges = merges_of(backend)
 
     def add_all(writer: gguf.GGUFWriter) -> None:
         writer.add_token_merges([" ".join(pair) for pair in merges])
@@ -85,6 +91,7 @@ def test_byte_level_gguf_equals_its_tokenizer_json(tmp_path: Path, pre: str, wor
     )
     if isinstance(words, str):
         # The expressions of the published Llama 3 and Qwen2 tokenizer.json.
+        backend.normalizer = normalizers.NFC() if words == "qwen2" else None
         digits = r"\p{N}{1,3}" if words == "llama3" else r"\p{N}"
         expression = (
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -104,6 +111,33 @@ def test_byte_level_gguf_equals_its_tokenizer_json(tmp_path: Path, pre: str, wor
         assert ours.encode(text) == expected.encode(text), text
         assert ours.decode(ours.encode(text)) == expected.decode(expected.encode(text)), text
     assert (ours.vocab_size, ours.bos_id, ours.eos_id, ours.stop_ids) == (341, 1, 2, {2})
+
+
+@pytest.mark.parametrize(
+    ("pre", "forms"),
+    [
+        ("qwen2", ["NFC", "NFC"]),
+        ("deepseek-r1-qwen", ["NFC", "NFC"]),
+        ("llama-bpe", ["NFC", "NFD"]),
+    ],
+)
+def test_vocabularies_of_composed_characters(tmp_path: Path, pre: str, forms: list[str]) -> None:
+    """Ids of a text are those of its composed form where the family's tokenizer.json says so."""
+    backend = trained(ignore_merges=pre == "llama-bpe")
+    ours = Tokenizer.load(byte_level_gguf(tmp_path / "m.gguf", backend, pre=pre))
+    for text in ("cafe\u0301 nai\u0308ve", "한국어", "ﬁ Ω"):
+        for form, expected in zip(("NFC", "NFD"), forms, strict=True):
+            given = unicodedata.normalize(form, text)
+            assert ours.decode(ours.encode(given)) == unicodedata.normalize(expected, text)
+
+
+def test_qwen_gguf_equals_transformers_tokenizer(tmp_path: Path) -> None:
+    backend = trained()
+    ours = Tokenizer.load(byte_level_gguf(tmp_path / "m.gguf", backend, pre="qwen2"))
+    theirs = transformers.Qwen2Tokenizer(vocab=backend.get_vocab(), merges=merges_of(backend))
+    for text in texts(300):
+        text = unicodedata.normalize("NFD", text.replace("<|", ""))
+        assert ours.encode(text) == theirs(text)["input_ids"], text
 
 
 def test_default_pre_tokenizer_where_none_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,50 @@ def test_completion_of_several_turns_ends_with_the_last(tokenizer: Tokenizer) ->
     response = tokenizer.encode_completion(USER, turns)[1]
     assert response.count(2) == 3
     assert tokenizer.decode(response) == "a\nuser\nthe fox?\nassistant\nb"
+
+
+# As early Qwen models have it: the last turn is left open unless an answer is asked for.
+OPEN = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+    "{% if (loop.last and add_generation_prompt) or not loop.last %}{{ '<|im_end|>\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt and messages[-1]['role'] != 'assistant' %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("eos", ["<|im_end|>", "<|endoftext|>"])
+def test_a_last_turn_that_the_template_leaves_open(tmp_path: Path, eos: str) -> None:
+    """All of it stays, with the end that a next turn would be written after."""
+    path = write_folder(tmp_path / "m", trained(), chat_template=OPEN, eos_token=eos)
+    ours = Tokenizer.load(path)
+    turns = [*answer("First."), {"role": "user", "content": "and then?"}, *answer("Second answer.")]
+    for completion in (turns, answer("only"), answer("")):
+        prompt, response = ours.encode_completion(USER, completion)
+        longer = theirs(path).apply_chat_template([*USER, *completion, *USER], tokenize=False)
+        text = ours.decode(prompt + response, skip_special_tokens=False)
+        assert (
+            longer == text + "\n<|im_start|>user\nthe fox?<|im_end|>\n"[: len(longer) - len(text)]
+        )
+        assert response[-1] == 2
+
+
+@pytest.mark.parametrize("template", [CHATML, OPEN])
+def test_an_answer_that_quotes_end_tokens_is_whole(tmp_path: Path, template: str) -> None:
+    ours = Tokenizer.load(write_folder(tmp_path / "m", trained(), chat_template=template))
+    rng = random.Random(0)
+    words = ["the", " dog", "<|im_end|>", "<|endoftext|>", "\n", "<|im_start|>", "."]
+    for _ in range(200):
+        content = "".join(rng.choices(words, k=rng.randint(1, 7))) + "!"
+        response = ours.encode_completion(USER, answer(content))[1]
+        assert ours.decode(response, skip_special_tokens=False) == content + "<|im_end|>"
+
+
+def test_a_turn_after_the_answer_that_the_template_refuses(tmp_path: Path) -> None:
+    template = OPEN.replace(
+        "{% for m", "{% if messages|length > 2 %}{{ none.x }}{% endif %}{% for m"
+    )
+    ours = Tokenizer.load(write_folder(tmp_path / "m", trained(), chat_template=template))
+    assert ours.encode_completion(USER, answer("x"))[1] == [*ours.encode("x"), 2]
 
 
 def test_text_completion_ends_in_eos_once(tokenizer: Tokenizer) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what decoders write for a character's first bytes
+_MOST_INCOMPLETE = 3  # of four bytes; more of them are broken ones that nothing completes
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class TokenText:
 
     Decodes a window of tokens, not all of them: what a token adds depends on few before it.
 
+    decode   the text that a response's ids add to what they follow, so a window's too
     text     whole characters so far; after a stop text, what stands before it
     stopped  whether a stop text was found
     """
@@ -60,7 +62,7 @@ class TokenText:
         """may_stop: whether a stop text that the token completes counts."""
         self._ids.append(token)
         window = self._decode(self._ids[self._window :])
-        whole = window.rstrip(_INCOMPLETE)
+        whole = window[:-_MOST_INCOMPLETE] + window[-_MOST_INCOMPLETE:].rstrip(_INCOMPLETE)
         before = len(self.text)
         self._extend(whole)
         if may_stop:

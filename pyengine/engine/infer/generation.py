@@ -23,7 +23,7 @@ STEP_SECONDS = 0.05  # between looks at progress, cancellation and Ctrl-C
 class Decodes(Protocol):
     """What generation needs of a tokenizer: text for stop strings and responses."""
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode_completion(self, ids: Sequence[int]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class _Run:
         key = (index, sample)
         if key not in self._texts:
             stops = self._requests[index].params.stop
-            self._texts[key] = TokenText(self._tokenizer.decode, stops)
+            self._texts[key] = TokenText(self._tokenizer.decode_completion, stops)
         return self._texts[key]
 
     def _response(self, index: int, sample: int, columns: tuple[Any, ...]) -> Response:
@@ -226,7 +226,7 @@ class _Run:
         if (grown := self._texts.get((index, sample))) is not None and grown.stopped:
             text, finish = grown.text, "stop"  # also where the last token reached max_tokens
         elif self._tokenizer is not None:
-            text = self._tokenizer.decode(ids)
+            text = self._tokenizer.decode_completion(ids)
         pairs = list(zip(top_ids, top_logprobs, strict=True))
         return Response(
             ids,

@@ -131,7 +131,7 @@ class TorchGenerator:
             return "stop"
         if params.stop:
             assert self._tokenizer is not None
-            text = self._tokenizer.decode(sequence.token_ids)
+            text = self._tokenizer.decode_completion(sequence.token_ids)
             cut = min((i for i in map(text.find, params.stop) if i >= 0), default=-1)
             if cut >= 0:
                 sequence.text = text[:cut]
@@ -140,7 +140,7 @@ class TorchGenerator:
 
     def text(self, sequence: _Sequence) -> str | None:
         if sequence.text is None and self._tokenizer is not None:
-            return self._tokenizer.decode(sequence.token_ids)
+            return self._tokenizer.decode_completion(sequence.token_ids)
         return sequence.text
 
     @property

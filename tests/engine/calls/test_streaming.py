@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import pytest
+from sentencepiece_tokenizers import write_sentencepiece_like
 from tiny_batches import random_ids
 
 import pyengine as pe
+from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine.infer.generation import settings_of
 from pyengine.engine.infer.sampler import Sampler
 from pyengine.errors import RequestError
@@ -84,7 +87,7 @@ def test_events_of_a_mixture_hold_the_log_probs_of_the_first(trained):
 class Letters:
     """A letter a token."""
 
-    def decode(self, ids):
+    def decode_completion(self, ids):
         return "".join("abc"[i % 3] for i in ids)
 
 
@@ -101,6 +104,19 @@ def test_a_stop_text_is_never_shown(engine, monkeypatch, least):
     last = {r.finish_reason for r in groups[0].responses if len(r.token_ids) == 8}
     assert last == {"stop", "length"}  # the very last token may complete one
     assert engine.generate([[5]], params) == groups
+
+
+def test_a_stop_text_that_begins_with_a_space_ends_the_first_word(engine, monkeypatch, tmp_path):
+    """ " is" of a vocabulary of words with their blanks; a response begins with its blank."""
+    tokenizer = Tokenizer.load(write_sentencepiece_like(tmp_path, "strip"))
+    monkeypatch.setattr(engine._inference._generator, "_tokenizer", tokenizer)
+    [word] = tokenizer.encode("is", add_special_tokens=False)
+    params = pe.SamplingParams(max_tokens=3, logit_bias={word: 100.0})
+    [free] = engine.generate([[5]], params)
+    assert free.responses[0].text == " is is is"
+    [group] = engine.generate([[5]], dataclasses.replace(params, stop=[" is"]))
+    assert (group.responses[0].token_ids, group.responses[0].text) == ([word], "")
+    assert group.responses[0].finish_reason == "stop"
 
 
 # Ending a sample
@@ -122,7 +138,7 @@ def test_false_ends_the_sample_with_what_it_has(engine):
         assert cut.token_ids == full.token_ids[:4]
         assert cut.logprobs == full.logprobs[:4]
         assert cut.kept_mass == full.kept_mass[:4]
-        assert cut.text == engine.tokenizer.decode(cut.token_ids)
+        assert cut.text == engine.tokenizer.decode_completion(cut.token_ids)
     assert len(by_sample(events)[0, 1]) == 4
 
 

@@ -141,7 +141,7 @@ def test_text_messages_and_ids_become_groups(engine):
     assert groups[2].prompt_ids == ids
     for group in groups:
         [response] = group.responses
-        assert response.text == engine.tokenizer.decode(response.token_ids)
+        assert response.text == engine.tokenizer.decode_completion(response.token_ids)
         assert len(response.logprobs) == len(response.token_ids)
 
 
@@ -204,7 +204,7 @@ def test_an_end_token_is_part_of_the_ids_and_not_of_the_text(engine):
     assert ended
     for response in ended:
         assert response.token_ids[-1] == 2  # <|im_end|>
-        assert response.text == engine.tokenizer.decode(response.token_ids[:-1])
+        assert response.text == engine.tokenizer.decode_completion(response.token_ids[:-1])
         assert len(response.logprobs) == len(response.token_ids)
 
 
@@ -241,7 +241,7 @@ def test_a_stop_string_cuts_the_text_and_keeps_the_tokens(engine):
         params = pe.SamplingParams(max_tokens=24, ignore_eos=True, stop=["never there", stop])
         [stopped] = engine.generate([PROMPTS[0]], params, request_ids=[i])
         [response] = stopped.responses
-        end = next(k for k in range(1, 25) if stop in engine.tokenizer.decode(ids[:k]))
+        end = next(k for k in range(1, 25) if stop in engine.tokenizer.decode_completion(ids[:k]))
         assert response.token_ids == ids[:end]
         assert response.text == text[: text.index(stop)]
         assert response.finish_reason == "stop"
@@ -254,7 +254,7 @@ def test_of_two_stop_strings_the_first_in_the_text_cuts(engine, monkeypatch):
     """Both end with the same token, "b": the text is cut before "ab", not before "b"."""
 
     class Letters:
-        def decode(self, ids):
+        def decode_completion(self, ids):
             return "".join("xab"[i % 3] for i in ids)
 
     monkeypatch.setattr(engine._inference._generator, "_tokenizer", Letters())
@@ -263,7 +263,7 @@ def test_of_two_stop_strings_the_first_in_the_text_cuts(engine, monkeypatch):
     cuts = set()
     for group in groups:
         [response] = group.responses
-        decoded = Letters().decode(response.token_ids)
+        decoded = Letters().decode_completion(response.token_ids)
         if response.finish_reason != "stop":
             continue
         assert decoded.index("b") == len(decoded) - 1

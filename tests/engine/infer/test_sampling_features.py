@@ -187,7 +187,7 @@ def test_a_stop_text_ends_nothing_before_min_tokens(engine):
 class Letters:
     """A letter a token."""
 
-    def decode(self, ids):
+    def decode_completion(self, ids):
         return "".join("abc"[i % 3] for i in ids)
 
 

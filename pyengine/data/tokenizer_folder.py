@@ -1,17 +1,16 @@
-"""What every tokenizer is made of, and reading one from a Hugging Face folder."""
+"""The tokenizer of a Hugging Face folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
-from tokenizers.processors import TemplateProcessing
 
+from pyengine.data.tokenizer_backend import LoadedTokenizer, guarded
 from pyengine.errors import ModelFileError
 
 SPECIAL_NAMES = tuple(
@@ -28,55 +27,9 @@ _FILES = (
     "vocab.json",
     "merges.txt",
 )
-_T = TypeVar("_T")
 
 
-@dataclass
-class TokenizerParts:
-    """A tokenizer before it is given its methods.
-
-    special        texts of the special tokens by name: bos_token, eos_token, ...
-    chat_template  jinja2 source; None where the model has none
-    end_ids        ids that the model's files name as ends of a text
-    files          what `save` writes, by file name
-    """
-
-    backend: Backend
-    special: dict[str, str]
-    chat_template: str | None
-    end_ids: set[int]
-    files: dict[str, bytes] = field(repr=False)
-
-
-def guarded(action: Callable[[], _T], rule: str) -> _T:
-    """Runs a call into the tokenizers library; its failures, panics included, are one error.
-
-    Raises: ModelFileError with `rule` and the library's reason.
-    """
-    try:
-        return action()
-    except BaseException as error:
-        # Its Rust panics come as an exception that is no Exception.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ModelFileError(f"[tokenizer] {rule} but: {str(error)[:200]}") from error
-
-
-def set_begin_and_end(backend: Backend, begin: str | None, end: str | None) -> None:
-    """Makes the backend add these tokens around a text (and no others)."""
-    tokens = [token for token in (begin, end) if token]
-    pattern = [*([begin] if begin else []), "$A", *([end] if end else [])]
-    backend.post_processor = TemplateProcessing(
-        single=pattern,
-        pair=[*pattern, *(f"{part.replace('$A', '$B')}:1" for part in pattern)],
-        special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys(tokens)],
-    )
-
-
-# ---------------------------------------------------------------- a Hugging Face folder
-
-
-def read_folder(folder: Path) -> TokenizerParts:
+def read_folder(folder: Path) -> LoadedTokenizer:
     """The tokenizer of a Hugging Face folder.
 
     tokenizer.json alone says what is added around a text, as in transformers 5; add_bos_token and
@@ -103,10 +56,9 @@ def read_folder(folder: Path) -> TokenizerParts:
             raise ModelFileError(
                 f"[tokenizer] {name} must be in the vocabulary but {special[name]!r} is not"
             )
-    known = [text for text in special.values() if backend.token_to_id(text) is not None]
-    backend.add_special_tokens([AddedToken(text, normalized=False) for text in known])
+    _mark_special(backend, config)
     template = _template(files, config)
-    return TokenizerParts(backend, special, template, _end_ids(folder), files)
+    return LoadedTokenizer(backend, special, template, _end_ids(folder), files)
 
 
 def _read(path: Path) -> bytes:
@@ -138,7 +90,11 @@ def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
 
 
 def _add_tokens(backend: Backend, files: Mapping[str, bytes], config: Mapping[str, Any]) -> None:
-    """Tokens that only tokenizer_config.json or added_tokens.json name, at the ids they give."""
+    """Tokens that tokenizer_config.json or added_tokens.json name, at the ids they give.
+
+    As in transformers, added_tokens_decoder's flags win over tokenizer.json's; added_tokens.json
+    has none.
+    """
     wanted: dict[int, dict[str, Any]] = {}
     for text, number in _json(files, "added_tokens.json").items():
         wanted[int(number)] = {"content": text}
@@ -150,9 +106,8 @@ def _add_tokens(backend: Backend, files: Mapping[str, bytes], config: Mapping[st
         wanted[int(key)] = entry
     for number, entry in sorted(wanted.items()):
         text = entry["content"]
-        if backend.token_to_id(text) is None:
-            flags = {key: bool(entry[key]) for key in _FLAGS if key in entry}
-            backend.add_tokens([AddedToken(text, **flags)])
+        if backend.token_to_id(text) is None or len(entry) > 1:
+            backend.add_tokens([_token(entry)])
         if backend.token_to_id(text) != number:
             raise ModelFileError(
                 f"[tokenizer] added token {text!r} must have id {number} "
@@ -161,6 +116,26 @@ def _add_tokens(backend: Backend, files: Mapping[str, bytes], config: Mapping[st
 
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def _token(entry: Mapping[str, Any], special: bool = False) -> AddedToken:
+    flags = {key: bool(entry[key]) for key in _FLAGS if key in entry}
+    return AddedToken(entry["content"], **({"special": special} | flags))
+
+
+def _mark_special(backend: Backend, config: Mapping[str, Any]) -> None:
+    """Makes the tokens that the config names (eos_token, ...) special, with the flags they have.
+
+    A flag such as rstrip decides which blanks around the token belong to it, and so the ids.
+    """
+    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    for name, text in _special_texts(config).items():
+        if backend.token_to_id(text) is None:
+            continue
+        entry = config[name] if isinstance(config[name], dict) else {"content": text}
+        token = added.get(text, _token(entry, special=True))
+        token.special = True
+        backend.add_special_tokens([token])
 
 
 def _special_texts(config: Mapping[str, Any]) -> dict[str, str]:
