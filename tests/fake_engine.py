@@ -25,6 +25,7 @@ class FakeEngine:
     """Samples depend on (weight, seed, request id, sample index) only, as the real engine's do."""
 
     has_reference = True
+    snapshots: tuple = ()
 
     def __init__(self) -> None:
         self.weight = 0.0
@@ -82,7 +83,7 @@ class FakeEngine:
         (Path(path) / "state.json").write_text(json.dumps(state))
 
     @classmethod
-    def load_checkpoint(cls, path):
+    def load_checkpoint(cls, path, **options):
         state = json.loads((Path(path) / "state.json").read_text())
         engine = cls()
         engine.weight, engine.step_count = state["weight"], state["step_count"]

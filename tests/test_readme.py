@@ -16,7 +16,7 @@ from packaging.version import Version
 from pyengine.cli.main import _parser
 from pyengine.models.families import FAMILIES
 from pyengine.models.pypi import cache_dir
-from pyengine.recipes.schema.recipe import load_recipe
+from pyengine.recipes.schema.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
@@ -74,7 +74,7 @@ def test_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
     [(_, yaml)] = blocks("README.md", "yaml")
     (tmp_path / "recipe.yaml").write_text(yaml)
     recipe = load_recipe(tmp_path / "recipe.yaml")
-    assert (recipe.rounds, recipe.learning_rate) == (100, 1e-5)
+    assert (recipe.rounds, recipe.engine.learning_rate) == (100, 1e-5)
 
 
 COMMANDS = [

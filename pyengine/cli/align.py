@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pyengine.recipes import Recipe, RunResult, load_recipe, run
 from pyengine.recipes.run.run_folder import RunFolder
 from pyengine.recipes.run.samples import before_and_after
 from pyengine.recipes.schema.prompt_files import prompt_text
+from pyengine.recipes.schema.strict_yaml import read_value
 from pyengine.reports.writers.jsonl import read_lines
 
 _SHOWN, _WIDTH = 3, 400
@@ -41,26 +41,39 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="continue a run that was stopped or killed"
     )
     parser.add_argument("--rounds", type=int, help="another number of rounds than the recipe's")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value than the recipe's, such as sampling.n=8 or objective=ipo; may be given "
+        "several times",
+    )
     add_dtype(parser, default=None)
 
 
 def align(args: argparse.Namespace, name: str) -> int:
     """Run recipe `name` with what the command line overrides, and print what came of it."""
-    recipe = _override(load_recipe(name), args)
+    return run_and_print(load_recipe(name, changes_of(args)), args)
+
+
+def run_and_print(recipe: Recipe, args: argparse.Namespace) -> int:
+    """Run a recipe with progress, and print what came of it."""
     out = Path(args.out or recipe.output)
-    with Progress(recipe.rounds) as progress:
+    with Progress() as progress:
         result = run(
             recipe,
             out,
             resume=args.resume,
             allow_code=args.allow_code,
+            on_rounds=progress.begin,
             on_report=progress.report,
             on_status=progress.status,
         )
     if result.interrupted:
         again = " ".join(["pyengine", *sys.argv[1:]])
         again += "" if args.resume else " --resume"
-        print(f"stopped after round {result.rounds} of {recipe.rounds}; continue with: {again}")
+        print(f"stopped after round {result.rounds} of {progress.rounds}; continue with: {again}")
         return 130
     print(summary(result))
     return 0
@@ -89,18 +102,22 @@ def summary(result: RunResult) -> str:
     return "\n" + "\n\n".join(parts)
 
 
-def _override(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+def changes_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line puts into the recipe: dotted key -> value. Raises ConfigError."""
     changes: dict[str, Any] = {}
+    for text in args.set:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"[--set] must be KEY=VALUE, such as sampling.n=8, but is {text!r}")
+        changes[key] = read_value(value, f"--set {key}")
     if args.rounds is not None:
-        if args.rounds < 1:
-            raise ConfigError(f"[align] --rounds must be >= 1 but is {args.rounds}")
         changes["rounds"] = args.rounds
     if args.dtype is not None:
         changes["dtype"] = args.dtype
     if args.model is not None:
         is_name = args.model.startswith("pypi:")
         changes["model"] = args.model if is_name else str(Path(args.model).absolute())
-    return dataclasses.replace(recipe, **changes)
+    return changes
 
 
 def _side_by_side(before: dict[str, Any], after: dict[str, Any]) -> str:

@@ -13,8 +13,8 @@ from pyengine.cli.arguments import Commands, add_model
 from pyengine.cli.progress import CallBar
 from pyengine.engine import Engine, SamplingParams, TokenEvent
 from pyengine.errors import ConfigError, DataError
+from pyengine.recipes.schema.online_recipe import PromptsSpec
 from pyengine.recipes.schema.prompt_files import load_prompts, prompt_text
-from pyengine.recipes.schema.recipe import PromptsSpec
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(SamplingParams)}
 _HELP = {

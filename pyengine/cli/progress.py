@@ -27,10 +27,12 @@ _LIVE = (
 
 
 class Progress:
-    """Shows the reports and status words of one run of `rounds` rounds on `stream` (default:
-    stderr)."""
+    """Shows the reports and status words of one run on `stream` (default: stderr).
 
-    def __init__(self, rounds: int, stream: TextIO | None = None) -> None:
+    rounds  of the whole run, once it has begun
+    """
+
+    def __init__(self, rounds: int = 0, stream: TextIO | None = None) -> None:
         self.rounds = rounds
         self.stream = stream or sys.stderr
         self._bar: Any = None
@@ -50,6 +52,13 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def begin(self, rounds: int) -> None:
+        """The run is known to have so many rounds."""
+        self.rounds = rounds
+        if self._bar is not None:
+            self._bar.total = rounds
+            self._bar.refresh()
 
     def status(self, words: str) -> None:
         """A few words on what begins now."""

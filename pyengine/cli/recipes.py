@@ -6,7 +6,7 @@ import argparse
 
 from pyengine.cli.arguments import Commands
 from pyengine.errors import ConfigError
-from pyengine.recipes.schema.recipe import packaged_path, packaged_recipes
+from pyengine.recipes.schema.packaged import packaged_path, packaged_recipes
 
 
 def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:

@@ -40,7 +40,7 @@ class Online(Loop):
     columns             further fields of each prompt, parallel to `prompts`; reward functions
                         receive them by name
     eval_prompts        held-out prompts for `evaluate`; eval_sampling defaults to `sampling` with
-                        another seed
+                        another seed, and eval_source to `source`
     eval_every          evaluate after every so many rounds; 0: only when `evaluate` is called
     min_valid_fraction  a round with a smaller fraction of valid rewards is a failure of the judge
     judge               what is done about one, see steps.JudgePolicy; None: RewardError
@@ -68,6 +68,7 @@ class Online(Loop):
         eval_prompts: Sequence[Any] | None = None,
         eval_columns: Mapping[str, Sequence[Any]] | None = None,
         eval_sampling: Any = None,
+        eval_source: Source | None = None,
         eval_every: int = 0,
         min_valid_fraction: float = 0.5,
         judge: steps.JudgePolicy | None = None,
@@ -85,6 +86,7 @@ class Online(Loop):
         self.eval_prompts = list(eval_prompts or ())
         self.eval_columns = eval_columns
         self.eval_sampling = eval_sampling or dataclasses.replace(sampling, seed=sampling.seed + 1)
+        self.eval_source = eval_source or source
         self.eval_every = eval_every
         self.min_valid_fraction = min_valid_fraction
         self.judge = judge or steps.JudgePolicy()
@@ -201,7 +203,11 @@ class Online(Loop):
         if not self.eval_prompts:
             raise ConfigError("[Online] evaluate needs eval_prompts but there are none")
         return evaluate(
-            self.engine, self.eval_prompts, self.source, self.eval_sampling, self.eval_columns
+            self.engine,
+            self.eval_prompts,
+            self.eval_source,
+            self.eval_sampling,
+            self.eval_columns,
         )
 
     def state_dict(self) -> dict[str, Any]:

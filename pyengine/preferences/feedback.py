@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from pyengine.errors import RequestError
@@ -118,6 +118,18 @@ class Feedback:
         feedback = cls.from_rewards([[float(label) for label in row] for row in labels])
         feedback.labels = [list(row) for row in labels]
         return feedback
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-able data; `from_json` of it is equal."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Feedback:
+        """What `to_json` gave. Raises RequestError for anything else."""
+        names = {f.name for f in fields(cls)}
+        if not isinstance(data, Mapping) or not set(data) <= names:
+            raise RequestError(f"[Feedback] data must have the fields {', '.join(sorted(names))}")
+        return cls(**data)
 
     @property
     def counts(self) -> dict[str, int]:

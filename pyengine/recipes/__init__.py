@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pyengine.recipes.run.runner import RunResult, run
-from pyengine.recipes.schema.recipe import Recipe, load_recipe, packaged_recipes
+from pyengine.recipes.schema.load import load_recipe
+from pyengine.recipes.schema.packaged import packaged_recipes
+from pyengine.recipes.schema.recipe import Recipe
 
 __all__ = ["Recipe", "RunResult", "load_recipe", "packaged_recipes", "run"]

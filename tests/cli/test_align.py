@@ -81,7 +81,7 @@ def test_resume_with_other_settings_names_the_field(here, capsys):
 
 def test_rounds_must_be_positive(here, capsys):
     assert main(["align", "r.yaml", "--rounds", "0"]) == 2
-    assert "--rounds must be >= 1 but is 0" in capsys.readouterr().err
+    assert "[command line] rounds must be >= 1 but is 0" in capsys.readouterr().err
 
 
 def test_overrides_reach_the_engine(here, monkeypatch):

@@ -241,8 +241,8 @@ def newest_verified(folder: str | Path) -> Path | None:
     return None
 
 
-def prune(folder: str | Path, keep: int) -> None:
-    """Deletes all but the `keep` checkpoints of a folder that were written last.
+def prune(folder: str | Path, keep: int, spared: Path | None = None) -> None:
+    """Deletes all but the `keep` checkpoints of a folder that were written last, and `spared`.
 
     By time, not by step: after resuming before a damaged checkpoint, it is not kept in the place
     of a good one of an earlier step. Raises CheckpointError unless keep >= 1.
@@ -251,7 +251,8 @@ def prune(folder: str | Path, keep: int) -> None:
         raise CheckpointError(f"[checkpoint] keep must be >= 1 but is {keep}")
     found = sorted(((_written_ns(path), step, path) for step, path in steps(folder)), reverse=True)
     for _, _, path in found[keep:]:
-        shutil.rmtree(path)
+        if path != spared:
+            shutil.rmtree(path)
 
 
 def _written_ns(path: Path) -> int:

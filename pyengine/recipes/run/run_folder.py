@@ -1,7 +1,9 @@
 """The files of one run: what may start or resume in a folder, line files that survive a kill.
 
 recipe.yaml    the run's recipe, every field spelled out
+inputs.json    digests of prompts, held-out prompts and reward code
 metrics.jsonl  one line a round; round 0 is the evaluation before training
+verdicts.jsonl what the judge said of each round's samples
 samples.jsonl  evaluated responses, one line a prompt and evaluation
 checkpoints/   step-N after round N
 model/         the final model as a Hugging Face folder
@@ -10,11 +12,15 @@ result.json, samples.md, reward_kl.png   written last
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from pyengine.errors import ConfigError
 from pyengine.files import atomic_write
-from pyengine.recipes.schema.recipe import Recipe, dump_recipe, first_difference, load_recipe
+from pyengine.recipes.run.inputs import require_same
+from pyengine.recipes.schema.load import dump_recipe, first_difference, load_recipe
+from pyengine.recipes.schema.recipe import Recipe
 from pyengine.reports.writers.jsonl import append_lines, json_line, read_lines
 
 __all__ = ["RunFolder", "append_lines", "read_lines"]
@@ -28,6 +34,8 @@ class RunFolder:
         self.recipe = self.path / "recipe.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
+        self.verdicts = self.path / "verdicts.jsonl"
+        self.inputs = self.path / "inputs.json"
         self.samples_markdown = self.path / "samples.md"
         self.plot = self.path / "reward_kl.png"
         self.result = self.path / "result.json"
@@ -76,13 +84,29 @@ class RunFolder:
         """The checkpoint folder of a round."""
         return self.checkpoints / f"step-{round_number}"
 
-    def has_baseline(self) -> bool:
-        """Whether the evaluation before training is on file."""
-        return self.metrics.exists() and bool(read_lines(self.metrics))
+    def last_round(self) -> int:
+        """Of the last line of the metrics; -1 where there is none."""
+        rows = read_lines(self.metrics) if self.metrics.exists() else []
+        return rows[-1]["round"] if rows else -1
+
+    def keep_inputs(self, inputs: Mapping[str, str], resumed: bool) -> None:
+        """Puts digests of what the run reads on file; of a resumed one they must be the same.
+
+        Raises CheckpointError where they are not. A run from before they were kept has none.
+        """
+        if resumed and self.inputs.exists():
+            saved = json.loads(self.inputs.read_text(encoding="utf-8"))
+            require_same(saved, inputs, str(self.path))
+        elif not resumed:
+            atomic_write(self.inputs, json.dumps(dict(inputs), indent=2) + "\n")
 
     def cut(self, last_round: int) -> None:
         """Drop lines of rounds after `last_round`, and a line that a kill left half-written."""
         for path in (self.metrics, self.samples):
             if path.exists():
                 kept = [row for row in read_lines(path) if row["round"] <= last_round]
+                if path == self.metrics:  # samples whose metrics are not on file are drawn again
+                    last_round = kept[-1]["round"] if kept else -1
                 atomic_write(path, "".join(map(json_line, kept)))
+        if self.verdicts.exists():  # also of rounds to come: they are not asked for again
+            atomic_write(self.verdicts, "".join(map(json_line, read_lines(self.verdicts))))

@@ -10,21 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyengine import objectives
-from pyengine.engine import Engine, SamplingParams
+from pyengine.engine import Engine
 from pyengine.engine.persist import checkpoint as checkpoints
-from pyengine.errors import CheckpointError, MissingDependencyError
+from pyengine.errors import CheckpointError, MissingDependencyError, PyengineError
 from pyengine.files import atomic_write
-from pyengine.loops import Evaluation, Online
+from pyengine.loops import Evaluation, Loop
 from pyengine.loops.evaluate import mean_and_error
-from pyengine.preferences import AllPairs, BestWorst, Pairing, RewardFunction
+from pyengine.preferences import Source
+from pyengine.recipes.run.available import run_of
+from pyengine.recipes.run.best import Best
 from pyengine.recipes.run.interrupt import StopRequest
-from pyengine.recipes.run.run_folder import RunFolder, append_lines, read_lines
+from pyengine.recipes.run.run_folder import RunFolder
 from pyengine.recipes.run.samples import comparison_markdown, sample_rows
-from pyengine.recipes.schema.prompt_files import Prompts, load_prompts
+from pyengine.recipes.run.verdicts import RecordedSource
 from pyengine.recipes.schema.recipe import Recipe
-from pyengine.recipes.schema.rewards import Reward, load_reward
 from pyengine.reports.plot import plot
+from pyengine.reports.writers.jsonl import append_lines, read_lines
 
 OnReport = Callable[[dict[str, Any]], None]
 OnStatus = Callable[[str], None]
@@ -37,10 +38,11 @@ class RunResult:
 
     rounds, steps          rounds done and optimizer steps among them
     before, after          held-out mean reward before and after training, each with its standard
-                           error over prompts
+                           error over prompts; None where nothing was sampled
     gain                   their mean difference, paired by prompt, with its standard error
     seconds                wall-clock time of this call, model loading included
     interrupted            stopped early by a signal; `resume` continues
+    model_round            the round whose weights were saved as the model; None: not yet
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class RunResult:
     before: tuple[float, float | None] | None = None
     after: tuple[float, float | None] | None = None
     gain: tuple[float, float | None] | None = None
+    model_round: int | None = None
 
 
 def run(
@@ -59,6 +62,7 @@ def run(
     *,
     resume: bool = False,
     allow_code: bool = False,
+    on_rounds: Callable[[int], None] | None = None,
     on_report: OnReport | None = None,
     on_status: OnStatus | None = None,
 ) -> RunResult:
@@ -67,21 +71,33 @@ def run(
     resume      continue from the newest verified checkpoint: same weights, to the bit, as an
                 uninterrupted run
     allow_code  whether the recipe may name Python code as its reward
+    on_rounds   called once, with the number of rounds of the whole run
     on_report   called with each round's report; round 0 is the evaluation before training
     on_status   called with a few words whenever something slow begins
+
+    Whatever ends the run early (a signal, a judge that fails, a full disk) loses at most the round
+    that is open: rounds that are done are saved first. Where a round was broken off within its
+    updates, its weights are of no round: the newest checkpoint stands, and `resume` goes through
+    the rounds since again, with the verdicts on file, to the same bits.
 
     Raises
         ConfigError      the recipe or the folder cannot be used
         RewardError      a round had too few valid rewards
-        CheckpointError  a checkpoint is of other prompts or another pyengine
+        CheckpointError  a checkpoint is of other prompts or another pyengine; the disk refuses
     """
     start = time.perf_counter()
     session = _Session(recipe, out_dir, allow_code, on_report or _ignore, on_status or _ignore)
+    (on_rounds or _ignore)(session.run.rounds)
     with StopRequest(lambda: session.say(_STOPPING)) as stop:
         session.open(resume)
-        interrupted = session.train(stop)
-        result = session.result(time.perf_counter() - start, interrupted)
-        return result if interrupted else session.finish(result)
+        try:
+            interrupted = session.train(stop)
+        except BaseException as error:
+            session.save_what_is_done(error)
+            raise
+        if interrupted:
+            return session.result(start, interrupted=True)
+        return session.finish(start)
 
 
 def _ignore(_: Any) -> None:
@@ -96,17 +112,17 @@ class _Session:
         self.folder = RunFolder(out_dir)
         # Everything that can be wrong with the recipe's parts shows before a model is loaded or a
         # file written.
-        self.reward: Reward = load_reward(recipe.reward.function, allow_code=allow_code)
-        settings = dict(recipe.objective)
-        self.objective = objectives.get(settings.pop("name"), **settings)
-        self.train_prompts = load_prompts(recipe.prompts)
-        self.eval_prompts = load_prompts(recipe.eval.prompts) if recipe.eval else Prompts([], {})
+        self.run = run_of(recipe, allow_code)
+        self.best = Best(recipe.early_stop)
         self.engine: Engine
-        self.loop: Online
+        self.loop: Loop
+        self.row: dict[str, Any] = {}  # of the last round, until it is on file
+        self.recorded: RecordedSource | None = None
         self.saved_round: int | None = None
 
     def open(self, resume: bool) -> None:
         has_run = self.folder.open(self.recipe, resume)
+        self.folder.keep_inputs(self.run.inputs(), has_run)
         if resume and not has_run:
             self.say(f"nothing to resume in {self.folder.path}: starting from the first round")
         newest = checkpoints.newest_verified(self.folder.checkpoints) if has_run else None
@@ -115,136 +131,168 @@ class _Session:
             self.engine = self._fresh_engine()
         else:
             self.say(f"resuming from {newest}")
-            self.engine = Engine.load_checkpoint(newest)
+            self.engine = self._resumed_engine(newest)
         self.say(f"memory: {self.engine.memory_plan()}")
-        self.loop = self._loop()
+        self.loop = self.run.loop(self.engine, self._record_verdicts)
         if newest is not None:
-            if not isinstance(self.engine.extra.get("loop"), dict):
-                raise CheckpointError(f"[{newest}] must hold the state of a loop but holds none")
-            self.loop.load_state_dict(self.engine.extra["loop"])
-            self.saved_round = self.loop.round
+            self._load_state(newest)
         # Without a checkpoint the evaluation before training is made again, too.
         self.folder.cut(self.loop.round if newest is not None else -1)
 
     def _fresh_engine(self) -> Engine:
-        recipe = self.recipe
         return Engine.from_pretrained(
-            recipe.model,
-            dtype=recipe.dtype,
-            reference=recipe.reference,
-            learning_rate=recipe.learning_rate,
-            schedule=recipe.schedule,
-            warmup_steps=recipe.warmup_steps,
-            weight_decay=recipe.weight_decay,
-            max_grad_norm=recipe.max_grad_norm,
-            total_steps=recipe.rounds * recipe.updates_per_round,
-            seed=recipe.seed,
+            self.recipe.model,
+            **self.recipe.engine.options(),
+            total_steps=self.run.total_steps,
+            seed=self.recipe.seed,
         )
 
-    def _loop(self) -> Online:
-        recipe = self.recipe
-        return Online(
-            self.engine,
-            self.train_prompts.prompts,
-            source=RewardFunction(self.reward, timeout_s=recipe.reward.timeout_s),
-            pairing=_pairing(recipe),
-            objective=self.objective,
-            sampling=recipe.sampling,
-            prompts_per_round=recipe.prompts_per_round,
-            updates_per_round=recipe.updates_per_round,
-            columns=self.train_prompts.columns,
-            eval_prompts=self.eval_prompts.prompts,
-            eval_columns=self.eval_prompts.columns,
-            eval_sampling=_eval_sampling(recipe),
-            min_valid_fraction=recipe.min_valid_fraction,
-            seed=recipe.seed,
+    def _resumed_engine(self, path: Path) -> Engine:
+        engine = self.recipe.engine
+        return Engine.load_checkpoint(
+            path,
+            device=engine.device,
+            reference_cache=engine.reference_cache,
+            snapshot_folder=engine.snapshot_folder,
         )
+
+    def _record_verdicts(self, source: Source) -> Source:
+        self.recorded = RecordedSource(source, self.folder.verdicts)
+        return self.recorded
+
+    def _load_state(self, path: Path) -> None:
+        extra = self.engine.extra
+        if not isinstance(extra.get("loop"), dict):
+            raise CheckpointError(f"[{path}] must hold the state of a loop but holds none")
+        self.loop.load_state_dict(extra["loop"])
+        self.best.load_state(extra.get("best") or {})
+        self.row = extra.get("report") or {}
+        self.saved_round = self.loop.round
 
     def train(self, stop: StopRequest) -> bool:
         """Do the rounds that are left; True if a signal ended them early."""
-        if self.loop.round == 0 and not self.folder.has_baseline():
-            self._record({"round": 0, "step": self.engine.step_count}, evaluate=True)
-        while self.loop.round < self.recipe.rounds:
+        if self.folder.last_round() < self.loop.round:
+            # The first evaluation, or that of a round that was saved before it was evaluated.
+            if self.loop.round == 0:
+                self.row = {"round": 0, "step": self.engine.step_count}
             if stop.requested:
                 self._save_checkpoint()
                 return True
-            round_report = self.loop.run_round()
-            self._record(round_report, evaluate=self._evaluation_is_due())
+            self._record()
+        while self.loop.round < self.run.rounds and not self.best.over:
+            if stop.requested:
+                self._save_checkpoint()
+                return True
+            if self.recorded is not None:
+                self.recorded.round = self.loop.round + 1
+            self.row = self.loop.run_round()
             if self._checkpoint_is_due():
                 self._save_checkpoint()
+            self._record()
+        self._save_checkpoint()
         return False
 
+    def save_what_is_done(self, error: BaseException) -> None:
+        """Saves rounds that are done and not saved yet; of a failure to, `error` gets a note."""
+        if self.loop.moved or self.saved_round == self.loop.round:
+            return
+        try:
+            self._save_checkpoint()
+        except PyengineError as another:
+            error.add_note(f"round {self.loop.round} could not be saved: {another}")
+
     def _evaluation_is_due(self) -> bool:
-        done, spec = self.loop.round, self.recipe.eval
-        return done == self.recipe.rounds or bool(spec and spec.every and done % spec.every == 0)
+        done, every = self.loop.round, self.run.eval_every
+        return done in (0, self.run.rounds) or bool(every and done % every == 0)
 
     def _checkpoint_is_due(self) -> bool:
         done, every = self.loop.round, self.recipe.checkpoint_every
-        return done == self.recipe.rounds or (every > 0 and done % every == 0)
+        return done == self.run.rounds or (every > 0 and done % every == 0)
 
-    def _record(self, row: dict[str, Any], evaluate: bool) -> None:
-        if evaluate and self.recipe.eval is not None:
-            self.say(f"evaluating {len(self.eval_prompts.prompts)} held-out prompts")
-            evaluation: Evaluation = self.loop.evaluate()
+    def _record(self) -> None:
+        """The last round's evaluation, where one is due, and its line of the metrics."""
+        row = dict(self.row)
+        if self.run.evaluates and self._evaluation_is_due():
+            self.say("evaluating what is held out")
+            evaluation = self.loop.evaluate()
             row |= evaluation.metrics()
-            append_lines(self.folder.samples, sample_rows(self.loop.round, evaluation))
+            if isinstance(evaluation, Evaluation):
+                append_lines(self.folder.samples, sample_rows(self.loop.round, evaluation))
+            if self.best.see(self.loop.round, row):
+                self._save_checkpoint(again=True)
         append_lines(self.folder.metrics, [row])
         self.tell(row)
 
-    def _save_checkpoint(self) -> None:
-        if self.saved_round == self.loop.round:
+    def _save_checkpoint(self, again: bool = False) -> None:
+        if self.saved_round == self.loop.round and not again:
             return
         path = self.folder.checkpoint(self.loop.round)
-        self.engine.save_checkpoint(path, extra={"loop": self.loop.state_dict()})
+        extra = {
+            "loop": self.loop.state_dict(),
+            "report": self.row,
+            "best": self.best.state(),
+        }
+        self.engine.save_checkpoint(path, extra=extra)
         self.saved_round = self.loop.round
-        checkpoints.prune(self.folder.checkpoints, self.recipe.keep_checkpoints)
+        kept = None if self.best.round is None else self.folder.checkpoint(self.best.round)
+        checkpoints.prune(self.folder.checkpoints, self.recipe.keep_checkpoints, kept)
 
-    def result(self, seconds: float, interrupted: bool) -> RunResult:
+    def result(self, start: float, interrupted: bool = False) -> RunResult:
         summary = RunResult(
-            self.folder.path, self.loop.round, self.engine.step_count, seconds, interrupted
+            self.folder.path,
+            self.loop.round,
+            self.engine.step_count,
+            time.perf_counter() - start,
+            interrupted,
         )
-        if self.recipe.eval is None or interrupted:
+        if interrupted or not self.folder.samples.exists():
             return summary
-        rows = read_lines(self.folder.samples)
-        first = [row["mean"] for row in rows if row["round"] == 0]
-        last = [row["mean"] for row in rows if row["round"] == self.loop.round]
-        both = [(b, a) for b, a in zip(first, last, strict=True) if b is not None and a is not None]
+        means = {
+            round_number: {row["index"]: row["mean"] for row in rows}
+            for round_number, rows in self._samples().items()
+        }
+        first, last = means.get(0, {}), means.get(self.loop.round, {})
+        both = [
+            (first[i], last[i])
+            for i in sorted(first.keys() & last.keys())
+            if first[i] is not None and last[i] is not None
+        ]
         return dataclasses.replace(
             summary,
-            before=mean_and_error([m for m in first if m is not None]),
-            after=mean_and_error([m for m in last if m is not None]),
-            gain=mean_and_error([a - b for b, a in both]) if both else None,
+            before=_mean(list(first.values())),
+            after=_mean(list(last.values())),
+            gain=_mean([after - before for before, after in both]),
         )
 
-    def finish(self, result: RunResult) -> RunResult:
-        """Write the model, the plot, the samples side by side and result.json."""
-        start = time.perf_counter()
+    def _samples(self) -> dict[int, list[dict[str, Any]]]:
+        found: dict[int, list[dict[str, Any]]] = {}
+        for row in read_lines(self.folder.samples):
+            found.setdefault(row["round"], []).append(row)
+        return found
+
+    def finish(self, start: float) -> RunResult:
+        """Write the model, before anything else can fail; then plot, samples and result.json."""
         self.say(f"saving the model to {self.folder.model}")
-        self.engine.save_pretrained(self.folder.model)
-        if self.recipe.eval is not None:
+        chosen = self.engine
+        if self.best.round is not None and self.best.round != self.loop.round:
+            self.say(f"the best evaluation was that of round {self.best.round}")
+            chosen = Engine.load_checkpoint(self.folder.checkpoint(self.best.round))
+        chosen.save_pretrained(self.folder.model)
+        model_round = self.loop.round if self.best.round is None else self.best.round
+        result = dataclasses.replace(self.result(start), model_round=model_round)
+        if self.folder.samples.exists():
             text = comparison_markdown(read_lines(self.folder.samples), self.loop.round)
             atomic_write(self.folder.samples_markdown, text)
         try:
             plot(read_lines(self.folder.metrics), self.folder.plot, self.recipe.model)
         except MissingDependencyError as error:
             self.say(f"no plot: {error}")  # hours of training are not lost for a picture
-        result = dataclasses.replace(result, seconds=result.seconds + time.perf_counter() - start)
-        plain = {k: v for k, v in dataclasses.asdict(result).items() if k != "folder"}
-        atomic_write(self.folder.result, json.dumps(plain, indent=2) + "\n")
+        result = dataclasses.replace(result, seconds=time.perf_counter() - start)
+        data = {k: v for k, v in dataclasses.asdict(result).items() if k != "folder"}
+        atomic_write(self.folder.result, json.dumps(data, indent=2) + "\n")
         return result
 
 
-def _pairing(recipe: Recipe) -> Pairing:
-    kinds: dict[str, type[BestWorst] | type[AllPairs]] = {
-        "best_worst": BestWorst,
-        "all_pairs": AllPairs,
-    }
-    return kinds[recipe.pairing.name](min_margin=recipe.pairing.min_margin)
-
-
-def _eval_sampling(recipe: Recipe) -> SamplingParams | None:
-    spec = recipe.eval
-    if spec is None:
-        return None
-    max_tokens = spec.max_tokens or recipe.sampling.max_tokens
-    return dataclasses.replace(recipe.sampling, n=spec.n, max_tokens=max_tokens, seed=spec.seed)
+def _mean(values: list[Any]) -> tuple[float, float | None] | None:
+    known = [value for value in values if value is not None]
+    return mean_and_error(known) if known else None

@@ -8,7 +8,8 @@ from typing import Any
 from pyengine.data.formats import Rows, read_rows
 from pyengine.data.rows import prompts_from_rows
 from pyengine.errors import DataError
-from pyengine.recipes.schema.recipe import PromptsSpec, data_path
+from pyengine.recipes.schema.online_recipe import PromptsSpec
+from pyengine.recipes.schema.packaged import data_path
 
 
 @dataclass(frozen=True)

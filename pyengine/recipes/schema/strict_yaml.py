@@ -18,15 +18,24 @@ _DECIMAL = re.compile(r"0|-?[1-9][0-9]*")
 
 @dataclass(frozen=True)
 class Document:
-    """A mapping read from a YAML file; `lines` has the line of each key by its dotted path."""
+    """A mapping read from a YAML file.
+
+    lines    of each key, by its dotted path
+    changes  keys whose values did not come from the file, by their dotted paths
+    """
 
     path: Path
     data: dict[str, Any]
     lines: dict[str, int]
+    changes: frozenset[str] = frozenset()
 
     def where(self, key: str) -> str:
-        """ "[file.yaml:12]" for a key by its dotted path, "[file.yaml]" for one that is not in the
-        file."""
+        """Where a key by its dotted path was given: "[file.yaml:12]" or "[command line]".
+
+        "[file.yaml]" for one that is nowhere.
+        """
+        if any(key == each or key.startswith((f"{each}.", f"{each}[")) for each in self.changes):
+            return "[command line]"
         line = self.lines.get(key)
         return f"[{self.path.name}]" if line is None else f"[{self.path.name}:{line}]"
 
@@ -70,6 +79,26 @@ def read_document(path: str | Path) -> Document:
             f"[{path.name}{line}] a recipe must be plain YAML but {problem}"
         ) from error
     return Document(path, data, lines)
+
+
+def read_value(text: str, where: str) -> Any:
+    """One value as a recipe would hold it: a number, text, [a, list] or {a: mapping}.
+
+    Raises ConfigError for what is no plain YAML.
+    """
+    source = Path(where)
+    try:
+        _check_events(text, source)
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        if isinstance(root, yaml.MappingNode):
+            _collect(root, "", {}, source)
+        return _construct(loader, root, source)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"[{where}] a value must be plain YAML but {problem}") from error
 
 
 def _construct(loader: _Loader, root: yaml.Node, path: Path) -> Any:

@@ -26,11 +26,24 @@ class JsonLines:
 
 
 def append_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows as JSON lines and wait for the disk. Numbers that are not finite become null."""
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(map(json_line, rows))
-        file.flush()
-        os.fsync(file.fileno())
+    """Append rows as JSON lines and wait for the disk. Numbers that are not finite become null.
+
+    Raises CheckpointError where the disk refuses; the file then ends where it ended before.
+    """
+    data = "".join(map(json_line, rows)).encode()
+    try:
+        before = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("ab") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            if path.exists():
+                os.truncate(path, before)
+            raise
+    except OSError as error:
+        raise CheckpointError(f"[{path}] must take {len(data)} bytes more but {error}") from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -6,13 +6,19 @@ import pytest
 
 from pyengine.errors import ConfigError
 from pyengine.recipes.run.run_folder import RunFolder
-from pyengine.recipes.schema.recipe import PromptsSpec, Recipe, RewardSpec, load_recipe
+from pyengine.recipes.schema.engine_section import EngineSection
+from pyengine.recipes.schema.load import load_recipe
+from pyengine.recipes.schema.online_recipe import OnlineRecipe, PromptsSpec, RewardSpec
 from pyengine.reports.writers.jsonl import append_lines, read_lines
 
 
 @pytest.fixture
 def recipe(tmp_path):
-    return Recipe(str(tmp_path / "m"), PromptsSpec(str(tmp_path / "p.jsonl")), RewardSpec("vader"))
+    return OnlineRecipe(
+        model=str(tmp_path / "m"),
+        prompts=PromptsSpec(str(tmp_path / "p.jsonl")),
+        reward=RewardSpec("vader"),
+    )
 
 
 def test_a_new_folder_gets_the_recipe(tmp_path, recipe):
@@ -52,9 +58,9 @@ def test_resuming_nothing_starts(tmp_path, recipe):
 def test_resuming_another_recipe_names_the_field(tmp_path, recipe):
     folder = RunFolder(tmp_path / "run")
     folder.open(recipe, resume=False)
-    other = dataclasses.replace(recipe, learning_rate=0.5)
+    other = dataclasses.replace(recipe, engine=EngineSection(learning_rate=0.5))
     with pytest.raises(
-        ConfigError, match=r"learning_rate must be what .* started with, 1e-06, but is 0.5"
+        ConfigError, match=r"engine.learning_rate must be what .* started with, 1e-06, but is 0.5"
     ):
         folder.open(other, resume=True)
 

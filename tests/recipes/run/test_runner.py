@@ -11,7 +11,7 @@ from fake_engine import FakeEngine
 from pyengine.errors import CheckpointError, ConfigError, RewardError
 from pyengine.recipes.run import runner
 from pyengine.recipes.run.run_folder import RunFolder
-from pyengine.recipes.schema.recipe import load_recipe
+from pyengine.recipes.schema.load import load_recipe
 from pyengine.reports.writers.jsonl import read_lines
 
 RECIPE = """\
@@ -55,9 +55,10 @@ def newest(folder):
     return next(reversed(numbered(folder)), None)
 
 
-def prune(folder, keep):
+def prune(folder, keep, spared=None):
     for path in numbered(folder)[:-keep]:
-        shutil.rmtree(path)
+        if path != spared:
+            shutil.rmtree(path)
 
 
 def run(recipe, out, **options):
@@ -197,14 +198,14 @@ def test_a_checkpoint_of_other_prompts_is_refused(tmp_path, recipe):
     with pytest.raises(Kill):
         run(recipe, tmp_path / "run", on_report=killer(3))
     (tmp_path / "p.jsonl").write_text('{"prompt": "new"}\n')
-    with pytest.raises(CheckpointError, match="prompts_digest must be what the saved run had"):
+    with pytest.raises(CheckpointError, match="the prompts must be what the run in"):
         run(recipe, tmp_path / "run", resume=True)
 
 
 def test_a_checkpoint_without_a_loop_is_refused(tmp_path, recipe):
     with pytest.raises(Kill):
         run(recipe, tmp_path / "run", on_report=killer(3))
-    state = tmp_path / "run" / "checkpoints" / "step-2" / "state.json"
+    state = tmp_path / "run" / "checkpoints" / "step-3" / "state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"extra": {}}))
     with pytest.raises(CheckpointError, match="must hold the state of a loop but holds none"):
         run(recipe, tmp_path / "run", resume=True)
@@ -218,3 +219,156 @@ def test_without_matplotlib_the_run_still_ends(tmp_path, recipe, monkeypatch):
     run(recipe, tmp_path / "run", on_status=words.append)
     assert any(w.startswith("no plot: ") and "pip install" in w for w in words)
     assert (tmp_path / "run" / "result.json").exists()
+
+
+def checkpoints_of(run_folder):
+    return [p.name for p in numbered(run_folder / "checkpoints")]
+
+
+def same_ends(a, b):
+    whole, cut = RunFolder(a), RunFolder(b)
+    assert (cut.model / "weight.json").read_text() == (whole.model / "weight.json").read_text()
+    assert untimed(cut.metrics) == untimed(whole.metrics)
+    assert cut.samples.read_bytes() == whole.samples.read_bytes()
+
+
+class Once:
+    """Calls `work`, but raises at call number `at`, once."""
+
+    def __init__(self, work, at, error):
+        self.work, self.at, self.error, self.calls = work, at, error, 0
+
+    def __call__(self, *args, **options):
+        self.calls += 1
+        if self.calls == self.at:
+            raise self.error
+        return self.work(*args, **options)
+
+
+@pytest.mark.parametrize("error", [RewardError("away"), MemoryError(), KeyboardInterrupt()])
+@pytest.mark.parametrize("name", ["generate", "score", "update"])
+def test_an_error_within_a_round_loses_that_round_alone(tmp_path, recipe, monkeypatch, name, error):
+    """Calls of generate: the evaluation before training, then rounds 1, 2, 3: the third fails."""
+    run(recipe, tmp_path / "whole")
+    at = {"generate": 4, "score": 3, "update": 3}[name]
+    failing = Once(getattr(FakeEngine, name), at, error)
+    monkeypatch.setattr(FakeEngine, name, lambda *a, **o: failing(*a, **o))
+    with pytest.raises(type(error)):
+        run(recipe, tmp_path / "cut")
+    assert checkpoints_of(tmp_path / "cut") == ["step-2"]
+    run(recipe, tmp_path / "cut", resume=True)
+    same_ends(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_round_is_saved_where_its_evaluation_fails(tmp_path, recipe, monkeypatch):
+    """Calls of generate: evaluation, rounds 1 to 3, evaluation after round 3."""
+    run(recipe, tmp_path / "whole")
+    failing = Once(FakeEngine.generate, 5, RewardError("away"))
+    monkeypatch.setattr(FakeEngine, "generate", lambda *a, **o: failing(*a, **o))
+    with pytest.raises(RewardError):
+        run(recipe, tmp_path / "cut")
+    assert checkpoints_of(tmp_path / "cut") == ["step-2", "step-3"]
+    run(recipe, tmp_path / "cut", resume=True)
+    same_ends(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_nothing_is_lost_where_the_first_evaluation_fails(tmp_path, recipe, monkeypatch):
+    failing = Once(FakeEngine.generate, 1, MemoryError())
+    monkeypatch.setattr(FakeEngine, "generate", lambda *a, **o: failing(*a, **o))
+    with pytest.raises(MemoryError):
+        run(recipe, tmp_path / "cut")
+    assert checkpoints_of(tmp_path / "cut") == ["step-0"]
+    run(recipe, tmp_path / "cut", resume=True)
+    run(recipe, tmp_path / "whole")
+    same_ends(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_round_broken_off_within_its_updates_is_not_saved_and_its_verdict_is_kept(
+    tmp_path, recipe, monkeypatch
+):
+    """Two updates a round; the second of round 3 fails. Round 3 is gone through again from round
+    2, and the judge, who would say otherwise now, is not asked about its samples."""
+    (tmp_path / "r.yaml").write_text(RECIPE + "updates_per_round: 2\n")
+    recipe = load_recipe(tmp_path / "r.yaml")
+    run(recipe, tmp_path / "whole")
+    failing = Once(FakeEngine.update, 6, MemoryError())
+    monkeypatch.setattr(FakeEngine, "update", lambda *a, **o: failing(*a, **o))
+    with pytest.raises(MemoryError):
+        run(recipe, tmp_path / "cut")
+    assert checkpoints_of(tmp_path / "cut") == ["step-2"]
+    verdicts = read_lines(tmp_path / "cut" / "verdicts.jsonl")
+    assert [row["round"] for row in verdicts] == [1, 2, 3]
+    asked = []
+    original = runner.RecordedSource.__call__
+
+    def spy(self, groups):
+        before = self.replayed
+        feedback = original(self, groups)
+        asked.append((self.round, self.replayed > before))
+        return feedback
+
+    monkeypatch.setattr(runner.RecordedSource, "__call__", spy)
+    run(recipe, tmp_path / "cut", resume=True)
+    assert asked == [(3, True), (4, False), (5, False), (6, False)]
+    same_ends(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "name"),
+    [
+        ("h.jsonl", '{"prompt": "h0"}\n', "held-out prompts"),
+        ("h.jsonl", '{"prompt": "h0"}\n{"prompt": "h2"}\n', "held-out prompts"),
+        ("p.jsonl", "".join(f'{{"prompt": "p{i}", "x": 1}}\n' for i in range(5)), "prompts"),
+        ("rewards.py", REWARDS + "# changed\n", "code of"),
+    ],
+)
+def test_a_resumed_run_must_read_what_it_read(tmp_path, recipe, file, text, name):
+    with pytest.raises(Kill):
+        run(recipe, tmp_path / "run", on_report=killer(3))
+    (tmp_path / file).write_text(text)
+    with pytest.raises(CheckpointError, match=f"the {name}.* must be what the run in"):
+        run(recipe, tmp_path / "run", resume=True)
+
+
+def test_the_model_is_saved_before_anything_else_can_fail(tmp_path, recipe, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(runner, "comparison_markdown", fail)
+    with pytest.raises(MemoryError):
+        run(recipe, tmp_path / "run")
+    assert (tmp_path / "run" / "model" / "weight.json").exists()
+
+
+def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, recipe, monkeypatch):
+    run(recipe, tmp_path / "whole")
+    failing = Once(runner.append_lines, 3, CheckpointError("[metrics.jsonl] no space left"))
+    monkeypatch.setattr(runner, "append_lines", failing)
+    with pytest.raises(CheckpointError, match="no space left"):
+        run(recipe, tmp_path / "cut")
+    run(recipe, tmp_path / "cut", resume=True)
+    same_ends(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_early_stop_keeps_the_best_and_saves_it(tmp_path, recipe):
+    (tmp_path / "r.yaml").write_text(
+        RECIPE.replace("every: 3", "every: 1")
+        + "early_stop: {metric: eval/completions/mean_length, mode: max, patience: 2}\n"
+    )
+    result = run(load_recipe(tmp_path / "r.yaml"), tmp_path / "run")
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
+    values = [row["eval/completions/mean_length"] for row in rows]
+    best = values.index(max(values))
+    assert result.model_round == best
+    assert len(values) == min(best + 3, 7)
+    assert f"step-{best}" in checkpoints_of(tmp_path / "run")
+    state = json.loads(
+        (tmp_path / "run" / "checkpoints" / f"step-{best}" / "state.json").read_text()
+    )
+    assert json.loads((tmp_path / "run" / "model" / "weight.json").read_text()) == state["weight"]
+
+
+def test_an_early_stop_on_no_metric_names_those_there_are(tmp_path, recipe):
+    (tmp_path / "r.yaml").write_text(RECIPE + "early_stop: eval/loss\n")
+    with pytest.raises(ConfigError, match=r"must be one of the evaluation's \(eval/.*'eval/loss'"):
+        run(load_recipe(tmp_path / "r.yaml"), tmp_path / "run")

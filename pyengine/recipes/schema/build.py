@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from pyengine.errors import ConfigError, PyengineError
 from pyengine.recipes.schema.strict_yaml import Document
+from pyengine.registry import Registry
 
 T = TypeVar("T")
 
@@ -19,8 +20,8 @@ def build(cls: type[T], data: Any, document: Document, prefix: str = "") -> T:
     """An instance of dataclass `cls` from a mapping.
 
     A class attribute SHORTHAND names the field that a bare text value stands for; field metadata
-    may hold
-    "min", "max" and "above" (exclusive) for numbers.
+    may hold "min", "max" and "above" (exclusive) for numbers, and "registry" for a part that is
+    {name, its own fields}, or a bare name.
 
     Raises ConfigError naming file, line, key and value.
     """
@@ -37,6 +38,10 @@ def build(cls: type[T], data: Any, document: Document, prefix: str = "") -> T:
         _check_key(str, key, document, path)
         if key not in fields:
             raise unknown_key(document, path, key, fields)
+        registry = fields[key].metadata.get("registry")
+        if registry is not None:
+            values[key] = part(registry, value, document, path)
+            continue
         values[key] = convert(hints[key], value, document, path)
         _check_range(fields[key].metadata, values[key], document, path)
     for name, field in fields.items():
@@ -51,6 +56,38 @@ def build(cls: type[T], data: Any, document: Document, prefix: str = "") -> T:
         return cls(**values)
     except PyengineError as error:  # a check of the class's own
         raise ConfigError(f"{document.where(prefix)} {prefix or 'the recipe'}: {error}") from error
+
+
+def part(registry: Registry[Any], data: Any, document: Document, path: str) -> dict[str, Any]:
+    """{name, fields} of a registry's part, each field of its type and the part as it can be made.
+
+    Raises ConfigError naming file, line, key and value.
+    """
+    if isinstance(data, str):
+        data = {"name": data}
+    if not isinstance(data, Mapping):
+        raise _error(document, path, "must be a name or a mapping with one", data)
+    if not isinstance(data.get("name"), str):
+        raise ConfigError(
+            f"{document.where(path)} {path}.name must be text but is {data.get('name')!r}"
+        )
+    name, values = data["name"], {}
+    try:
+        known, hints = registry.fields(name), get_type_hints(registry.class_of(name))
+        for key, value in data.items():
+            inner = _join(path, key)
+            _check_key(str, key, document, inner)
+            if key == "name":
+                continue
+            if key not in known:
+                raise unknown_key(document, inner, key, known)
+            values[key] = convert(hints[key], value, document, inner)
+        registry.make(name, **values)
+    except ConfigError as error:
+        if str(error).startswith((f"[{document.path.name}", "[command line]")):
+            raise
+        raise ConfigError(f"{document.where(path)} {path}: {error}") from error
+    return {"name": name, **values}
 
 
 def convert(hint: Any, value: Any, document: Document, path: str) -> Any:
@@ -89,6 +126,8 @@ def _convert_union(hints: Sequence[Any], value: Any, document: Document, path: s
     if value is None and type(None) in hints:
         return None
     hints = [h for h in hints if h is not type(None)]
+    if isinstance(value, Mapping):  # the errors that help are those of the mapping's own keys
+        hints = [h for h in hints if dataclasses.is_dataclass(h)] or hints
     for hint in hints[:-1]:
         try:
             return convert(hint, value, document, path)

@@ -1,0 +1,43 @@
+"""Runs by the name of their loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+from pyengine.loops import Loop
+from pyengine.preferences import Source
+from pyengine.recipes.run.online_run import OnlineRun
+from pyengine.recipes.schema.recipe import Recipe
+
+RunClass = Callable[[Any, bool], "Run"]
+
+
+class Run(Protocol):
+    """What a run is made of, checked before a model is loaded: see OnlineRun."""
+
+    name: ClassVar[str]
+
+    @property
+    def rounds(self) -> int: ...
+
+    @property
+    def total_steps(self) -> int: ...
+
+    @property
+    def evaluates(self) -> bool: ...
+
+    @property
+    def eval_every(self) -> int: ...
+
+    def inputs(self) -> dict[str, str]: ...
+
+    def loop(self, engine: Any, recorded: Callable[[Source], Source]) -> Loop: ...
+
+
+RUNS: dict[str, RunClass] = {cls.name: cls for cls in (OnlineRun,)}
+
+
+def run_of(recipe: Recipe, allow_code: bool) -> Run:
+    """The parts that a recipe names. Raises ConfigError and DataError for what is wrong."""
+    return RUNS[recipe.name](recipe, allow_code)
