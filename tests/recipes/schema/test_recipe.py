@@ -95,7 +95,7 @@ def test_relative_files_belong_to_the_recipe(tmp_path):
         ("min_valid_fraction: 2", r"min_valid_fraction must be <= 1 but is 2.0"),
         ("dtype: float16", "dtype must be one of auto, float32, bfloat16 but is 'float16'"),
         ("schedule: [cosine]", "schedule must be one of constant, linear, cosine but is"),
-        ("pairing: random", r"pairings\] name must be one of all_pairs, best_worst but is 'random'"),
+        ("pairing: random", r"name must be one of all_pairs, best_worst but is 'random'"),
         ("sampling: 4", "sampling must be a mapping of keys to values but is 4"),
         ("sampling: {top_p: 1.5}", r"sampling: .* top_p must be in \(0, 1\] but is 1.5"),
         ("sampling: {n: 1}", r"sampling.n must be >= 2.* but is 1"),
