@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
-from pyengine.data.validate import Turns
+from pyengine.data.turns import Turns
 from pyengine.errors import ConfigError, DataError
 from pyengine.preferences.groups import Group, Response
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyengine.data.grouping import DataReport, Fit, GroupBuilder, Overlong, RowTokenizer
+from pyengine.data.turns import Turns
 from pyengine.data.validate import (
     Identical,
     PreferenceRow,
     PromptRow,
     RowFormat,
-    Turns,
     UnpairedRow,
     detect_format,
     validate_rows,
