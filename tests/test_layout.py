@@ -24,8 +24,8 @@ RANKS = {
     "cli": 6, "recipes": 6, "reports": 6,
     "loops": 5,
     "engine": 4,
-    "preferences": 3, "objectives": 3, "data": 3,
-    "models": 2,
+    "preferences": 3, "objectives": 3,
+    "data": 2, "models": 2,
     "ops": 1,
 }  # fmt: skip
 EVERYWHERE = {"errors", "files", "registry", "rules", "runtime", "_C"}

@@ -9,7 +9,7 @@ from typing import Any
 from pyengine.cli.arguments import Commands, add_model
 from pyengine.cli.progress import CallBar
 from pyengine.data.formats import read_rows
-from pyengine.data.validate import check_unpaired
+from pyengine.data.validate import check_completion
 from pyengine.engine import Engine
 from pyengine.errors import ConfigError
 from pyengine.preferences.groups import Group, Response
@@ -33,15 +33,14 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
 def score(args: argparse.Namespace) -> int:
     """Print one JSON line a row: its log-probability (nats, summed) and token count."""
     rows = read_rows(args.file)
-    # The label is not used; with it a row is checked like any prompt/completion row.
-    checked = [check_unpaired({**row, "label": True}, rows.where(i)) for i, row in enumerate(rows)]
+    checked = [check_completion(row, rows.where(i)) for i, row in enumerate(rows)]
     engine = Engine.from_pretrained(args.model, dtype=args.dtype, reference="none")
     if engine.tokenizer is None:
         raise ConfigError(f"[score] --model must have a tokenizer but {args.model} has none")
     groups: dict[tuple[int, ...], tuple[int, Group]] = {}
     places = []
-    for row in checked:
-        prompt_ids, token_ids = engine.tokenizer.encode_completion(row.prompt, row.completion)
+    for prompt, completion in checked:
+        prompt_ids, token_ids = engine.tokenizer.encode_completion(prompt, completion)
         # Completions of one prompt share a group, so the prompt is computed once.
         index, group = groups.setdefault(
             tuple(prompt_ids), (len(groups), Group(prompt_ids=list(prompt_ids)))

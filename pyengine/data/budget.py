@@ -62,7 +62,7 @@ class Budget:
         self.step()
         size = self.size(value)
         self.allow(size)
-        self._made += size if is_new or isinstance(value, str) else 8
+        self._made += size if is_new or isinstance(value, (str, bytes)) else 8
         if self._made > MAX_MADE_CHARS:
             raise BudgetError(f"its values have more than {MAX_MADE_CHARS} characters together")
         return value
@@ -81,7 +81,7 @@ class Budget:
     def multiply(self, left: Any, right: Any) -> None:
         """Refuses left * right where a text or list would be repeated too often."""
         for value, times in ((left, right), (right, left)):
-            if isinstance(value, (str, list, tuple)) and isinstance(times, int):
+            if isinstance(value, (str, bytes, list, tuple)) and isinstance(times, int):
                 size = len(value) if isinstance(value, str) else self.size(value)
                 self.allow(size * max(times, 0))
 
@@ -107,6 +107,12 @@ class Budget:
         """Refuses a replacement that would grow a text too large."""
         text, old, new = str(text), str(old), str(new)
         self.allow(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
+
+    def indent(self, text: Any, width: Any) -> None:
+        """Refuses an indentation that would grow a text too large."""
+        text = str(text)
+        each = len(width) if isinstance(width, str) else int(width)
+        self.allow(len(text) + (len(text.splitlines()) + 1) * each)
 
     def join(self, separator: Any, values: Iterable[Any]) -> list[Any]:
         """The values, measured one by one, unless their joined text would be too large."""
@@ -134,6 +140,8 @@ class Budget:
         """About the characters that printing it takes; a part used twice counts twice."""
         if isinstance(value, str):
             return len(value) + 2
+        if isinstance(value, bytes):
+            return 4 * len(value) + 3  # b'\\x00'
         if isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:
             raise BudgetError(f"it makes an integer of more than {MAX_INTEGER_BITS} bits")
         if not isinstance(value, (dict, list, tuple)):

@@ -7,6 +7,7 @@ model files and are untrusted: they run in `sandbox`, and all that goes wrong is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import jinja2
@@ -36,12 +37,14 @@ class ChatTemplate:
 
     source   the template's text, in jinja2
     special  the variables every rendering gets: bos_token, eos_token, ...
+    date     what strftime_now writes; None, the default: the moment of each rendering
 
     Raises: TemplateError where the source is not a template.
     """
 
     def __init__(self, source: str, special: Mapping[str, str] | None = None) -> None:
         self.source = source
+        self.date: datetime | None = None
         self._special = dict(special or {})
         try:
             self._template = compile_template(source)
@@ -64,7 +67,7 @@ class ChatTemplate:
         values["messages"] = check_messages(messages)
         values["add_generation_prompt"] = add_generation_prompt
         try:
-            return render(self._template, values)
+            return render(self._template, values, self.date)
         except _FAILURES as error:
             raise TemplateError(f"[chat] template must render but {_reason(error)}") from error
 

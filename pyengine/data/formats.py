@@ -1,14 +1,14 @@
 """Reading data files: JSON lines and Parquet, one dict a row, every problem named by file and line.
 
-Files are untrusted: strict UTF-8, strict JSON (no NaN, no repeated keys, no lone surrogates), a cap
-on the length of a line. Lines are read one at a time; only the parsed rows stay in memory.
+Files are untrusted: strict UTF-8, strict JSON (no repeated keys, no lone surrogates), a cap on the
+length of a line. NaN and infinities pass: only who uses a column knows what must be finite. Lines
+are read one at a time; only the parsed rows stay in memory.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -270,9 +270,6 @@ def _check_value(value: Any, name: str) -> None:
     if isinstance(value, str):
         if not is_valid_text(value):
             raise _LineError("surrogate", f"{name} must be text but has a lone surrogate")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise _LineError("non_finite", f"{name} must be a finite number but is {value}")
     elif isinstance(value, dict):
         for key, inner in value.items():
             _check_value(key, f"a key of {name}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
-from pyengine.data.validate import Turns
+from pyengine.data.turns import Turns
 from pyengine.errors import ConfigError, DataError
-from pyengine.preferences.groups import Group, Response
 
 Overlong = Literal["error", "drop", "truncate_left", "truncate_right"]
 
@@ -20,10 +19,28 @@ class RowTokenizer(Protocol):
     def decode_completion(self, ids: list[int]) -> str: ...
 
 
+class EncodedResponse(NamedTuple):
+    """A response's token ids and the text that they are for."""
+
+    token_ids: list[int]
+    text: str
+
+
+@dataclass
+class EncodedPrompt:
+    """A prompt's token ids, what they were made of, further columns of its row, its responses."""
+
+    prompt_ids: list[int]
+    prompt: Turns
+    columns: dict[str, Any]
+    responses: list[EncodedResponse] = field(default_factory=list)
+
+
 @dataclass
 class DataReport:
     """What became of the rows.
 
+    layout               what the rows were recognised as, e.g. "pairs" or "orca"
     rows                 given
     kept                 in the result
     groups               prompts in the result: rows with the same prompt tokens share one
@@ -35,6 +52,7 @@ class DataReport:
     prompt_tokens, response_tokens   in the result, each stored token once
     """
 
+    layout: str = ""
     rows: int = 0
     kept: int = 0
     groups: int = 0
@@ -97,19 +115,26 @@ class GroupBuilder:
     """Collects groups; rows with the same prompt tokens share one, and so do equal responses."""
 
     def __init__(self, tokenizer: RowTokenizer) -> None:
-        self.groups: list[Group] = []
+        self.groups: list[EncodedPrompt] = []
         self.tokenizer = tokenizer
         self._by_prompt: dict[tuple[int, ...], int] = {}
         self._by_response: dict[tuple[int, tuple[int, ...]], int] = {}
 
     def group(
-        self, prompt_ids: list[int], prompt: Turns, columns: dict[str, Any], report: DataReport
+        self,
+        prompt_ids: list[int],
+        prompt: Turns,
+        columns: dict[str, Any],
+        report: DataReport,
+        *,
+        share: bool = True,
     ) -> int:
+        """Index of the group of this prompt; one that is there already is reused if `share`."""
         key = tuple(prompt_ids)
-        found = self._by_prompt.get(key)
+        found = self._by_prompt.get(key) if share else None
         if found is None:
             self._by_prompt[key] = len(self.groups)
-            self.groups.append(Group(prompt_ids, prompt=prompt, columns=dict(columns)))
+            self.groups.append(EncodedPrompt(prompt_ids, prompt, dict(columns)))
             return len(self.groups) - 1
         if not _equal(self.groups[found].columns, columns):
             report.conflicting_columns += 1
@@ -122,7 +147,7 @@ class GroupBuilder:
             return self._by_response[key]
         responses = self.groups[g].responses
         text = self.tokenizer.decode_completion(ids) if cut else self._text(turns, ids)
-        responses.append(Response(ids, text=text))
+        responses.append(EncodedResponse(ids, text))
         return (
             self._by_response.setdefault(key, len(responses) - 1) if share else len(responses) - 1
         )

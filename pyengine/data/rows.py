@@ -3,124 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from pyengine.data.grouping import DataReport, Fit, GroupBuilder, Overlong, RowTokenizer
+from pyengine.data.grouping import DataReport, EncodedPrompt, Fit, GroupBuilder, RowTokenizer
+from pyengine.data.layouts import canonical_rows
+from pyengine.data.turns import Turns
 from pyengine.data.validate import (
-    Identical,
     PreferenceRow,
     PromptRow,
-    RowFormat,
-    Turns,
+    RankedRow,
+    Row,
     UnpairedRow,
-    detect_format,
     validate_rows,
 )
 from pyengine.errors import DataError, PyengineError
-from pyengine.preferences.feedback import Feedback
-from pyengine.preferences.groups import Comparison, Group, Preferences
-
-__all__ = [
-    "DataReport",
-    "Identical",
-    "Overlong",
-    "RowFormat",
-    "detect_format",
-    "preferences_from_rows",
-    "prompts_from_rows",
-    "tokenize_preferences",
-    "unpaired_from_rows",
-    "validate_rows",
-]
 
 
-def preferences_from_rows(
+class EncodedPair(NamedTuple):
+    """Two responses of a group; the fields of `preferences.Comparison`, in its order."""
+
+    group: int
+    winner: int
+    loser: int
+    probability: float
+    margin: float | None
+    weight: float
+
+
+@dataclass
+class EncodedRows:
+    """Rows as token ids; one of the three lists says what is known of the responses.
+
+    pairs   of preference rows, in the order of the rows
+    labels  [group][response] of unpaired rows
+    scores  [group][response] of ranked rows; None where a response has none
+    """
+
+    groups: list[EncodedPrompt]
+    report: DataReport
+    pairs: list[EncodedPair] = field(default_factory=list)
+    labels: list[list[bool]] | None = None
+    scores: list[list[float | None]] | None = None
+
+
+def tokenize_rows(
     rows: Sequence[Mapping[str, Any]],
     tokenizer: RowTokenizer,
     max_positions: int,
     *,
+    columns: Mapping[str, str] | None = None,
+    layout: str | None = None,
     overlong: str = "error",
     identical: str = "error",
     max_length: int | None = None,
     source: str = "rows",
-) -> Preferences:
-    """`tokenize_preferences` without the report."""
-    return tokenize_preferences(
-        rows,
-        tokenizer,
-        max_positions,
-        overlong=overlong,
-        identical=identical,
-        max_length=max_length,
-        source=source,
-    )[0]
+) -> EncodedRows:
+    """Rows of pairs, of labelled responses or of ranked lists as groups of token ids.
 
-
-def tokenize_preferences(
-    rows: Sequence[Mapping[str, Any]],
-    tokenizer: RowTokenizer,
-    max_positions: int,
-    *,
-    overlong: str = "error",
-    identical: str = "error",
-    max_length: int | None = None,
-    source: str = "rows",
-) -> tuple[Preferences, DataReport]:
-    """Preference rows as groups and one comparison a row, in the order of the rows.
+    Rows with the same prompt share a group, except ranked lists. Equal responses of pairs are
+    stored once; every labelled or ranked response is one of its own.
 
     max_positions  the model's context in tokens
-    max_length     a smaller limit on prompt + response, in tokens
+    columns        what the file calls a column: {"prompt": "question", ...}
+    layout         a name of `data.layouts`; None: the one that the columns of the first row spell
     overlong       rows over the limit: "error", "drop", "truncate_left" (the prompt's beginning
                    is cut), "truncate_right" (the response's end is cut)
-    identical      rows whose responses are equal, as text or as tokens: "error", "drop", "keep"
+    identical      pairs whose responses are equal, as text or as tokens: "error", "drop", "keep"
+    max_length     a smaller limit on prompt + response, in tokens
     source         names rows that do not come from a file
-    Raises DataError naming row and column, also when a cut cannot make a row fit.
+    Raises DataError naming row and column, also when a cut cannot make a row fit; ConfigError for
+    an option.
     """
     fit = Fit(overlong, max_positions, max_length)
-    checked = validate_rows(rows, "preference", source, identical)  # type: ignore[arg-type]
-    report = DataReport(rows=len(checked))
-    builder = GroupBuilder(tokenizer)
-    comparisons: list[Comparison] = []
-    for row in checked:
-        assert isinstance(row, PreferenceRow)
-        comparison = _add_preference(row, builder, fit, identical, report)
-        if comparison is not None:
-            comparisons.append(comparison)
-    builder.finish(report, len(comparisons), source)
-    return Preferences(builder.groups, comparisons), report
-
-
-def unpaired_from_rows(
-    rows: Sequence[Mapping[str, Any]],
-    tokenizer: RowTokenizer,
-    max_positions: int,
-    *,
-    overlong: str = "error",
-    max_length: int | None = None,
-    source: str = "rows",
-) -> tuple[list[Group], Feedback, DataReport]:
-    """Rows of prompt, completion, label as groups, with the labels (reward 1 or 0) as feedback.
-
-    Every row is a response of its own, also when it repeats another. Arguments and errors as in
-    `tokenize_preferences`.
-    """
-    fit = Fit(overlong, max_positions, max_length)
-    checked = validate_rows(rows, "unpaired", source)
-    report = DataReport(rows=len(checked))
-    builder = GroupBuilder(tokenizer)
-    labels: list[list[bool]] = []
-    for row in checked:
-        assert isinstance(row, UnpairedRow)
-        ids = _encode(tokenizer, row.prompt, {"completion": row.completion}, row.where)
-        fitted = fit(*ids, row.where, report)
-        if fitted is None:
-            continue
-        g = builder.group(fitted[0], row.prompt, row.columns, report)
-        builder.respond(g, fitted[1][0], row.completion, cut=fitted[1] != ids[1], share=False)
-        labels += [[] for _ in range(g + 1 - len(labels))]
-        labels[g].append(row.label)
-    builder.finish(report, sum(map(len, labels)), source)
-    return builder.groups, Feedback.from_labels(labels), report
+    laid_out = canonical_rows(rows, columns, layout, source)
+    checked = validate_rows(laid_out, laid_out.kind, source, identical)  # type: ignore[arg-type]
+    report = DataReport(layout=laid_out.layout, rows=len(checked))
+    encoder = _Encoder(GroupBuilder(tokenizer), fit, identical, report)
+    encoded = encoder.encode(checked)
+    encoder.builder.finish(report, encoder.kept, source)
+    return encoded
 
 
 def prompts_from_rows(
@@ -131,42 +93,89 @@ def prompts_from_rows(
     return [r.prompt for r in checked], [r.columns for r in checked]
 
 
-def _add_preference(
-    row: PreferenceRow, builder: GroupBuilder, fit: Fit, identical: str, report: DataReport
-) -> Comparison | None:
-    if row.chosen == row.rejected and identical == "drop":
-        report.dropped_identical += 1
-        return None
-    assert row.prompt is not None  # validate_rows refuses what cannot be split
-    pair = {"chosen": row.chosen, "rejected": row.rejected}
-    prompt_ids, responses = _encode(builder.tokenizer, row.prompt, pair, row.where)
-    fitted = fit(prompt_ids, responses, row.where, report)
-    if fitted is None:
-        return None
-    winner_ids, loser_ids = fitted[1]
-    same = winner_ids == loser_ids
-    if same and identical == "error":
-        raise DataError(
-            f"[{row.where}] rejected must differ from chosen but has the same {len(loser_ids)} "
-            'tokens; identical="drop" leaves such rows out'
+@dataclass
+class _Encoder:
+    builder: GroupBuilder
+    fit: Fit
+    identical: str
+    report: DataReport
+    kept: int = 0
+
+    def encode(self, rows: Sequence[Row]) -> EncodedRows:
+        result = EncodedRows(self.builder.groups, self.report)
+        for row in rows:
+            if isinstance(row, PreferenceRow):
+                pair = self._pair(row)
+                if pair is not None:
+                    result.pairs.append(pair)
+                    self.kept += 1
+            elif isinstance(row, UnpairedRow):
+                result.labels = result.labels or []
+                self._responses(row, [row.completion], [row.label], result.labels, share=True)
+            else:
+                assert isinstance(row, RankedRow)  # no layout reads prompts alone
+                result.scores = result.scores or []
+                self._responses(row, row.completions, row.scores, result.scores, share=False)
+        return result
+
+    def _responses(
+        self,
+        row: UnpairedRow | RankedRow,
+        completions: Sequence[Turns],
+        known: Sequence[Any],
+        table: list[list[Any]],
+        *,
+        share: bool,
+    ) -> None:
+        """Adds the row's responses to a group, and what is known of each to the table."""
+        single = isinstance(row, UnpairedRow)
+        names = ["completion"] if single else [f"completions[{i}]" for i in range(len(known))]
+        pairs = dict(zip(names, completions, strict=True))
+        prompt_ids, full = _encode(self.builder.tokenizer, row.prompt, pairs, row.where)
+        fitted = self.fit(prompt_ids, full, row.where, self.report)
+        if fitted is None:
+            return
+        g = self.builder.group(fitted[0], row.prompt, row.columns, self.report, share=share)
+        table += [[] for _ in range(g + 1 - len(table))]
+        for ids, uncut, completion, value in zip(fitted[1], full, completions, known, strict=True):
+            self.builder.respond(g, ids, completion, cut=ids != uncut, share=False)
+            table[g].append(value)
+        self.kept += 1
+
+    def _pair(self, row: PreferenceRow) -> EncodedPair | None:
+        if row.chosen == row.rejected and self.identical == "drop":
+            self.report.dropped_identical += 1
+            return None
+        assert row.prompt is not None  # validate_rows refuses what cannot be split
+        pair = {"chosen": row.chosen, "rejected": row.rejected}
+        prompt_ids, full = _encode(self.builder.tokenizer, row.prompt, pair, row.where)
+        fitted = self.fit(prompt_ids, full, row.where, self.report)
+        if fitted is None:
+            return None
+        winner_ids, loser_ids = fitted[1]
+        same = winner_ids == loser_ids
+        if same and self.identical == "error":
+            raise DataError(
+                f"[{row.where}] rejected must differ from chosen but has the same "
+                f'{len(loser_ids)} tokens; identical="drop" leaves such rows out'
+            )
+        if same and self.identical == "drop":
+            self.report.dropped_identical += 1
+            return None
+        g = self.builder.group(fitted[0], row.prompt, row.columns, self.report)
+        winner, loser = (
+            self.builder.respond(g, ids, turns, cut=ids != uncut, share=share)
+            for ids, turns, uncut, share in (
+                (winner_ids, row.chosen, full[0], True),
+                # Kept twice when equal: a comparison needs two responses.
+                (loser_ids, row.rejected, full[1], not same),
+            )
         )
-    if same and identical == "drop":
-        report.dropped_identical += 1
-        return None
-    g = builder.group(fitted[0], row.prompt, row.columns, report)
-    winner, loser = (
-        builder.respond(g, ids, turns, cut=ids != full, share=share)
-        for ids, turns, full, share in (
-            (winner_ids, row.chosen, responses[0], True),
-            # Kept twice when equal: a comparison needs two responses.
-            (loser_ids, row.rejected, responses[1], not same),
-        )
-    )
-    return Comparison(g, winner, loser, row.probability, row.margin, row.weight)
+        return EncodedPair(g, winner, loser, row.probability, row.margin, row.weight)
 
 
 def _encode(
-    tokenizer: RowTokenizer, prompt: Turns, completions: dict[str, Turns], where: str
+    tokenizer: RowTokenizer, prompt: Turns, completions: Mapping[str, Turns], where: str
 ) -> tuple[list[int], list[list[int]]]:
     """Token ids of the prompt and of each completion (column -> turns)."""
     prompts, responses = [], []
@@ -182,7 +191,7 @@ def _encode(
         responses.append(list(response_ids))
     if any(ids != prompts[0] for ids in prompts):
         raise DataError(
-            f"[{where}] prompt must have the same tokens before chosen and rejected but has not: "
-            "the chat template renders it by what follows"
+            f"[{where}] prompt must have the same tokens before {' and '.join(completions)} but "
+            "has not: the chat template renders it by what follows"
         )
     return prompts[0], responses

@@ -8,7 +8,6 @@ output and value made passes the `Budget` of its rendering.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -19,40 +18,48 @@ from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2.utils import Cycler, Joiner, Namespace
 from jinja2.visitor import NodeTransformer
 
 from pyengine.data.budget import Budget, BudgetError
+from pyengine.data.sandbox_filters import BUDGET, DATE, budget_of, metered_filters, metered_tests
 
 MAX_TEMPLATE_CHARS = 512 * 1024
 MAX_RANGE = 100_000
 
 _STR_METHODS = """
-    capitalize count endswith find format index isalnum isalpha isascii isdecimal isdigit islower
-    isnumeric isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace
-    rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper
+    capitalize casefold center count encode endswith find format index isalnum isalpha isascii
+    isdecimal isdigit islower isnumeric isspace istitle isupper join ljust lower lstrip partition
+    removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines
+    startswith strip swapcase title upper zfill
 """
 _METHODS: dict[type, frozenset[str]] = {
     str: frozenset(_STR_METHODS.split()),
     dict: frozenset(("get", "items", "keys", "values")),
     list: frozenset(("count", "index")),
     tuple: frozenset(("count", "index")),
+    bytes: frozenset(("decode",)),
+    Cycler: frozenset(("next", "reset")),
 }
-_FILTERS = """
-    abs capitalize count d default dictsort e escape first float groupby int items join last length
-    list lower map max min reject rejectattr replace reverse round safe select selectattr sort
-    string title trim unique upper
+# Codecs and error handlers in time and space linear in the text; others need not be (idna).
+_CODEC_NAMES = """
+    ascii iso-8859-1 latin-1 latin1 raw-unicode-escape unicode-escape utf-16 utf-16-be utf-16-le
+    utf-32 utf-8 utf-8-sig utf8
 """
-# A name that no template can spell.
-_BUDGET = " budget"
+_CODECS = frozenset(_CODEC_NAMES.split())
+_CODEC_ERRORS = frozenset(("strict", "ignore", "replace", "backslashreplace", "xmlcharrefreplace"))
 
 
-def render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
+def render(
+    template: jinja2.Template, variables: Mapping[str, Any], date: datetime | None = None
+) -> str:
     """Renders a template of `compile_template` within a fresh budget.
+
+    date  what strftime_now formats; None: the present
 
     Raises: whatever jinja2 or an expression in the template raises; BudgetError.
     """
-    return template.render({**variables, _BUDGET: Budget()})
+    return template.render({**variables, BUDGET: Budget(), DATE: date})
 
 
 @functools.lru_cache(maxsize=32)
@@ -70,11 +77,6 @@ def compile_template(source: str) -> jinja2.Template:
     return jinja2.Template.from_code(environment, code, environment.make_globals(None))
 
 
-def _budget(context: Context) -> Budget:
-    budget: Budget = context.parent[_BUDGET]
-    return budget
-
-
 # ---------------------------------------------------------------- the rewritten tree
 
 
@@ -84,8 +86,6 @@ class _Metered(NodeTransformer):
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         node = self.generic_visit(node)
         match node:
-            case nodes.For(recursive=True):
-                raise SecurityError("recursive loops are not supported")
             case nodes.For():
                 node.iter = _through("@rounds", node.iter)
             case nodes.Output():
@@ -105,22 +105,22 @@ def _through(name: str, node: nodes.Node) -> nodes.Filter:
 
 @jinja2.pass_context
 def _emit(context: Context, value: Any) -> str:
-    return _budget(context).emit(value)
+    return budget_of(context).emit(value)
 
 
 @jinja2.pass_context
 def _admit(context: Context, value: Any) -> Any:
-    return _budget(context).admit(value)
+    return budget_of(context).admit(value)
 
 
 @jinja2.pass_context
 def _rounds(context: Context, values: Any) -> Any:
-    return _budget(context).rounds(values)
+    return budget_of(context).rounds(values)
 
 
 @jinja2.pass_context
 def _concat(context: Context, values: list[Any]) -> Any:
-    budget = _budget(context)
+    budget = budget_of(context)
     return budget.admit("".join(map(str, budget.join("", values))))
 
 
@@ -132,23 +132,33 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
+        # jinja2 would only fail at the next step, and print such an attribute as nothing.
+        raise SecurityError(f"attribute {attribute!r:.80} of a {type(obj).__name__} is unsafe")
+
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        budget = _budget(context)
+        budget = budget_of(context)
         budget.step()
         budget.inputs(x for x in (left, right) if not isinstance(x, int))
         if operator == "*":
             budget.multiply(left, right)
         elif operator == "**":
             budget.power(left, right)
+        elif operator == "%" and isinstance(left, bytes):
+            raise SecurityError("bytes cannot be a format pattern")
         elif operator == "%" and isinstance(left, str):
             budget.format(left, right if isinstance(right, tuple) else (right,))
         return budget.admit(super().call_binop(context, operator, left, right))
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        budget = _budget(context)
+        budget = budget_of(context)
         budget.step()
         if isinstance(obj, Macro) or _is_global(obj):
             return super().call(context, obj, *args, **kwargs)
+        if isinstance(obj, LoopContext):  # a recursive loop's next level
+            return budget.admit(super().call(context, obj, *map(budget.rounds, args), **kwargs))
+        if isinstance(obj, Joiner):
+            return budget.admit(super().call(context, obj, *args, **kwargs))
         # str.format comes wrapped by the sandbox.
         method = getattr(obj, "__wrapped__", obj)
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
@@ -163,6 +173,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             args = tuple(budget.join(owner, values) for values in args)
         elif name == "format":
             budget.format(str(owner), (*args, *kwargs.values()))
+        elif name in ("encode", "decode"):
+            _check_codec(*args, **kwargs)
         result = super().call(context, obj, *args, **kwargs)
         # Views have no size of their own that could be measured.
         if isinstance(owner, dict) and name != "get":
@@ -170,49 +182,15 @@ class _Environment(ImmutableSandboxedEnvironment):
         return budget.admit(result, is_new=isinstance(owner, str))
 
 
+def _check_codec(encoding: str = "utf-8", errors: str = "strict") -> None:
+    codec = encoding.lower().replace("_", "-")
+    for value, known in ((codec, _CODECS), (errors, _CODEC_ERRORS)):
+        if value not in known:
+            raise SecurityError(f"{value[:40]!r} must be one of {', '.join(sorted(known))}")
+
+
 def _is_global(obj: Any) -> bool:
     return any(obj is known for known in _GLOBALS.values())
-
-
-def _metered_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A built-in filter whose inputs, cost and result are checked."""
-    passes = getattr(getattr(function, "jinja_pass_arg", None), "name", "")
-
-    @jinja2.pass_context
-    def metered(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
-        budget = _budget(context)
-        budget.step()
-        budget.inputs((*args, *kwargs.values()))
-        if name in ("replace", "join", "string"):
-            budget.inputs(x for x in (value,) if not isinstance(x, int))
-        if name == "replace":
-            old_new = (*args, kwargs.get("old", ""), kwargs.get("new", ""))
-            budget.replace(value, *old_new[:2])
-        elif name == "join" and not (args[1:] or "attribute" in kwargs):
-            value = budget.join(args[0] if args else kwargs.get("d", ""), value)
-        elif name in ("list", "sort", "unique", "map", "select", "reject"):
-            value = budget.rounds(value)
-        first = {
-            "context": context,
-            "eval_context": context.eval_ctx,
-            "environment": context.environment,
-        }
-        front = (first[passes],) if passes else ()
-        return budget.admit(function(*front, value, *args, **kwargs))
-
-    return metered
-
-
-def _metered_test(function: Callable[..., Any]) -> Callable[..., Any]:
-    passes = getattr(getattr(function, "jinja_pass_arg", None), "name", "")
-
-    @jinja2.pass_context
-    def metered(context: Context, *args: Any, **kwargs: Any) -> Any:
-        _budget(context).step()
-        front = (context.environment,) if passes else ()
-        return function(*front, *args, **kwargs)
-
-    return metered
 
 
 class _Generation(Extension):
@@ -249,48 +227,36 @@ def _range(*args: int) -> range:
 
 @jinja2.pass_context
 def _dict(context: Context, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-    result: dict[Any, Any] = _budget(context).admit(dict(*args, **kwargs))
+    result: dict[Any, Any] = budget_of(context).admit(dict(*args, **kwargs))
     return result
+
+
+@jinja2.pass_context
+def _joiner(context: Context, sep: str = ", ") -> Joiner:
+    return Joiner(budget_of(context).admit(sep))
+
+
+@jinja2.pass_context
+def _cycler(context: Context, *items: Any) -> Cycler:
+    return Cycler(*budget_of(context).admit(items))
 
 
 def _raise_exception(message: Any) -> None:
     raise jinja2.TemplateError(str(message)[:1000])
 
 
-def _strftime_now(pattern: str) -> str:
+@jinja2.pass_context
+def _strftime_now(context: Context, pattern: str) -> str:
     if len(pattern) > 100:
         raise BudgetError("it formats the date with a pattern of more than 100 characters")
-    return datetime.now().strftime(pattern)
-
-
-@jinja2.pass_context
-def _tojson(
-    context: Context,
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-) -> Any:
-    """As chat templates expect it: plain JSON, where jinja2's own escapes HTML."""
-    budget = _budget(context)
-    budget.step()
-    budget.inputs((value, indent))
-    width = len(indent) if isinstance(indent, str) else int(indent or 0)
-    budget.allow(budget.size(value) * (1 + width + sum(map(len, separators or ()))))
-    return budget.admit(
-        json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
-    )
+    date: datetime = context.parent[DATE] or datetime.now()
+    return date.strftime(pattern)
 
 
 _GLOBALS: dict[str, Callable[..., Any]] = {
     "range": _range,
+    "joiner": _joiner,
+    "cycler": _cycler,
     "dict": _dict,
     "namespace": _namespace,
     "raise_exception": _raise_exception,
@@ -302,16 +268,12 @@ def _environment() -> _Environment:
     environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
-    known = environment.filters
-    environment.filters = {name: _metered_filter(name, known[name]) for name in _FILTERS.split()}
-    environment.filters |= {
-        "tojson": _tojson,
+    environment.filters = metered_filters() | {
         "@emit": _emit,
         "@admit": _admit,
         "@rounds": _rounds,
         "@concat": _concat,
     }
-    tests: Mapping[str, Any] = environment.tests
-    environment.tests = {name: _metered_test(test) for name, test in tests.items()}
+    environment.tests = metered_tests(environment.tests)
     environment.globals = dict(_GLOBALS)
     return environment

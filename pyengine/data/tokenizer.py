@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -43,6 +44,8 @@ class Tokenizer:
     stop_ids        every id that ends a response: the tokenizer's eos, those of config.json and
                     generation_config.json, and the ends of a turn that the chat template writes
     chat_template   jinja2 source; None where the model has none
+    date            what templates take for today: when the tokenizer was made, so that a prompt
+                    has the same tokens all through a run; checkpoints keep it
     """
 
     def __init__(self, loaded: LoadedTokenizer) -> None:
@@ -57,6 +60,7 @@ class Tokenizer:
         self.chat_template = loaded.chat_template
         self.stop_ids = frozenset(loaded.end_ids | self._template_ends())
         self._template: ChatTemplate | None = None
+        self.date = datetime.now()
 
     @classmethod
     def load(cls, source: ModelSource | str | Path) -> Tokenizer:
@@ -117,6 +121,7 @@ class Tokenizer:
                     "give the prompt as text"
                 )
             self._template = ChatTemplate(self.chat_template, self._loaded.special)
+        self._template.date = self.date
         return self._template.render(messages, add_generation_prompt, **variables)
 
     def encode_chat(

@@ -3,6 +3,7 @@
 preference  prompt, chosen, rejected; prompt may be left out when chosen and rejected begin alike;
             optional numbers probability, margin, weight
 unpaired    prompt, completion, label (true: desirable)
+ranked      prompt, completions (a list), scores (a number or null for each)
 prompt      prompt
 Every text is a string or a list of {"role", "content"} messages, the same kind throughout a row.
 Further columns are kept and travel with the row.
@@ -15,13 +16,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from pyengine.data.formats import Rows, is_valid_text
+from pyengine.data.turns import (
+    Turns,
+    check_response,
+    check_same_kind,
+    checked_turns,
+    kind_of,
+    required,
+    turns_of,
+)
 from pyengine.errors import ConfigError, DataError
 
-RowFormat = Literal["preference", "unpaired", "prompt"]
+RowFormat = Literal["preference", "unpaired", "ranked", "prompt"]
 Identical = Literal["error", "drop", "keep"]
-Messages = list[dict[str, Any]]
-Turns = str | Messages
 
 _COMPARISON = ("probability", "margin", "weight")
 # Columns that change how a chat is rendered elsewhere; ignoring them would train on another text.
@@ -54,6 +61,17 @@ class UnpairedRow:
 
 
 @dataclass(frozen=True)
+class RankedRow:
+    """One checked prompt with its responses and their scores; a score of None is none."""
+
+    prompt: Turns
+    completions: list[Turns]
+    scores: list[float | None]
+    where: str
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class PromptRow:
     """One checked prompt."""
 
@@ -62,27 +80,30 @@ class PromptRow:
     columns: dict[str, Any] = field(default_factory=dict)
 
 
-Row = PreferenceRow | UnpairedRow | PromptRow
+Row = PreferenceRow | UnpairedRow | RankedRow | PromptRow
 
 
 def place(rows: Sequence[Any], index: int, source: str = "rows") -> str:
     """How messages name a row: `file:line` of a file's row, else `source[index]`."""
-    return rows.where(index) if isinstance(rows, Rows) else f"{source}[{index}]"
+    where = getattr(rows, "where", None)  # Rows of a file, and CanonicalRows
+    return f"{source}[{index}]" if where is None else str(where(index))
 
 
 def detect_format(row: Mapping[str, Any], where: str = "row") -> RowFormat:
     """The format that the row's columns spell. Raises DataError if they spell none."""
     if not isinstance(row, Mapping):
-        raise DataError(f"[{where}] row must be an object of columns but is {_kind(row)}")
+        raise DataError(f"[{where}] row must be an object of columns but is {kind_of(row)}")
     if "chosen" in row or "rejected" in row:
         return "preference"
     if "completion" in row or "label" in row:
         return "unpaired"
+    if "completions" in row or "scores" in row:
+        return "ranked"
     if "prompt" in row:
         return "prompt"
     raise DataError(
         f"[{where}] columns must be (prompt,) chosen, rejected; or prompt, completion, label; "
-        f"or prompt; but are {', '.join(map(str, row)) or 'none'}"
+        f"or prompt, completions, scores; or prompt; but are {', '.join(map(str, row)) or 'none'}"
     )
 
 
@@ -97,7 +118,7 @@ def validate_rows(
     format     what every row must be; None: what the first one is
     source     names rows that do not come from a file
     identical  "error" refuses a row whose chosen equals rejected; "drop" and "keep" leave it in
-               the list for tokenize_preferences
+               the list for `tokenize_rows`
     Raises DataError naming row, column and the shape it must have.
     """
     if identical not in get_args(Identical):
@@ -136,23 +157,25 @@ def _check_row(row: Mapping[str, Any], wanted: RowFormat, where: str, identical:
                 f"[{where}] prompt must be given when chosen equals rejected but is missing"
             )
         return checked
+    if wanted == "ranked":
+        return check_ranked(row, where)
     return check_unpaired(row, where) if wanted == "unpaired" else check_prompt(row, where)
 
 
 def check_preference(row: Mapping[str, Any], where: str) -> PreferenceRow:
     """One preference row; finds the prompt if it is implicit. Raises DataError."""
-    chosen = _turns(row, "chosen", where)
-    rejected = _turns(row, "rejected", where)
+    chosen = turns_of(row, "chosen", where)
+    rejected = turns_of(row, "rejected", where)
     prompt: Turns | None = None
     if "prompt" in row:
-        prompt = _turns(row, "prompt", where)
-        _same_kind(prompt, chosen, "chosen", where)
-    _same_kind(chosen, rejected, "rejected", where, other="chosen")
+        prompt = turns_of(row, "prompt", where)
+        check_same_kind(prompt, chosen, "chosen", where)
+    check_same_kind(chosen, rejected, "rejected", where, other="chosen")
     if prompt is None and chosen != rejected:
         prompt, chosen, rejected = _split_prompt(chosen, rejected, where)
     if prompt is not None:
-        _check_response(chosen, "chosen", where)
-        _check_response(rejected, "rejected", where)
+        check_response(chosen, "chosen", where)
+        check_response(rejected, "rejected", where)
     columns = _columns(row, ("prompt", "chosen", "rejected", *_COMPARISON), where)
     probability = _number(row, "probability", where, 0.0, 1.0)
     weight = _number(row, "weight", where, 0.0, math.inf)
@@ -168,95 +191,55 @@ def check_preference(row: Mapping[str, Any], where: str) -> PreferenceRow:
     )
 
 
+def check_completion(row: Mapping[str, Any], where: str) -> tuple[Turns, Turns]:
+    """Prompt and completion of one row. Raises DataError."""
+    prompt = turns_of(row, "prompt", where)
+    completion = turns_of(row, "completion", where)
+    check_same_kind(prompt, completion, "completion", where)
+    check_response(completion, "completion", where)
+    _check_supported(row, where)
+    return prompt, completion
+
+
 def check_unpaired(row: Mapping[str, Any], where: str) -> UnpairedRow:
     """One row of prompt, completion, label. Raises DataError."""
-    prompt = _turns(row, "prompt", where)
-    completion = _turns(row, "completion", where)
-    _same_kind(prompt, completion, "completion", where)
-    _check_response(completion, "completion", where)
-    label = _required(row, "label", where)
+    prompt, completion = check_completion(row, where)
+    label = required(row, "label", where)
     if not isinstance(label, bool):
-        raise DataError(f"[{where}] label must be true or false but is {_kind(label)}")
+        raise DataError(f"[{where}] label must be true or false but is {kind_of(label)}")
     columns = _columns(row, ("prompt", "completion", "label"), where)
     return UnpairedRow(prompt, completion, label, where, columns)
 
 
+def check_ranked(row: Mapping[str, Any], where: str) -> RankedRow:
+    """One row of prompt, completions, scores. Raises DataError."""
+    prompt = turns_of(row, "prompt", where)
+    lists = {column: required(row, column, where) for column in ("completions", "scores")}
+    for column, value in lists.items():
+        if not isinstance(value, (list, tuple)):
+            raise DataError(f"[{where}] {column} must be a list but is {kind_of(value)}")
+        if not value:
+            raise DataError(f"[{where}] {column} must not be empty but is []")
+    if len(lists["scores"]) != len(lists["completions"]):
+        raise DataError(
+            f"[{where}] scores must have one entry for each of the {len(lists['completions'])} "
+            f"completions but has {len(lists['scores'])}"
+        )
+    completions, scores = [], []
+    for i, (each, score) in enumerate(zip(lists["completions"], lists["scores"], strict=True)):
+        name = f"completions[{i}]"
+        completion = checked_turns(each, name, where)
+        check_same_kind(prompt, completion, name, where)
+        check_response(completion, name, where)
+        completions.append(completion)
+        scores.append(_number({f"scores[{i}]": score}, f"scores[{i}]", where, -math.inf, math.inf))
+    columns = _columns(row, ("prompt", "completions", "scores"), where)
+    return RankedRow(prompt, completions, scores, where, columns)
+
+
 def check_prompt(row: Mapping[str, Any], where: str) -> PromptRow:
     """One row with a prompt; everything else is a column. Raises DataError."""
-    return PromptRow(_turns(row, "prompt", where), where, _columns(row, ("prompt",), where))
-
-
-def _required(row: Mapping[str, Any], column: str, where: str) -> Any:
-    if column not in row:
-        raise DataError(
-            f"[{where}] {column} must be a column but the columns are {', '.join(map(str, row))}"
-        )
-    return row[column]
-
-
-def _turns(row: Mapping[str, Any], column: str, where: str) -> Turns:
-    value = _required(row, column, where)
-    if isinstance(value, str):
-        _check_text(value, column, where)
-        if not value:
-            raise DataError(f"[{where}] {column} must not be empty but is ''")
-        return value
-    if not isinstance(value, (list, tuple)):
-        raise DataError(
-            f'[{where}] {column} must be a string or a list of {{"role", "content"}} messages '
-            f"but is {_kind(value)}"
-        )
-    if not value:
-        raise DataError(f"[{where}] {column} must not be empty but is []")
-    return [_message(message, f"{column}[{i}]", where) for i, message in enumerate(value)]
-
-
-def _message(message: Any, name: str, where: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise DataError(
-            f'[{where}] {name} must be a {{"role", "content"}} message but is {_kind(message)}'
-        )
-    for key in ("role", "content"):
-        if not isinstance(message.get(key), str):
-            state = _kind(message[key]) if key in message else "missing"
-            raise DataError(f"[{where}] {name}.{key} must be a string but is {state}")
-        _check_text(message[key], f"{name}.{key}", where)
-    if not message["role"]:
-        raise DataError(f"[{where}] {name}.role must not be empty but is ''")
-    # Parquet gives every message every key; null means that it is not there.
-    return {k: v for k, v in message.items() if v is not None}
-
-
-def _check_text(text: str, name: str, where: str) -> None:
-    if not is_valid_text(text):
-        raise DataError(f"[{where}] {name} must be text but has a lone surrogate")
-
-
-def _same_kind(
-    reference: Turns, value: Turns, column: str, where: str, other: str = "prompt"
-) -> None:
-    if isinstance(reference, str) == isinstance(value, str):
-        return
-    kinds = ("a string", "a list of messages")
-    is_text = isinstance(reference, str)
-    hint = "; without the prompt column the shared first messages become the prompt"
-    raise DataError(
-        f"[{where}] {column} must be {kinds[not is_text]} like {other} but is {kinds[is_text]}"
-        f"{hint if is_text and other == 'prompt' and column == 'chosen' else ''}"
-    )
-
-
-def _check_response(turns: Turns, column: str, where: str) -> None:
-    if isinstance(turns, str):
-        return
-    for which, message in (("first", turns[0]), ("last", turns[-1])):
-        if message["role"] != "assistant":
-            raise DataError(
-                f"[{where}] the {which} message of {column} must have role 'assistant' "
-                f"but has {message['role']!r}"
-            )
-    if not turns[-1]["content"]:
-        raise DataError(f"[{where}] the last message of {column} must not be empty but is ''")
+    return PromptRow(turns_of(row, "prompt", where), where, _columns(row, ("prompt",), where))
 
 
 def _split_prompt(chosen: Turns, rejected: Turns, where: str) -> tuple[Turns, Turns, Turns]:
@@ -306,21 +289,21 @@ def _number(
     if low == 0.0:
         bounds = "in [0, 1]" if high == 1.0 else "finite and >= 0"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise DataError(f"[{where}] {column} must be a number {bounds} but is {_kind(value)}")
+        raise DataError(f"[{where}] {column} must be a number {bounds} but is {kind_of(value)}")
     if not (low <= value <= high and abs(value) < math.inf):
         raise DataError(f"[{where}] {column} must be a number {bounds} but is {value}")
     return float(value)
 
 
 def _columns(row: Mapping[str, Any], used: tuple[str, ...], where: str) -> dict[str, Any]:
-    for column in _UNSUPPORTED:
-        if row.get(column):
-            raise DataError(
-                f"[{where}] {column} must be absent or null but is {_kind(row[column])}: "
-                "prompts are rendered from text messages only"
-            )
+    _check_supported(row, where)
     return {k: v for k, v in row.items() if k not in used}
 
 
-def _kind(value: Any) -> str:
-    return type(value).__name__
+def _check_supported(row: Mapping[str, Any], where: str) -> None:
+    for column in _UNSUPPORTED:
+        if row.get(column):
+            raise DataError(
+                f"[{where}] {column} must be absent or null but is {kind_of(row[column])}: "
+                "prompts are rendered from text messages only"
+            )

@@ -37,6 +37,7 @@ from pyengine.engine.optim.optimizer import Optimizer, OptimizerConfig, Schedule
 from pyengine.engine.persist import checkpoint as checkpoints
 from pyengine.engine.persist.engine_state import (
     checkpoint_content,
+    checkpoint_tokenizer,
     engine_state,
     fixed_files,
     load_tokenizer,
@@ -470,7 +471,7 @@ class Engine(SnapshotCalls, ExportCalls):
         snapshots = restored_snapshots(models, state, content, path, snapshot_folder)
         engine = cls(
             *models,
-            load_tokenizer(resolve(path)),
+            checkpoint_tokenizer(content, path),
             content.model["config.json"],
             content.model.get("generation_config.json", {}),
             state.config,

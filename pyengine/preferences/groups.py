@@ -7,14 +7,15 @@ tokenised.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from pyengine.data.grouping import DataReport
+from pyengine.data.rows import EncodedRows, tokenize_rows
 from pyengine.errors import RequestError
-
-if TYPE_CHECKING:
-    from pyengine.preferences.feedback import Feedback
+from pyengine.preferences.feedback import Feedback
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -24,7 +25,7 @@ class Response:
     """One response to a prompt.
 
     token_ids          the response's tokens; an end-of-sequence token that was sampled is part of
-                       it
+                       it. Any integers, also a NumPy array's; kept as Python's
     logprobs           (R,) log softmax(logits) of each token at temperature 1, untruncated; None if
                        not sampled here
     sampling_logprobs  (R,) under the distribution actually drawn from; None if not sampled here
@@ -51,11 +52,15 @@ class Response:
     top_logprobs: list[list[tuple[int, float]]] | None = None
     model_logprobs: dict[str, list[float]] | None = None
 
+    def __post_init__(self) -> None:
+        self.token_ids = _integers(self.token_ids, "[Response] token_ids")
+
 
 @dataclass
 class Group:
     """One prompt and its K responses.
 
+    prompt_ids  the prompt's tokens; any integers, kept as Python's
     prompt    what the user passed (text or messages), for display and rewards; None when built from
               ids
     columns   further fields of the data row; reward functions receive them as keyword arguments
@@ -65,6 +70,9 @@ class Group:
     responses: list[Response] = field(default_factory=list)
     prompt: str | list[dict[str, Any]] | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.prompt_ids = _integers(self.prompt_ids, "[Group] prompt_ids")
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,12 @@ class Comparison:
     weight: float = 1.0
     auxiliary: int | Sequence[tuple[int, int]] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("group", "winner", "loser"):
+            index = getattr(self, name)
+            if type(index) is not int:
+                object.__setattr__(self, name, _integer(index, f"[Comparison] {name}"))
+
     @property
     def further(self) -> list[tuple[int, int]]:
         """(group, index) of each auxiliary response."""
@@ -98,11 +112,13 @@ class Preferences:
 
     comparisons  for objectives of pairs
     feedback     rewards, labels and other numbers of the responses, for objectives that take them
+    report       what became of the rows that `from_rows` made them of
     """
 
     groups: Sequence[Group]
     comparisons: Sequence[Comparison] = ()
     feedback: Feedback | None = None
+    report: DataReport | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.feedback is not None:
@@ -168,29 +184,80 @@ class Preferences:
         rows: Sequence[Mapping[str, Any]],
         engine: Any,
         *,
+        columns: Mapping[str, str] | None = None,
+        layout: str | None = None,
         overlong: str = "error",
         identical: str = "error",
         max_length: int | None = None,
     ) -> Preferences:
-        """Tokenise prompt/chosen/rejected rows with the engine's tokenizer; one comparison a row.
+        """Tokenise rows with the engine's tokenizer.
 
-        rows      dicts with `prompt` (optional when chosen and rejected share a message prefix),
-                  `chosen`, `rejected`: text or message lists; optional `probability`, `margin`,
-                  `weight`
-        overlong  rows longer than the model's context: "error", "drop", "truncate_left",
-                  "truncate_right"
-        identical  rows whose chosen equals their rejected: "error", "drop", "keep"
+        Pairs (`prompt`, `chosen`, `rejected`) become one comparison a row, labelled responses
+        (`prompt`, `completion`, `label`) groups with labels as feedback, ranked lists (`prompt`,
+        `completions`, `scores`) groups with rewards as feedback; other layouts of public data are
+        recognised by their columns (`data.layouts`). `report` says what became of the rows.
+
+        rows       dicts; texts are strings or message lists; pairs may have `probability`,
+                   `margin`, `weight`, and no `prompt` where both responses begin alike
+        columns    what the rows call a column: {"prompt": "question", "chosen": "yes"}
+        layout     the name of a layout, where columns alone do not say
+        overlong   rows longer than the model's context: "error", "drop", "truncate_left",
+                   "truncate_right"
+        identical  pairs whose chosen equals their rejected: "error", "drop", "keep"
         max_length longest prompt plus response in tokens; default: the model's context
-        Raises DataError naming row and column.
+        Raises DataError naming row and column; RequestError where the engine has no tokenizer.
         """
-        # Not at the top: data imports this module.
-        from pyengine.data.rows import preferences_from_rows
-
-        return preferences_from_rows(
+        if engine.tokenizer is None:
+            raise RequestError(
+                "[Preferences] engine must have a tokenizer to take rows but has none: "
+                "build Group and Response of token ids"
+            )
+        encoded = tokenize_rows(
             rows,
             engine.tokenizer,
             engine.max_positions,
+            columns=columns,
+            layout=layout,
             overlong=overlong,
             identical=identical,
             max_length=max_length,
         )
+        return cls(
+            [
+                Group(
+                    each.prompt_ids,
+                    [Response(ids, text=text) for ids, text in each.responses],
+                    each.prompt,
+                    each.columns,
+                )
+                for each in encoded.groups
+            ],
+            [Comparison(*pair) for pair in encoded.pairs],
+            _feedback(encoded),
+            encoded.report,
+        )
+
+
+def _feedback(encoded: EncodedRows) -> Feedback | None:
+    if encoded.labels is not None:
+        return Feedback.from_labels(encoded.labels)
+    return None if encoded.scores is None else Feedback.from_rewards(encoded.scores)
+
+
+def _integers(values: Iterable[Any], name: str) -> list[int]:
+    """The same list where it holds Python's integers only. Raises RequestError."""
+    if type(values) is list and all(type(value) is int for value in values):
+        return values
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise RequestError(f"{name} must be integers but are {type(values).__name__}")
+    return [_integer(value, f"{name}[{i}]") for i, value in enumerate(values)]
+
+
+def _integer(value: Any, name: str) -> int:
+    """Raises RequestError for what is no integer; a bool is none."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise RequestError(f"{name} must be an integer but is {value!r:.80}")

@@ -190,4 +190,5 @@ def test_score_keeps_the_order_of_rows_and_shares_prompts(here, tiny_model, caps
 def test_score_names_the_bad_row(here, tiny_model, capsys):
     (here / "s.jsonl").write_text('{"prompt": "p", "completion": "x"}\n{"prompt": "p"}\n')
     assert main(["score", "--model", str(tiny_model), "s.jsonl"]) == 2
-    assert "s.jsonl:2] completion must be a column" in capsys.readouterr().err
+    message = "s.jsonl:2] completion must be a column but the columns are prompt\n"
+    assert message in capsys.readouterr().err

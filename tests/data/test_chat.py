@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from datetime import datetime
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -125,6 +126,28 @@ FEATURES = """{%- macro part(item, sep=', ') -%}
 {{ -3 | abs }} {{ messages[0].items() | list | first | first }} 
 {{ messages | first | length > 1 }} {{ 'q' | e }}
 """
+# What fewer templates use: sums, batches, slices, attributes, joiners, codecs, recursion.
+RARE = """{{ messages | map(attribute='content') | map('length') | sum }}
+{{ [{'n': [2]}, {'n': [3]}] | sum(attribute='n', start=[1]) }} {{ [0.5, 2] | sum }}
+{%- for pair in messages | batch(2, 'none') %}
+    {%- for m in pair %}{{ m.role if m is mapping else m }},{% endfor %};
+{%- endfor %}
+{%- for column in range(7) | slice(3, 0) %}{{ column | join('-') }}|{% endfor %}
+{{ messages[::2] | length }} {{ messages[-1:] | length }} {{ 'abcdef'[1:5:2] }} {{ (1, 2)[::-1] }}
+{{ '' | attr('missing') is defined }} {{ ('ab' | attr('upper'))() }}
+{%- set comma = joiner() %}{% set bar = joiner(' | ') %}
+{% for m in messages %}{{ comma() }}{{ m.role }}{{ bar() }}{% endfor %}
+{%- set turn = cycler('odd', 'even') %}{% for m in messages %} {{ turn.next() }}{% endfor %}
+{{ '7'.zfill(3) }} {{ '-7'.zfill(4) }} {{ 'a'.rjust(3) }}{{ 'a'.ljust(3, '.') }}{{ 'a'.center(3) }}
+{{ 'é漢'.encode() }} {{ 'é漢'.encode('utf-8').decode('utf-8') }}
+{{ 'é'.encode('UTF-16-LE') | list }}
+{{ 'é'.encode('ascii', 'ignore') | length }} {{ 'é'.encode('unicode_escape').decode() }}
+{%- for node in [{'n': 'a', 'c': [{'n': 'b', 'c': [{'n': 'c'}]}, {'n': 'd'}]}] recursive %}
+<{{ node.n }}{{ loop.depth }}{{ loop.index }}{{ loop(node.c) if node.c }}>
+{%- endfor %}
+{{ {'a': [1, {'b': 2}]} | tojson(indent=2) | indent(4) }} {{ 'x\\ny' | indent('> ', true) }}
+{{ '%s=%d' | format('k', 3) }} {{ 'c' | center(5) }} {{ 'a long text of words' | truncate(11) }}
+{{ 'Straße'.casefold() }}"""
 TEMPLATES = {
     "chatml": CHATML,
     "system": WITH_DEFAULT_SYSTEM,
@@ -132,6 +155,7 @@ TEMPLATES = {
     "mistral": LIKE_MISTRAL,
     "qwen3": LIKE_QWEN3,
     "features": FEATURES,
+    "rare": RARE,
 }
 TALKS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "Hi"}],
@@ -199,6 +223,12 @@ def test_tool_calls_and_parts_of_content() -> None:
 def test_date_of_today() -> None:
     source = "{{ strftime_now('%Y-%m-%d') }}"
     assert ChatTemplate(source).render(TALKS[0]) == theirs(source, TALKS[0], True)
+
+
+def test_a_fixed_date() -> None:
+    template = ChatTemplate("{{ strftime_now('%d %b %Y, %H:%M') }}")
+    template.date = datetime(2024, 2, 29, 7, 30)
+    assert template.render(TALKS[0]) == "29 Feb 2024, 07:30"
 
 
 def test_trailing_newline_and_blocks_as_transformers() -> None:
@@ -316,7 +346,21 @@ ESCAPES = [
     "{{ messages[0].pop('role') }}",
     "{% set ns = namespace() %}{% set ns.__class__ = 1 %}",
     "{{ namespace(__init__=1) }}",
-    "{{ 'a'.encode('utf-8') }}",
+    "{{ 'a'.encode('idna') }}{{ 'a'.encode('zip') }}",
+    "{{ 'a'.encode('utf-8', 'nothing') }}",
+    "{{ 'a'.encode('utf-8').hex() }}",
+    "{{ ('a'.encode | attr('__self__')) }}",
+    "{{ [''] | sum(attribute='__class__', start=[]) }}",
+    "{{ (joiner | attr('__globals__')).os }}",
+    "{{ joiner().__init__.__globals__ }}{{ joiner().__class__ }}",
+    "{{ cycler(1).__init__.__globals__ }}",
+    "{{ cycler.__globals__ }}",
+    "{{ ('{0.__class__}' | attr('format'))('a') }}",
+    "{{ '{0.__class__}' | format('a') ~ '{0.__class__}'.format('a') }}",
+    "{% for x in [1] recursive %}{{ loop._recurse.__globals__ }}{% endfor %}",
+    "{% for x in [1] recursive %}{{ (loop | attr('_recurse')).__globals__ }}{% endfor %}",
+    "{% for x in [1] %}{{ loop([1]) }}{% endfor %}",
+    "{% set ns = namespace() %}{{ (ns | attr('_Namespace__attrs')).x }}",
     "{{ 'a'.format_map({}) }}",
     "{{ lipsum() }}",
     "{{ self.__init__.__globals__ }}{{ self() }}",
@@ -347,6 +391,28 @@ EXPENSIVE = [
     "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
     "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
+    "{% for x in [9] recursive %}{{ loop(range(99999)) }}{% endfor %}",
+    "{% for x in [0] recursive %}{% if loop.depth < 60 %}{{ loop([1, 2]) }}{% endif %}{% endfor %}",
+    "{% for x in [0] recursive %}{{ 'a' * 999999 }}{% if loop.depth < 99 %}{{ loop([1]) }}"
+    "{% endif %}{% endfor %}",
+    "{{ range(99999) | batch(1) | sum(start=[]) }}",
+    "{{ ([[1] * 99999] * 999) | sum(start=[]) | length }}",
+    "{{ ([2 ** 200] * 99) | map('string') | sum(start=1) }}",
+    "{{ range(99999) | batch(1, 'a' * 99) | list | batch(1) | list | string | length }}",
+    "{{ range(9) | batch(10 ** 9, 0) }}",
+    "{{ range(9) | batch(99999, 'a' * 999999) | list }}",
+    "{{ range(9) | slice(10 ** 9) | list }}",
+    "{% set ns = namespace(x=range(99999) | list) %}{% for i in range(9999) %}"
+    "{% set t = ns.x | batch(1) %}{% endfor %}",
+    "{{ '1'.zfill(10 ** 9) }}{{ '1'.rjust(10 ** 9) }}",
+    doubling("'ab'", "ns.x.encode().decode('latin-1') ~ ns.x"),
+    doubling("'ab'.encode()", "ns.x + ns.x"),
+    doubling("'ab'.encode()", "ns.x * 2"),
+    "{{ 'a'.encode() * 10 ** 10 }}",
+    "{{ 'a%9999999999d'.encode() % 1 }}",
+    "{{ '%9999999999d' | format(1) }}",
+    "{{ ('a\n' * 99999) | indent(99999) }}",
+    "{% set j = joiner('a' * 4000000) %}{% for i in range(9999) %}{% set t = j() %}{% endfor %}",
     "{{ '%9999999999d' % 1 }}",
     "{{ '{:9999999999}'.format(1) }}",
     "{{ 'a'.ljust(10 ** 10) }}{{ 'a' | center(10 ** 10) }}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -11,15 +12,10 @@ from hypothesis import strategies as st
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
-from pyengine.data.rows import (
-    preferences_from_rows,
-    prompts_from_rows,
-    tokenize_preferences,
-    unpaired_from_rows,
-)
+from pyengine.data.rows import prompts_from_rows
 from pyengine.data.tokenizer import Tokenizer
-from pyengine.errors import ConfigError, DataError, TemplateError
-from pyengine.preferences.groups import Comparison, Preferences
+from pyengine.errors import ConfigError, DataError, RequestError, TemplateError
+from pyengine.preferences.groups import Comparison, Group, Preferences, Response
 
 
 class Letters:
@@ -45,8 +41,16 @@ def row(prompt="pp", chosen="aa", rejected="bb", **columns):
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | columns
 
 
+class Engine:
+    """What rows need of an engine."""
+
+    def __init__(self, max_positions, tokenizer=None):
+        self.max_positions, self.tokenizer = max_positions, tokenizer or Letters()
+
+
 def tokenize(*rows, max_positions=100, **options):
-    return tokenize_preferences(rows, Letters(), max_positions, **options)
+    preferences = Preferences.from_rows(rows, Engine(max_positions), **options)
+    return preferences, preferences.report
 
 
 def texts(preferences):
@@ -194,7 +198,7 @@ def test_identical_after_truncation():
 
 
 def test_no_row_left():
-    message = r"^\[mine\] at least one row must remain but 1 of 2 were too long and 1 had equal res"
+    message = r"^\[rows\] at least one row must remain but 1 of 2 were too long and 1 had equal res"
     with pytest.raises(DataError, match=message):
         tokenize(
             row("12345678"),
@@ -202,7 +206,6 @@ def test_no_row_left():
             max_positions=6,
             overlong="drop",
             identical="drop",
-            source="mine",
         )
 
 
@@ -224,16 +227,12 @@ def test_bad_options():
         tokenize(row(), max_length=101)
 
 
-def test_preferences_from_rows_and_from_engine():
-    class Engine:
-        tokenizer = Letters()
-        max_positions = 6
-
-    preferences = preferences_from_rows([row()], Letters(), 6)
-    assert texts(preferences) == [("pp", "aa", "bb")]
-    long = row("12345", "aa", "bbb")
-    preferences = Preferences.from_rows([long], Engine(), overlong="truncate_left")
-    assert texts(preferences) == [("345", "aa", "bbb")]
+def test_without_a_tokenizer():
+    engine = Engine(6)
+    engine.tokenizer = None
+    message = r"^\[Preferences\] engine must have a tokenizer to take rows but has none: build Gro"
+    with pytest.raises(RequestError, match=message):
+        Preferences.from_rows([row()], engine)
 
 
 def test_unpaired_rows():
@@ -246,11 +245,61 @@ def test_unpaired_rows():
             ("p", "toolong", True),
         ]
     ]
-    groups, feedback, report = unpaired_from_rows(rows, Letters(), 4, overlong="drop")
-    assert [[r.text for r in g.responses] for g in groups] == [["a", "a"], ["b"]]
-    assert feedback.labels == [[True, False], [False]]
-    assert feedback.rewards == [[1.0, 0.0], [0.0]]
-    assert (report.rows, report.kept, report.groups, report.dropped_overlong) == (4, 3, 2, 1)
+    preferences, report = tokenize(*rows, max_positions=4, overlong="drop")
+    assert [[r.text for r in g.responses] for g in preferences.groups] == [["a", "a"], ["b"]]
+    assert preferences.feedback.labels == [[True, False], [False]]
+    assert preferences.feedback.rewards == [[1.0, 0.0], [0.0]]
+    assert preferences.comparisons == []
+    assert (report.layout, report.rows, report.kept, report.groups) == ("kto", 4, 3, 2)
+    assert (report.dropped_overlong, report.responses) == (1, 3)
+
+
+def test_ranked_rows():
+    """A list is one group, also where another has its prompt: scores of two lists may not mix."""
+    rows = [
+        {"prompt": "p", "completions": ["a", "bb", "a"], "scores": [1, None, 0.5], "id": 3},
+        {"prompt": "p", "completions": ["c", "toolong"], "scores": [9, 8]},
+        {"prompt": "p", "completions": ["d", "e"], "scores": [2, 3.5]},
+    ]
+    preferences, report = tokenize(*rows, max_positions=4, overlong="drop")
+    assert [[r.text for r in g.responses] for g in preferences.groups] == [
+        ["a", "bb", "a"],
+        ["d", "e"],
+    ]
+    assert preferences.feedback.rewards == [[1.0, None, 0.5], [2.0, 3.5]]
+    assert preferences.groups[0].columns == {"id": 3}
+    assert (report.layout, report.rows, report.kept, report.responses) == ("ranked", 3, 2, 5)
+    assert report.dropped_overlong == 1
+
+
+def test_numpy_ids_are_kept_as_integers():
+    group = Group(
+        np.array([1, 2], dtype=np.uint16),
+        [Response(np.array([3])), Response([np.int64(4)]), Response((5, 6))],
+    )
+    ids = [group.prompt_ids, *(r.token_ids for r in group.responses)]
+    assert ids == [[1, 2], [3], [4], [5, 6]]
+    assert {type(i) for row in ids for i in row} == {int}
+    comparison = Comparison(np.int64(0), np.argmax([0, 1]), np.argmin([0, 1]))
+    assert (type(comparison.winner), comparison.winner, comparison.loser) == (int, 1, 0)
+    mine = [7, 8]
+    assert Response(mine).token_ids is mine
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Group([1, 2.0]), r"\[Group\] prompt_ids\[1\] must be an integer but is 2.0"),
+        (lambda: Response([True]), r"\[Response\] token_ids\[0\] must be an integer but is True"),
+        (lambda: Response("ab"), r"\[Response\] token_ids must be integers but are str"),
+        (lambda: Response(7), r"\[Response\] token_ids must be integers but are int"),
+        (lambda: Response(np.zeros((1, 2), int)), r"token_ids\[0\] must be an integer but is arr"),
+        (lambda: Comparison(0, 0.5, 1), r"\[Comparison\] winner must be an integer but is 0.5"),
+    ],
+)
+def test_ids_that_are_no_integers(make, message):
+    with pytest.raises(RequestError, match=message):
+        make()
 
 
 def test_prompts():
@@ -276,15 +325,13 @@ def test_with_a_tokenizer_from_files(tmp_path):
         {"role": role, "content": text}
         for role, text in [("user", "sky is"), ("assistant", "blue"), ("assistant", "black")]
     )
-    preferences, report = tokenize_preferences(
-        [
-            {"chosen": [user, blue], "rejected": [user, black]},
-            {"prompt": [user], "chosen": [black], "rejected": [blue]},
-            {"chosen": "sky is blue", "rejected": "sky is black"},
-        ],
-        Tokenizer.load(tmp_path),
-        max_positions=8,
-    )
+    rows = [
+        {"chosen": [user, blue], "rejected": [user, black]},
+        {"prompt": [user], "chosen": [black], "rejected": [blue]},
+        {"chosen": "sky is blue", "rejected": "sky is black"},
+    ]
+    preferences = Preferences.from_rows(rows, Engine(8, Tokenizer.load(tmp_path)))
+    report = preferences.report
     chat, text = preferences.groups
     assert chat.prompt_ids == [2, 3, 7, 4, 1]
     assert [r.token_ids for r in chat.responses] == [[5, 0], [6, 0]]

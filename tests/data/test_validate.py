@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -84,9 +86,18 @@ def test_unpaired_and_prompt_rows():
     assert only({"prompt": "p", "chosen": "c"}, format="prompt").columns == {"chosen": "c"}
 
 
-def test_null_keys_of_messages_are_absent():
-    message = USER | {"tool_calls": None, "name": "n"}
-    assert only({"prompt": [message]}).prompt == [USER | {"name": "n"}]
+def test_null_fields_of_messages_are_absent_at_every_depth():
+    extra = {"name": "n", "meta": {"a": None, "b": [{"c": None, "d": 1}, None]}}
+    message = USER | {"tool_calls": None} | extra
+    meta = {"b": [{"d": 1}, None]}
+    assert only({"prompt": [message]}).prompt == [USER | {"name": "n", "meta": meta}]
+
+
+def test_ranked_rows():
+    row = {"prompt": "p", "completions": ["a", "b"], "scores": [1, None], "id": 3}
+    checked = only(row)
+    assert (checked.prompt, checked.completions, checked.scores) == ("p", ["a", "b"], [1.0, None])
+    assert checked.columns == {"id": 3}
 
 
 def test_rows_of_a_file_are_named_by_line():
@@ -102,10 +113,11 @@ def test_rows_of_a_file_are_named_by_line():
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 CHAT = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
 LABEL = {"prompt": "p", "completion": "c", "label": True}
+LIST = {"prompt": "p", "completions": ["a", "b"], "scores": [1, 2]}
 MESSAGES = [
     (5, "row must be an object of columns but is int"),
     ({"text": "x", "id": 1}, "columns must be (prompt,) chosen, rejected; or prompt, completion,"),
-    ({}, "or prompt; but are none"),
+    ({}, "or prompt, completions, scores; or prompt; but are none"),
     ({"prompt": "p", "chosen": "a"}, "rejected must be a column but the columns are prompt, cho"),
     ({"prompt": "p", "label": True}, "completion must be a column but the columns are prompt, la"),
     ({"prompt": "p", "completion": "c"}, "label must be a column but the columns are prompt, com"),
@@ -137,6 +149,18 @@ MESSAGES = [
     (PAIR | {"margin": "big"}, "margin must be a number finite but is str"),
     (PAIR | {"margin": float("nan")}, "margin must be a number finite but is nan"),
     (PAIR | {"margin": float("inf")}, "margin must be a number finite but is inf"),
+    (
+        CHAT | {"chosen": [GOOD | {"tool_calls": [{"function": {"arguments": {"x": None}}}]}]},
+        "chosen[0].tool_calls must be absent or null but is list: prompts are rendered from text",
+    ),
+    (CHAT | {"prompt": [USER | {"x": [math.nan]}]}, "prompt[0].x[0] must be a finite number but"),
+    (LIST | {"completions": "a"}, "completions must be a list but is str"),
+    (LIST | {"scores": []}, "scores must not be empty but is []"),
+    (LIST | {"scores": [1]}, "scores must have one entry for each of the 2 completions but has 1"),
+    (LIST | {"scores": [1, "2"]}, "scores[1] must be a number finite but is str"),
+    (LIST | {"scores": [1, math.nan]}, "scores[1] must be a number finite but is nan"),
+    (LIST | {"completions": ["a", ""]}, "completions[1] must not be empty but is ''"),
+    (LIST | {"completions": ["a", [BAD]]}, "completions[1] must be a string like prompt but is a"),
     (PAIR | {"tools": [{"name": "f"}]}, "tools must be absent or null but is list"),
     (
         PAIR | {"rejected": "a"},
@@ -184,7 +208,7 @@ def test_identical_without_a_prompt_cannot_be_kept():
 def test_bad_options():
     with pytest.raises(ConfigError, match="identical must be one of error, drop, keep but is 'x'"):
         validate_rows([PAIR], identical="x")
-    with pytest.raises(ConfigError, match="format must be one of preference, unpaired, prompt but"):
+    with pytest.raises(ConfigError, match="format must be one of preference, unpaired, ranked"):
         validate_rows([PAIR], format="sft")
 
 

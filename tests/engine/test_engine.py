@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from models.tiny_models import hf_model
@@ -116,6 +117,19 @@ def test_scores_equal_transformers(engine, tiny_model):
             logps = logits(model, ids).log_softmax(-1)[P - 1 : -1]
             expected = logps.gather(1, torch.tensor(ids[P:])[:, None])[:, 0]
             torch.testing.assert_close(score.token_logprobs, expected, rtol=0, atol=1e-5)
+
+
+def test_ids_of_numpy_and_torch_are_those_of_lists(engine):
+    ids = random_ids(6, seed=3)
+    params = pe.SamplingParams(max_tokens=4)
+    [listed] = engine.generate([ids], params)
+    for given in (np.array(ids, dtype=np.int32), torch.tensor(ids), [np.int64(i) for i in ids]):
+        [group] = engine.generate([given], params)
+        assert group == listed
+        assert {type(t) for t in group.prompt_ids} == {int}
+        response = pe.Response(np.array(listed.responses[0].token_ids))
+        scored, own = (engine.score([each])[0][0] for each in (pe.Group(given, [response]), listed))
+        assert torch.equal(scored.token_logprobs, own.token_logprobs)
 
 
 def test_reference_is_the_policy_before_updates_and_stays(make_engine):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
+from pyengine.data.fitting import token_ids
 from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine.calls.sampling_params import SamplingParams
 from pyengine.engine.infer.generation import Request
@@ -60,8 +61,9 @@ def params_list(
 
 def encode(index: int, prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
     """Token ids of prompts[index]. Raises RequestError, DataError or TemplateError, naming it."""
-    if _is_ids(prompt):
-        return [int(t) for t in prompt]
+    ids = token_ids(prompt)
+    if ids is not None:
+        return ids
     if tokenizer is None:
         raise RequestError(
             f"[generate] prompts[{index}] must be token ids since the model has no tokenizer "
@@ -97,7 +99,7 @@ def draw_key(seed: int, engine_seed: int) -> int:
 
 def as_written(prompt: Prompt) -> str | Messages | None:
     """A prompt of text or messages as the caller wrote it; None for ids."""
-    return None if _is_ids(prompt) else cast("str | Messages", prompt)
+    return None if token_ids(prompt) is not None else cast("str | Messages", prompt)
 
 
 def stop_ids(tokenizer: Tokenizer | None, *configs: Mapping[str, Any]) -> frozenset[int]:
@@ -107,11 +109,3 @@ def stop_ids(tokenizer: Tokenizer | None, *configs: Mapping[str, Any]) -> frozen
         eos = config.get("eos_token_id")
         ids.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
     return frozenset(ids)
-
-
-def _is_ids(prompt: Any) -> TypeGuard[Sequence[int]]:
-    return (
-        isinstance(prompt, Sequence)
-        and not isinstance(prompt, (str, bytes))
-        and all(isinstance(t, Integral) and not isinstance(t, bool) for t in prompt)
-    )

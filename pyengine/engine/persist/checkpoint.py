@@ -66,7 +66,7 @@ def write(
 
     link       files that have not changed since another checkpoint: file name -> (that file, its
                SHA-256); linked instead of written again, if it still is what it was
-    tokenizer  saves itself into the folder
+    tokenizer  saves itself into the folder, its date into the state
     Raises CheckpointError where the disk refuses, a tensor is not finite, the state is not JSON or
     `path` holds something other than a checkpoint; what stood at `path` is then intact.
     """
@@ -77,9 +77,10 @@ def write(
                 raise CheckpointError(
                     f"[checkpoint] {stem}: {name} is not finite; nothing was written to {path}"
                 )
+    dated = {} if tokenizer is None else {"date": tokenizer.date.isoformat()}
     texts = {
         name: _to_json(name, content)
-        for name, content in {**checkpoint.model, STATE: checkpoint.state}.items()
+        for name, content in {**checkpoint.model, STATE: checkpoint.state | dated}.items()
     }
     with atomic_folder(path) as folder:
         for stem, tensors in checkpoint.tensors.items():

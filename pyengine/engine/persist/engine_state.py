@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pyengine.models.decoder import Decoder
 from pyengine.models.families import parse_config
 from pyengine.models.loader import build_decoder
 from pyengine.models.lora import Lora, LoraConfig
-from pyengine.models.source import ModelSource
+from pyengine.models.source import ModelSource, resolve
 from pyengine.models.writer import hf_tensors
 
 
@@ -161,3 +162,19 @@ def load_tokenizer(source: ModelSource) -> Tokenizer | None:
     if source.kind == "hf" and not (source.path / "tokenizer.json").exists():
         return None
     return Tokenizer.load(source)
+
+
+def checkpoint_tokenizer(content: Checkpoint, path: str | Path) -> Tokenizer | None:
+    """A checkpoint's tokenizer, for which it still is the day of the run. Raises CheckpointError.
+
+    Checkpoints without a date are older than dates; their runs go on with today's.
+    """
+    tokenizer = load_tokenizer(resolve(path))
+    if tokenizer is not None and "date" in content.state:
+        try:
+            tokenizer.date = datetime.fromisoformat(content.state["date"])
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"[{path}] date must be an ISO date but is {content.state['date']!r}"
+            ) from error
+    return tokenizer

@@ -18,7 +18,7 @@ from pyengine.engine.config import DTYPES, device_of, dtype_name, packed_kind
 from pyengine.engine.learn.backbone import Backbone
 from pyengine.engine.optim.optimizer import Optimizer, OptimizerConfig
 from pyengine.engine.persist import checkpoint as checkpoints
-from pyengine.engine.persist.engine_state import load_tokenizer
+from pyengine.engine.persist.engine_state import checkpoint_tokenizer, load_tokenizer
 from pyengine.engine.reward.reward_checkpoint import (
     RewardState,
     reward_checkpoint,
@@ -329,7 +329,7 @@ class RewardModel:
             RewardHead(score),
             state.heads,
             content.model["config.json"],
-            load_tokenizer(resolve(path)),
+            checkpoint_tokenizer(content, path),
             state.optimizer,
             state.dtype,
             state.micro_batch_tokens,
