@@ -152,11 +152,11 @@ void Decoder::write_keys_values(StepBatch& batch, int64_t layer, int64_t begin, 
             const MatrixView each{x.data, x.dtype, rows * heads, w.head_dim, w.head_dim};
             norm(weights, each, each);
         }
-        if (!w.cos) return;
+        if (!of_layer.cos) return;
         cpu::rope({.x = x,
                    .head_dim = w.head_dim,
-                   .cos = w.cos,
-                   .sin = w.sin,
+                   .cos = of_layer.cos,
+                   .sin = of_layer.sin,
                    .positions = view_of(batch.positions, DType::kI64, begin, rows),
                    .y = x});
     };
@@ -172,7 +172,7 @@ void Decoder::write_keys_values(StepBatch& batch, int64_t layer, int64_t begin, 
 void Decoder::finish_layer(const LayerWeights& layer, int64_t rows) {
     multiply(layer.o, attended_.view(rows), LinearEpilogue::kAdd, {residual_.view(rows)});
     norm(layer.mlp_norm, residual_.view(rows), normed_.view(rows));
-    const auto activation = weights_.gated ? LinearEpilogue::kSiluGate : LinearEpilogue::kGelu;
+    const auto activation = layer.gated ? LinearEpilogue::kSiluGate : LinearEpilogue::kGelu;
     multiply(layer.up, normed_.view(rows), activation, {inner_.view(rows)});
     multiply(layer.down, inner_.view(rows), LinearEpilogue::kAdd, {residual_.view(rows)});
 }

@@ -130,18 +130,18 @@ class Norm(nn.Module):
 class Attention(nn.Module):
     """Projections, q/k norm and rotation; the engine's `attend` does the rest."""
 
-    def __init__(self, spec: DecoderSpec, layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, spec: DecoderSpec, index: int, dtype: torch.dtype) -> None:
         super().__init__()
-        hidden, head_dim = spec.hidden_size, spec.head_dim
-        self.layer, self.dtype = layer, dtype
+        hidden, head_dim, layer = spec.hidden_size, spec.head_dim, spec.layers[index]
+        self.layer, self.dtype = index, dtype
         self.q_shape = (spec.num_heads, head_dim)
         self.kv_shape = (spec.num_kv_heads, head_dim)
-        self.q = Linear(spec.num_heads * head_dim, hidden, spec.qkv_bias, dtype)
-        self.k = Linear(spec.num_kv_heads * head_dim, hidden, spec.qkv_bias, dtype)
-        self.v = Linear(spec.num_kv_heads * head_dim, hidden, spec.qkv_bias, dtype)
-        self.o = Linear(hidden, spec.num_heads * head_dim, spec.o_bias, dtype)
-        self.q_norm = Norm(head_dim, spec, torch.float32) if spec.qk_norm else None
-        self.k_norm = Norm(head_dim, spec, torch.float32) if spec.qk_norm else None
+        self.q = Linear(spec.num_heads * head_dim, hidden, layer.qkv_bias, dtype)
+        self.k = Linear(spec.num_kv_heads * head_dim, hidden, layer.qkv_bias, dtype)
+        self.v = Linear(spec.num_kv_heads * head_dim, hidden, layer.qkv_bias, dtype)
+        self.o = Linear(hidden, spec.num_heads * head_dim, layer.o_bias, dtype)
+        self.q_norm = Norm(head_dim, spec, torch.float32) if layer.qk_norm else None
+        self.k_norm = Norm(head_dim, spec, torch.float32) if layer.qk_norm else None
 
     def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         tokens = x.shape[0]
@@ -159,9 +159,9 @@ class Attention(nn.Module):
 class GatedMlp(nn.Module):
     """down(silu(gate(x)) * up(x)). Source: arXiv:2002.05202."""
 
-    def __init__(self, spec: DecoderSpec, dtype: torch.dtype) -> None:
+    def __init__(self, spec: DecoderSpec, bias: bool, dtype: torch.dtype) -> None:
         super().__init__()
-        hidden, inner, bias = spec.hidden_size, spec.intermediate_size, spec.mlp_bias
+        hidden, inner = spec.hidden_size, spec.intermediate_size
         self.gate = Linear(inner, hidden, bias, dtype)
         self.up = Linear(inner, hidden, bias, dtype)
         self.down = Linear(hidden, inner, bias, dtype)
@@ -173,10 +173,10 @@ class GatedMlp(nn.Module):
 class GeluMlp(nn.Module):
     """down(gelu(up(x))) with the tanh approximation of GELU. Source: arXiv:1606.08415."""
 
-    def __init__(self, spec: DecoderSpec, dtype: torch.dtype) -> None:
+    def __init__(self, spec: DecoderSpec, bias: bool, dtype: torch.dtype) -> None:
         super().__init__()
-        self.up = Linear(spec.intermediate_size, spec.hidden_size, spec.mlp_bias, dtype)
-        self.down = Linear(spec.hidden_size, spec.intermediate_size, spec.mlp_bias, dtype)
+        self.up = Linear(spec.intermediate_size, spec.hidden_size, bias, dtype)
+        self.down = Linear(spec.hidden_size, spec.intermediate_size, bias, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.down(F.gelu(self.up(x), approximate="tanh")))
@@ -185,13 +185,14 @@ class GeluMlp(nn.Module):
 class Block(nn.Module):
     """One layer: attention and MLP, each normalised before and added to the fp32 residual."""
 
-    def __init__(self, spec: DecoderSpec, layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, spec: DecoderSpec, index: int, dtype: torch.dtype) -> None:
         super().__init__()
-        mlp = GatedMlp if spec.activation == "silu_glu" else GeluMlp
+        layer = spec.layers[index]
+        mlp = GatedMlp if layer.activation == "silu_glu" else GeluMlp
         self.attn_norm = Norm(spec.hidden_size, spec, dtype)
-        self.attn = Attention(spec, layer, dtype)
+        self.attn = Attention(spec, index, dtype)
         self.mlp_norm = Norm(spec.hidden_size, spec, dtype)
-        self.mlp = mlp(spec, dtype)
+        self.mlp = mlp(spec, layer.mlp_bias, dtype)
 
     def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         x = x + self.attn(self.attn_norm(x), rotation, attend)

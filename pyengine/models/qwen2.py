@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyengine.models.config import ConfigReader, common_sizes, show
 from pyengine.models.llama import llama_tensors
 from pyengine.models.rope import parse_rope
-from pyengine.models.spec import DecoderSpec, Family
+from pyengine.models.spec import DecoderSpec, Family, LayerSpec
 
 
 def _parse_qwen2(reader: ConfigReader) -> DecoderSpec:
@@ -14,15 +14,16 @@ def _parse_qwen2(reader: ConfigReader) -> DecoderSpec:
     sizes["max_positions"] = window_limit(reader, sizes["num_layers"], sizes["max_positions"])
     reader.only("attention_bias", True)
     reader.only("mlp_bias", False)
-    return DecoderSpec(
-        family="qwen2",
+    layer = LayerSpec(
+        activation="silu_glu",
         qkv_bias=True,
         o_bias=False,
         mlp_bias=False,
         qk_norm=False,
         rope=rope,
-        **sizes,
     )
+    layers = (layer,) * sizes.pop("num_layers")
+    return DecoderSpec(family="qwen2", layers=layers, **sizes)
 
 
 def window_limit(reader: ConfigReader, num_layers: int, max_positions: int) -> int:

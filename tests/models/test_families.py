@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from tiny_models import CASES, hf_model
 from pyengine.errors import ConfigError
 from pyengine.models.decoder import Decoder
 from pyengine.models.families import FAMILIES, parse_config
-from pyengine.models.spec import DecoderSpec, RopeSpec
+from pyengine.models.spec import DecoderSpec, LayerSpec, RopeSpec
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -45,11 +46,18 @@ def test_a_llama_config_in_full() -> None:
         "attention_bias": True,
         "mlp_bias": False,
     }
+    layer = LayerSpec(
+        activation="silu_glu",
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=False,
+        qk_norm=False,
+        rope=RopeSpec(500000.0),
+    )
     assert parse_config(config) == DecoderSpec(
         family="llama",
         vocab_size=100,
         hidden_size=32,
-        num_layers=2,
         num_heads=4,
         num_kv_heads=2,
         head_dim=16,
@@ -57,27 +65,36 @@ def test_a_llama_config_in_full() -> None:
         max_positions=128,
         norm="rms",
         norm_eps=1e-5,
-        activation="silu_glu",
-        qkv_bias=True,
-        o_bias=True,
-        mlp_bias=False,
-        qk_norm=False,
-        rope=RopeSpec(500000.0),
+        learned_positions=False,
         tied_head=True,
+        layers=(layer, layer),
     )
 
 
 def test_defaults_are_those_of_the_families() -> None:
     llama, qwen3, gpt2 = (parse_config(config) for config in (LLAMA, QWEN3, GPT2))
     assert (llama.num_kv_heads, llama.head_dim, llama.tied_head) == (4, 8, False)
-    assert (qwen3.head_dim, qwen3.qk_norm, qwen3.qkv_bias) == (128, True, False)
-    assert (gpt2.intermediate_size, gpt2.tied_head, gpt2.rope, gpt2.norm) == (
-        128,
-        True,
-        None,
-        "layer",
-    )
+    layer = qwen3.layers[0]
+    assert (qwen3.head_dim, layer.qk_norm, layer.qkv_bias) == (128, True, False)
+    assert (gpt2.intermediate_size, gpt2.tied_head, gpt2.norm) == (128, True, "layer")
+    assert (gpt2.learned_positions, gpt2.layers[0].rope) == (True, None)
     assert gpt2.attention_scale == 8**-0.5
+
+
+def test_digests_of_older_files_still_name_their_model() -> None:
+    """The text that digests were made of when a description had one layer for all."""
+    assert parse_config(LLAMA).identity == (
+        "DecoderSpec(family='llama', vocab_size=100, hidden_size=32, num_layers=2, num_heads=4, "
+        "num_kv_heads=4, head_dim=8, intermediate_size=64, max_positions=128, norm='rms', "
+        "norm_eps=1e-06, activation='silu_glu', qkv_bias=False, o_bias=False, mlp_bias=False, "
+        "qk_norm=False, rope=RopeSpec(theta=10000.0, scaling='default', factor=1.0, "
+        "original_max_positions=0, low_freq_factor=1.0, high_freq_factor=4.0, beta_fast=32.0, "
+        "beta_slow=1.0, truncate=True, attention_factor=1.0), tied_head=False)"
+    )
+    layers = parse_config(LLAMA).layers
+    mixed = replace(parse_config(LLAMA), layers=(layers[0], replace(layers[1], rope=None)))
+    reverse = replace(mixed, layers=mixed.layers[::-1])
+    assert len({parse_config(LLAMA).identity, mixed.identity, reverse.identity}) == 3
 
 
 def test_published_configs_with_their_extra_keys_are_read() -> None:

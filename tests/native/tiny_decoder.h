@@ -133,19 +133,15 @@ class TinyDecoder {
         w.intermediate_size = s_.inner;
         w.norm_eps = 1e-5f;
         w.attention_scale = 1.0f / std::sqrt(static_cast<float>(s_.head_dim));
-        w.gated = !s_.classic;
         w.compute = s_.compute();
         w.embed = embed_.view();
-        if (s_.classic) {
-            w.positions = positions_.view();
-        } else {
-            w.cos = cos_.view();
-            w.sin = sin_.view();
-        }
+        if (s_.classic) w.positions = positions_.view();
+        const pe::MatrixView none, cos = s_.classic ? none : cos_.view();
+        const pe::MatrixView sin = s_.classic ? none : sin_.view();
         for (const TinyLayer& l : layers_) {
             w.layers.push_back({l.attention_norm.view(), l.qkv.view(), l.q_norm.view(),
                                 l.k_norm.view(), l.o.view(), l.mlp_norm.view(), l.up.view(),
-                                l.down.view()});
+                                l.down.view(), !s_.classic, cos, sin});
         }
         w.final_norm = final_norm_.view();
         w.head = head_.view().matrix;

@@ -23,7 +23,7 @@ from pyengine.engine.weights.arena import Arena
 from pyengine.engine.weights.packed import PackedDecoder
 from pyengine.models.layers import Block, Norm
 from pyengine.models.rope import Rotation
-from pyengine.models.spec import DecoderSpec
+from pyengine.models.spec import DecoderSpec, LayerSpec
 from pyengine.ops.linear import linear, linear_activation_backward
 from pyengine.ops.linear_logprob import (
     LogprobForward,
@@ -81,13 +81,17 @@ class Tape:
 
 
 def saved_bytes_per_row(spec: DecoderSpec, dtype: torch.dtype) -> int:
-    """Bytes of a SavedLayer for each row, and of the layer's output."""
-    heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-    inner = (3 if spec.activation == "silu_glu" else 2) * spec.intermediate_size
-    rounded = 2 * spec.hidden_size + heads + inner
-    exact = 2 * spec.hidden_size + spec.num_heads + 4
-    normed = (spec.num_heads + spec.num_kv_heads) * (spec.head_dim + 2) if spec.qk_norm else 0
-    return rounded * dtype.itemsize + 4 * (exact + normed)
+    """Bytes of a SavedLayer for each row, and of the layer's output: of the largest layer."""
+
+    def size(layer: LayerSpec) -> int:
+        heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+        inner = (3 if layer.activation == "silu_glu" else 2) * spec.intermediate_size
+        rounded = 2 * spec.hidden_size + heads + inner
+        exact = 2 * spec.hidden_size + spec.num_heads + 4
+        normed = (spec.num_heads + spec.num_kv_heads) * (spec.head_dim + 2) if layer.qk_norm else 0
+        return rounded * dtype.itemsize + 4 * (exact + normed)
+
+    return max(map(size, set(spec.layers)))
 
 
 class TreeModel:
@@ -139,12 +143,12 @@ class TreeModel:
     def _states(self, batch: PackedBatch, saves: bool) -> HiddenTape:
         self.packed.refresh(self.keep)
         pages = TreePages.of(batch, self._spec, self._dtype)
-        rotation = self._rotation(batch)
+        rotations = self._decoder.rotations(batch.positions)
         if saves and not self.recompute:
             self._make_room(len(batch.token_ids), self._spec.num_layers)
         x = self._embed(batch)
         layers: list[SavedLayer | Tensor] = []
-        for i in range(self._spec.num_layers):
+        for i, rotation in enumerate(rotations):
             start = x
             x, saved = self._layer(i, x, pages, rotation, saves and not self.recompute)
             if saves:
@@ -157,10 +161,6 @@ class TreeModel:
     def _make_room(self, rows: int, layers: int) -> None:
         size = rows * saved_bytes_per_row(self._spec, self._dtype) + 64 * 16  # and gaps
         self._arena.reset(layers * size)
-
-    def _rotation(self, batch: PackedBatch) -> Rotation | None:
-        rotary = self._decoder.rotary
-        return None if rotary is None else rotary.rotation(batch.positions)
 
     def _embed(self, batch: PackedBatch) -> Tensor:
         def rows(table: Tensor, ids: Tensor) -> Tensor:
@@ -176,6 +176,7 @@ class TreeModel:
     ) -> tuple[Tensor, SavedLayer | None]:
         """The residual stream (T, D) after layer `index`; x is left as it is."""
         spec, dtype, name = self._spec, self._dtype, f"layers.{index}"
+        layer = spec.layers[index]
         take = self._arena.take if saves else _take
         block, rows = self._block(index), len(x)
         normed, attn_norm = _norm(block.attn_norm, x, take(x.shape, dtype))
@@ -187,7 +188,7 @@ class TreeModel:
             splits=[heads * spec.head_dim for heads in self._heads()],
         )
         q, k, v = (part.view(rows, -1, spec.head_dim) for part in parts)
-        if spec.qk_norm and saves:  # its backward reads what it normalised
+        if layer.qk_norm and saves:  # its backward reads what it normalised
             q, k = (take(part.shape, part.dtype).copy_(part) for part in (q, k))
         q, q_norm = _norm(block.attn.q_norm, q)
         k, k_norm = _norm(block.attn.k_norm, k)
@@ -206,7 +207,7 @@ class TreeModel:
             mlp_normed,
             self.packed.matrix(f"{name}.up"),
             self.packed.bias(f"{name}.up"),
-            activation="silu_gate" if spec.activation == "silu_glu" else "gelu_tanh",
+            activation="silu_gate" if layer.activation == "silu_glu" else "gelu_tanh",
             kept=kept,
             out=take(shape, dtype),
         )
@@ -271,9 +272,9 @@ class TreeModel:
         drows = self._norm_backward("final_norm", tape.final_norm, dhidden, gradients)
         dx = torch.zeros(len(batch.token_ids), self._spec.hidden_size)
         dx.index_add_(0, batch.source_rows, drows)
-        rotation = self._rotation(batch)
+        rotations = self._decoder.rotations(batch.positions)
         for i in reversed(range(self._spec.num_layers)):
-            saved = tape.layers.pop()
+            rotation, saved = rotations[i], tape.layers.pop()
             if isinstance(saved, Tensor):
                 self._make_room(len(saved), 1)
                 _, again = self._layer(i, saved, tape.pages, rotation, saves=True)
