@@ -93,6 +93,7 @@ runtime::LayerWeights layer(const py::dict& d, const DecoderWeights& w, bool lay
     l.o = linear(d, "o", D, Q, w.compute);
     l.mlp_norm = norm(d, "mlp_norm", D, layer_norm);
     l.gated = item(d, "gated").cast<bool>();
+    l.residual_multiplier = item(d, "residual_multiplier").cast<float>();
     l.up = linear(d, "up", l.gated ? 2 * I : I, D, w.compute);
     l.down = linear(d, "down", D, I, w.compute);
     l.cos = table(d, "cos", w.head_dim / 2, false);
@@ -123,6 +124,7 @@ DecoderWeights decoder_weights(const py::dict& d) {
             std::to_string(w.num_kv_heads) + " and " + std::to_string(w.head_dim));
     }
     w.norm_eps = item(d, "norm_eps").cast<float>();
+    w.embedding_multiplier = item(d, "embedding_multiplier").cast<float>();
     w.attention_scale = item(d, "attention_scale").cast<float>();
     const auto compute = item(d, "compute").cast<std::string>();
     if (compute != "float32" && compute != "bfloat16")
@@ -215,6 +217,10 @@ class PySession {
             w.hidden_size != old.hidden_size || w.intermediate_size != old.intermediate_size ||
             w.num_heads != old.num_heads || w.compute != old.compute)
             bad("weights must be of the same sizes as before");
+        for (size_t i = 0; i < w.layers.size(); ++i) {
+            if (w.layers[i].residual_multiplier != old.layers[i].residual_multiplier)
+                bad("weights must have the residual_multiplier of before");
+        }
         session_->set_weights(model, w);
         held_[model] = weights;
     }

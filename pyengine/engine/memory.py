@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pyengine.engine.infer.sampler import page_bytes
-from pyengine.engine.learn.tree_model import saved_bytes_per_row
+from pyengine.engine.learn.tape import saved_bytes_per_row
 from pyengine.engine.optim.moments import state_bytes
 from pyengine.errors import ConfigError
 from pyengine.models.decoder import Decoder

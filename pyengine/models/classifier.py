@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyengine.errors import ModelFileError
+from pyengine.errors import ConfigError, ModelFileError
 from pyengine.models.decoder import Decoder
 from pyengine.models.families import family_of
 from pyengine.models.gguf import read_gguf
@@ -54,15 +54,18 @@ def load_classifier(
 ) -> LoadedClassifier:
     """Loads a causal language model or a `...ForSequenceClassification` folder.
 
-    Raises: as load_model; ModelFileError for a head that does not fit the model or its config.
+    Raises: as load_model; ModelFileError for a head that does not fit the model or its config,
+    ConfigError for a family that transformers has no such class of.
     """
     source = resolve(path)
     if source.kind == "gguf":
         gguf = read_gguf(source.path)
+        _check_family(gguf.config, source.path)
         tensors = ((n, t) for n, t in gguf.tensors() if n != _LM_HEAD)
         decoder = build_decoder(headless(gguf.config), tensors, str(source.path), dtype)
         return LoadedClassifier(decoder, gguf.config, None, None, source.name)
     config = read_json(source.path, "config.json")
+    _check_family(config, source.path)
     headers = read_headers(source.path)
     stored = checked_headers(source.path, headless(config), frozenset({SCORE, _LM_HEAD}))
     decoder = build_decoder(headless(config), read_tensors(stored), str(source.path), dtype)
@@ -90,6 +93,15 @@ def _architecture(config: Mapping[str, Any]) -> str:
 def headless(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of the decoder alone."""
     return dict(config) | {"tie_word_embeddings": True}
+
+
+def _check_family(config: Mapping[str, Any], path: Path) -> None:
+    family = family_of(config, str(path))
+    if not family.has_classifier:
+        raise ConfigError(
+            f"[{path}] a head on hidden states needs a family with a ...{_SUFFIX} in transformers "
+            f"but {family.model_type} has none"
+        )
 
 
 def _check_score(score: Tensor, decoder: Decoder, config: Mapping[str, Any], path: Path) -> None:

@@ -40,11 +40,11 @@ class Decoder(nn.Module):
             if layer.rope is not None
         }
         self.layers = nn.ModuleList(Block(spec, i, dtype) for i in range(spec.num_layers))
-        self.final_norm = Norm(spec.hidden_size, spec, dtype)
+        self.final_norm = Norm(spec.hidden_size, spec, dtype, 1 / spec.logits_divisor)
         self.head = None if spec.tied_head else Matrix(spec.vocab_size, spec.hidden_size, dtype)
 
     def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states after the final norm, (T, D) in the compute dtype.
+        """Hidden states after the final norm, (T, D) in the compute dtype, over `logits_divisor`.
 
         token_ids, positions (T,) int64: all sequences of the call one after another, no padding.
         attend(layer, q (T, H, hd), k (T, K, hd), v (T, K, hd)) -> (T, H, hd) decides which keys a
@@ -59,6 +59,8 @@ class Decoder(nn.Module):
                     f"but is {ids.dtype} of shape {tuple(ids.shape)}"
                 )
         x = self.embed(token_ids)  # (T, D) fp32, the residual stream
+        if self.spec.embedding_multiplier != 1:
+            x = x * self.spec.embedding_multiplier
         if self.positions is not None:
             x = x + self.positions(positions)
         for block, rotation in zip(self.layers, self.rotations(positions), strict=True):

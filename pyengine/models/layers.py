@@ -112,19 +112,32 @@ class Embedding(Matrix):
 
 
 class Norm(nn.Module):
-    """RMS norm or layer norm over the last dimension, computed in fp32."""
+    """RMS norm or layer norm over the last dimension, computed in fp32.
 
-    def __init__(self, size: int, spec: DecoderSpec, out_dtype: torch.dtype) -> None:
+    scale  what the outcome is multiplied by, as a part of weight and bias
+    """
+
+    def __init__(
+        self, size: int, spec: DecoderSpec, out_dtype: torch.dtype, scale: float = 1.0
+    ) -> None:
         super().__init__()
+        self.scale = scale
         self.weight = nn.Parameter(torch.empty(size))
         self.bias = nn.Parameter(torch.empty(size)) if spec.norm == "layer" else None
         self.eps = spec.norm_eps
         self.out_dtype = out_dtype
 
+    def applied(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias as they are applied."""
+        if self.scale == 1:
+            return self.weight, self.bias
+        return self.weight * self.scale, None if self.bias is None else self.bias * self.scale
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.bias is None:
-            return rms_norm(x, self.weight, self.eps, self.out_dtype)
-        return layer_norm(x, self.weight, self.bias, self.eps, self.out_dtype)
+        weight, bias = self.applied()
+        if bias is None:
+            return rms_norm(x, weight, self.eps, self.out_dtype)
+        return layer_norm(x, weight, bias, self.eps, self.out_dtype)
 
 
 class Attention(nn.Module):
@@ -189,11 +202,15 @@ class Block(nn.Module):
         super().__init__()
         layer = spec.layers[index]
         mlp = GatedMlp if layer.activation == "silu_glu" else GeluMlp
+        self.multiplier = layer.residual_multiplier
         self.attn_norm = Norm(spec.hidden_size, spec, dtype)
         self.attn = Attention(spec, index, dtype)
         self.mlp_norm = Norm(spec.hidden_size, spec, dtype)
         self.mlp = mlp(spec, layer.mlp_bias, dtype)
 
     def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), rotation, attend)
-        return cast(Tensor, x + self.mlp(self.mlp_norm(x)))
+        x = x + self._added(self.attn(self.attn_norm(x), rotation, attend))
+        return x + self._added(self.mlp(self.mlp_norm(x)))
+
+    def _added(self, out: Tensor) -> Tensor:
+        return out if self.multiplier == 1 else out.float() * self.multiplier

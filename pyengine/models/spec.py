@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class LayerSpec:
     activation  "silu_glu": down(silu(gate(x)) * up(x)); "gelu_tanh": down(gelu(up(x)))
     qk_norm     RMS norms of every head's q and k
     rope        how q and k are rotated; None: not at all
+    residual_multiplier  of what attention and MLP add to the residual stream
     """
 
     activation: Literal["silu_glu", "gelu_tanh"]
@@ -52,6 +53,7 @@ class LayerSpec:
     mlp_bias: bool
     qk_norm: bool
     rope: RopeSpec | None
+    residual_multiplier: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ class DecoderSpec:
     norm               "rms" or "layer", of the layers and before the head
     learned_positions  a table of them is added to the embeddings
     tied_head          the head multiplies by the embedding table
+    embedding_multiplier  of the rows of the embedding table
+    attention_multiplier  of q·k before the softmax; None: head_dim ** -0.5
+    logits_divisor     what logits are divided by: their hidden states, after the final norm
     """
 
     family: str
@@ -78,6 +83,9 @@ class DecoderSpec:
     learned_positions: bool
     tied_head: bool
     layers: tuple[LayerSpec, ...]
+    embedding_multiplier: float = 1.0
+    attention_multiplier: float | None = None
+    logits_divisor: float = 1.0
 
     @property
     def num_layers(self) -> int:
@@ -87,22 +95,29 @@ class DecoderSpec:
     def attention_scale(self) -> float:
         """What q·k is multiplied by before the softmax."""
         scale: float = self.head_dim**-0.5
-        return scale
+        return scale if self.attention_multiplier is None else self.attention_multiplier
 
     @property
     def identity(self) -> str:
-        """What digests in files are made of. Layers that are all alike are written as one, as they
-        were before they had a description of their own, so that older files are still known.
+        """What digests in files are made of. Layers that are all alike and use no newer option are
+        written as one, as before they had a description of their own: older files are still known.
         """
-        if len(set(self.layers)) > 1:
+        layer = replace(self.layers[0], residual_multiplier=1.0)
+        plain = replace(
+            self,
+            layers=(layer,) * self.num_layers,
+            embedding_multiplier=1.0,
+            attention_multiplier=None,
+            logits_divisor=1.0,
+        )
+        if plain != self:
             return repr(self)
-        layer, own = self.layers[0], {f.name: getattr(self, f.name) for f in fields(self)}
         order = (
             "family vocab_size hidden_size num_layers num_heads num_kv_heads head_dim "
             "intermediate_size max_positions norm norm_eps activation qkv_bias o_bias mlp_bias "
             "qk_norm rope tied_head"
         )
-        values = vars(layer) | own | {"num_layers": self.num_layers}
+        values = vars(layer) | vars(self) | {"num_layers": self.num_layers}
         return f"DecoderSpec({', '.join(f'{name}={values[name]!r}' for name in order.split())})"
 
 
@@ -124,6 +139,7 @@ class Family:
 
     prefix   what base-model files leave away from tensor names
     ignored  ends of names of tensors that hold nothing learned (old files carry them)
+    has_classifier  transformers has a ...ForSequenceClassification of it
     """
 
     model_type: str
@@ -132,3 +148,4 @@ class Family:
     parse: Callable[[ConfigReader], DecoderSpec]
     tensors: Callable[[DecoderSpec], list[HfTensor]]
     ignored: tuple[str, ...] = ()
+    has_classifier: bool = True

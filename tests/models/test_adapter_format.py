@@ -130,7 +130,9 @@ def test_peft_loads_ours(tmp_path: Path, config: LoraConfig) -> None:
     torch.testing.assert_close(ours, their_logprobs(model, token_ids()), **NEAR)
 
 
-@pytest.mark.parametrize("case", ["gpt2", "qwen2", "qwen3", "mistral", "llama-mlp-bias"])
+@pytest.mark.parametrize(
+    "case", ["gpt2", "qwen2", "qwen3", "mistral", "smollm3", "granite", "llama-mlp-bias"]
+)
 @torch.no_grad()
 def test_peft_loads_every_family(tmp_path: Path, case: str) -> None:
     decoder, lora = randomized(case, tmp_path, LoraConfig(r=4, alpha=8))

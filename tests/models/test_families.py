@@ -26,6 +26,8 @@ LLAMA: dict[str, Any] = {
 MISTRAL = LLAMA | {"model_type": "mistral", "num_key_value_heads": 2}
 QWEN2 = LLAMA | {"model_type": "qwen2", "num_key_value_heads": 2}
 QWEN3 = LLAMA | {"model_type": "qwen3", "num_key_value_heads": 2}
+SMOLLM3 = LLAMA | {"model_type": "smollm3", "num_key_value_heads": 2}
+GRANITE = LLAMA | {"model_type": "granite"}
 GPT2: dict[str, Any] = {
     "model_type": "gpt2",
     "vocab_size": 100,
@@ -97,6 +99,50 @@ def test_digests_of_older_files_still_name_their_model() -> None:
     assert len({parse_config(LLAMA).identity, mixed.identity, reverse.identity}) == 3
 
 
+def test_smollm3_rotates_in_three_of_four_layers() -> None:
+    """The keys of the published file, two of which nothing reads."""
+    published = SMOLLM3 | {
+        "num_hidden_layers": 6,
+        "max_window_layers": 28,
+        "no_rope_layer_interval": 4,
+        "no_rope_layers": [1, 1, 1, 0, 1, 1],
+        "pretraining_tp": 2,
+        "rope_theta": 5000000.0,
+        "rope_scaling": None,
+        "sliding_window": None,
+        "use_sliding_window": False,
+    }
+    spec = parse_config(published)
+    rope = RopeSpec(5000000.0)
+    assert [layer.rope for layer in spec.layers] == [rope, rope, rope, None, rope, rope]
+    assert (spec.tied_head, spec.max_positions, spec.learned_positions) == (True, 128, False)
+    for silent in ({"no_rope_layers": None}, {"no_rope_layers": [1, 1, 1, 0] * 3}):
+        assert parse_config(published | silent).layers == spec.layers
+    thirds = parse_config(published | {"no_rope_layers": None, "no_rope_layer_interval": 3})
+    assert [layer.rope is None for layer in thirds.layers] == [False, False, True] * 2
+
+
+def test_granite_multiplies() -> None:
+    spec = parse_config(
+        GRANITE
+        | {
+            "embedding_multiplier": 12,
+            "attention_multiplier": 0.015625,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 8.0,
+        }
+    )
+    assert (spec.embedding_multiplier, spec.attention_scale, spec.logits_divisor) == (
+        12.0,
+        0.015625,
+        8.0,
+    )
+    assert [layer.residual_multiplier for layer in spec.layers] == [0.22, 0.22]
+    silent = parse_config(GRANITE)
+    assert (silent.embedding_multiplier, silent.attention_scale, silent.logits_divisor) == (1, 1, 1)
+    assert len({spec.identity, silent.identity, replace(spec, logits_divisor=9.0).identity}) == 3
+
+
 def test_published_configs_with_their_extra_keys_are_read() -> None:
     smollm2 = LLAMA | {
         "is_llama_config": True,
@@ -136,6 +182,12 @@ def test_published_configs_with_their_extra_keys_are_read() -> None:
             50,
         ),
         (QWEN3 | {"layer_types": ["full_attention", "full_attention"]}, 128),
+        (SMOLLM3 | {"sliding_window": 50, "use_sliding_window": True}, 128),  # all layers rotate
+        (
+            SMOLLM3 | {"sliding_window": 50, "use_sliding_window": True, "no_rope_layers": [1, 0]},
+            50,
+        ),
+        (SMOLLM3 | {"use_sliding_window": True, "no_rope_layers": [1, 0]}, 128),
     ],
 )
 def test_the_window_is_the_longest_exact_sequence(
@@ -163,7 +215,7 @@ def test_names_and_shapes_are_those_of_transformers(case: str) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "model_type must be one of gpt2, llama, mistral, qwen2, qwen3 but is absent"),
+        ({}, "model_type must be one of gpt2, granite, llama, mistral, qwen2, qwen3, smollm3 but"),
         ({"model_type": "gemma2"}, "model_type must be one of .* but is 'gemma2'"),
         ({"model_type": ["llama"]}, r"model_type must be one of .* but is \['llama'\]"),
         (LLAMA | {"logit_softcap": 30.0}, "logit_softcap = 30.0 is not supported"),
@@ -201,6 +253,14 @@ def test_names_and_shapes_are_those_of_transformers(case: str) -> None:
         (QWEN2 | {"layer_types": ["full_attention"]}, "layer_types must have .* = 2 entries but"),
         (QWEN3 | {"layer_types": ["sliding_attention"] * 2}, "use_sliding_window is false but has"),
         (QWEN3 | {"mlp_bias": True}, "mlp_bias must be False but is True"),
+        *(
+            (SMOLLM3 | {"no_rope_layers": given}, r"no_rope_layers must be 0 or 1 for each of .* 2")
+            for given in ([1], [1, 2], [True, False], "11")
+        ),
+        (SMOLLM3 | {"no_rope_layer_interval": 0}, "no_rope_layer_interval must be an integer"),
+        (SMOLLM3 | {"layer_types": ["sliding_attention"] * 2}, "where use_sliding_window is false"),
+        (GRANITE | {"residual_multiplier": 0}, "residual_multiplier must be a number in .* is 0"),
+        (GRANITE | {"logits_scaling": "8"}, "logits_scaling must be a number in .* is '8'"),
         (GPT2 | {"n_ctx": 64}, "n_ctx must be 128 but is 64"),
         (GPT2 | {"n_embd": 30}, "n_embd must be a multiple of n_head = 4 but is 30"),
         (GPT2 | {"activation_function": "relu"}, "activation_function must be 'gelu_new' but is"),

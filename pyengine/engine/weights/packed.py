@@ -218,6 +218,7 @@ class PackedDecoder:
         self._seen[name] = now
         return before is None or before[0] is not parameter or before[1:] != now[1:]
 
+    @torch.no_grad()
     def weights(self, longest: int) -> dict[str, Any]:
         """What `_C.Session` takes; rotation tables reach `longest` tokens at least."""
         decoder, spec = self.decoder, self.decoder.spec
@@ -231,6 +232,7 @@ class PackedDecoder:
             "head_dim": spec.head_dim,
             "intermediate_size": spec.intermediate_size,
             "norm_eps": spec.norm_eps,
+            "embedding_multiplier": spec.embedding_multiplier,
             "attention_scale": spec.attention_scale,
             "layer_norm": spec.norm == "layer",
             "compute": str(self.compute_dtype).removeprefix("torch."),
@@ -249,6 +251,7 @@ class PackedDecoder:
             "gated": self.table[f"layers.{index}.up"].gated,
             "cos": cos,
             "sin": sin,
+            "residual_multiplier": self.decoder.spec.layers[index].residual_multiplier,
             **_norm("attn_norm", block.attn_norm),
             **_norm("q_norm", block.attn.q_norm),
             **_norm("k_norm", block.attn.k_norm),
@@ -264,8 +267,11 @@ class PackedDecoder:
 def _norm(name: str, norm: Norm | None) -> dict[str, Tensor | None]:
     if norm is None:
         return {f"{name}.weight": None, f"{name}.bias": None}
-    bias = None if norm.bias is None else norm.bias.detach()
-    return {f"{name}.weight": norm.weight.detach(), f"{name}.bias": bias}
+    weight, bias = norm.applied()
+    return {
+        f"{name}.weight": weight.detach(),
+        f"{name}.bias": None if bias is None else bias.detach(),
+    }
 
 
 def _words(packed: PackedWeight) -> tuple[Tensor, Tensor | None, str, int, int]:

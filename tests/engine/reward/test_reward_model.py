@@ -115,7 +115,9 @@ def gradient(model: pe.RewardModel, loss: str) -> dict[str, Tensor]:
     return {name: g.clone() for name, g in model.named_gradients()}
 
 
-@pytest.mark.parametrize("case", ["llama", "llama-tied", "mistral", "qwen2", "qwen3", "gpt2"])
+@pytest.mark.parametrize(
+    "case", ["llama", "llama-tied", "mistral", "qwen2", "qwen3", "smollm3", "gpt2"]
+)
 def test_transformers_reads_what_is_saved(case: str, tmp_path: Path) -> None:
     save_hf(case, tmp_path / "base")
     model = pe.RewardModel.from_pretrained(
