@@ -92,8 +92,15 @@ runtime::LayerWeights layer(const py::dict& d, const DecoderWeights& w, bool lay
     l.k_norm = norm(d, "k_norm", w.head_dim, layer_norm, false);
     l.o = linear(d, "o", D, Q, w.compute);
     l.mlp_norm = norm(d, "mlp_norm", D, layer_norm);
-    l.up = linear(d, "up", w.gated ? 2 * I : I, D, w.compute);
+    l.gated = item(d, "gated").cast<bool>();
+    l.residual_multiplier = item(d, "residual_multiplier").cast<float>();
+    l.up = linear(d, "up", l.gated ? 2 * I : I, D, w.compute);
     l.down = linear(d, "down", D, I, w.compute);
+    l.cos = table(d, "cos", w.head_dim / 2, false);
+    l.sin = table(d, "sin", w.head_dim / 2, static_cast<bool>(l.cos));
+    if (l.cos && (l.cos.dtype != DType::kF32 || l.sin.dtype != DType::kF32 ||
+                  l.cos.rows != l.sin.rows || w.head_dim % 2 != 0))
+        bad("cos and sin must be float32 of one shape and head_dim even");
     return l;
 }
 
@@ -117,8 +124,8 @@ DecoderWeights decoder_weights(const py::dict& d) {
             std::to_string(w.num_kv_heads) + " and " + std::to_string(w.head_dim));
     }
     w.norm_eps = item(d, "norm_eps").cast<float>();
+    w.embedding_multiplier = item(d, "embedding_multiplier").cast<float>();
     w.attention_scale = item(d, "attention_scale").cast<float>();
-    w.gated = item(d, "gated").cast<bool>();
     const auto compute = item(d, "compute").cast<std::string>();
     if (compute != "float32" && compute != "bfloat16")
         bad("compute must be 'float32' or 'bfloat16' but is '" + compute + "'");
@@ -127,11 +134,6 @@ DecoderWeights decoder_weights(const py::dict& d) {
     w.embed = table(d, "embed", w.hidden_size, true);
     if (w.embed.rows != w.vocab_size) bad("embed must have vocab_size rows");
     w.positions = table(d, "positions", w.hidden_size, false);
-    w.cos = table(d, "cos", w.head_dim / 2, false);
-    w.sin = table(d, "sin", w.head_dim / 2, static_cast<bool>(w.cos));
-    if (w.cos && (w.cos.dtype != DType::kF32 || w.sin.dtype != DType::kF32 ||
-                  w.cos.rows != w.sin.rows || w.head_dim % 2 != 0))
-        bad("cos and sin must be float32 of one shape and head_dim even");
     for (const py::handle& each : item(d, "layers").cast<py::list>())
         w.layers.push_back(layer(each.cast<py::dict>(), w, layer_norm));
     w.final_norm = norm(d, "final_norm", w.hidden_size, layer_norm);
@@ -215,6 +217,10 @@ class PySession {
             w.hidden_size != old.hidden_size || w.intermediate_size != old.intermediate_size ||
             w.num_heads != old.num_heads || w.compute != old.compute)
             bad("weights must be of the same sizes as before");
+        for (size_t i = 0; i < w.layers.size(); ++i) {
+            if (w.layers[i].residual_multiplier != old.layers[i].residual_multiplier)
+                bad("weights must have the residual_multiplier of before");
+        }
         session_->set_weights(model, w);
         held_[model] = weights;
     }
@@ -301,8 +307,7 @@ class PySession {
   private:
     void check_positions(int64_t tokens) const {
         for (size_t m = 0; m < static_cast<size_t>(session_->num_models()); ++m) {
-            const DecoderWeights& w = session_->weights(m);
-            const int64_t most = w.cos ? w.cos.rows : w.positions ? w.positions.rows : tokens;
+            const int64_t most = session_->weights(m).most_positions(tokens);
             if (tokens > most) {
                 bad("a request of " + std::to_string(tokens) + " tokens must fit " +
                     std::to_string(most) + " positions");

@@ -44,6 +44,11 @@ void multiply(const LinearWeights& w, const MatrixView& x, LinearEpilogue epilog
     cpu::linear_forward(args);
 }
 
+bool multiplies(const DecoderWeights& w) {
+    return std::any_of(w.layers.begin(), w.layers.end(),
+                       [](const LayerWeights& l) { return l.residual_multiplier != 1.0f; });
+}
+
 }  // namespace
 
 Decoder::Decoder(const DecoderWeights& w, KvPool pool, int64_t max_rows)
@@ -55,7 +60,8 @@ Decoder::Decoder(const DecoderWeights& w, KvPool pool, int64_t max_rows)
       k_(max_rows, w.num_kv_heads * w.head_dim, DType::kF32),
       v_(max_rows, w.num_kv_heads * w.head_dim, DType::kF32),
       attended_(max_rows, w.num_heads * w.head_dim, w.compute),
-      inner_(max_rows, w.intermediate_size, w.compute) {}
+      inner_(max_rows, w.intermediate_size, w.compute),
+      added_(multiplies(w) ? max_rows : 0, w.hidden_size, DType::kF32) {}
 
 KvPages Decoder::pages(int64_t layer, bool values) const {
     const DecoderWeights& w = weights_;
@@ -99,6 +105,9 @@ void Decoder::embed(const StepBatch& batch) {
             float* x = row_ptr<float>(residual_.view(t, 1), 0);
             const auto i = static_cast<size_t>(t);
             read_row(weights_.embed, batch.token_ids[i], weights_.compute, false, x);
+            if (const float m = weights_.embedding_multiplier; m != 1.0f) {
+                for (int64_t d = 0; d < weights_.hidden_size; ++d) x[d] *= m;
+            }
             if (weights_.positions) {
                 read_row(weights_.positions, batch.positions[i], weights_.compute, true, x);
             }
@@ -152,11 +161,11 @@ void Decoder::write_keys_values(StepBatch& batch, int64_t layer, int64_t begin, 
             const MatrixView each{x.data, x.dtype, rows * heads, w.head_dim, w.head_dim};
             norm(weights, each, each);
         }
-        if (!w.cos) return;
+        if (!of_layer.cos) return;
         cpu::rope({.x = x,
                    .head_dim = w.head_dim,
-                   .cos = w.cos,
-                   .sin = w.sin,
+                   .cos = of_layer.cos,
+                   .sin = of_layer.sin,
                    .positions = view_of(batch.positions, DType::kI64, begin, rows),
                    .y = x});
     };
@@ -170,11 +179,26 @@ void Decoder::write_keys_values(StepBatch& batch, int64_t layer, int64_t begin, 
 }
 
 void Decoder::finish_layer(const LayerWeights& layer, int64_t rows) {
-    multiply(layer.o, attended_.view(rows), LinearEpilogue::kAdd, {residual_.view(rows)});
+    add(layer.o, attended_, rows, layer.residual_multiplier);
     norm(layer.mlp_norm, residual_.view(rows), normed_.view(rows));
-    const auto activation = weights_.gated ? LinearEpilogue::kSiluGate : LinearEpilogue::kGelu;
+    const auto activation = layer.gated ? LinearEpilogue::kSiluGate : LinearEpilogue::kGelu;
     multiply(layer.up, normed_.view(rows), activation, {inner_.view(rows)});
-    multiply(layer.down, inner_.view(rows), LinearEpilogue::kAdd, {residual_.view(rows)});
+    add(layer.down, inner_, rows, layer.residual_multiplier);
+}
+
+void Decoder::add(const LinearWeights& w, const Rows& x, int64_t rows, float multiplier) {
+    if (multiplier == 1.0f) {
+        multiply(w, x.view(rows), LinearEpilogue::kAdd, {residual_.view(rows)});
+        return;
+    }
+    multiply(w, x.view(rows), LinearEpilogue::kStore, {added_.view(rows)});
+    parallel_rows(rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) {
+            float* to = row_ptr<float>(residual_.view(t, 1), 0);
+            const float* from = row_ptr<float>(added_.view(t, 1), 0);
+            for (int64_t d = 0; d < weights_.hidden_size; ++d) to[d] += multiplier * from[d];
+        }
+    });
 }
 
 // Moves wanted rows to the front, in order: by one thread, as a row may take the place of another.

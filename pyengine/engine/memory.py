@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pyengine.engine.infer.sampler import page_bytes
-from pyengine.engine.learn.tree_model import saved_bytes_per_row
+from pyengine.engine.learn.tape import saved_bytes_per_row
 from pyengine.engine.optim.moments import state_bytes
 from pyengine.errors import ConfigError
 from pyengine.models.decoder import Decoder
@@ -150,7 +150,7 @@ def memory_plan(
     packed = {"float32": 4, "bfloat16": 2, "int8": 1}[dtype] if device.type == "cpu" else 0
     # Tables of embeddings and learned positions are read as they are; a tied head is packed beside.
     tables = (0 if spec.tied_head else spec.vocab_size) + (
-        spec.max_positions if spec.rope is None else 0
+        spec.max_positions if spec.learned_positions else 0
     )
     multiplied = matrices - tables * spec.hidden_size
     of_reference = 0 if not has_reference else adapted if shared_reference else multiplied
@@ -186,9 +186,10 @@ def _parameter_sizes(spec: DecoderSpec) -> list[tuple[int, int]]:
 
 
 def _layer_elements(spec: DecoderSpec) -> int:
-    """Elements of one layer's matrices."""
+    """Elements of the matrices of the largest layer."""
     heads = 2 * (spec.num_heads + spec.num_kv_heads) * spec.head_dim
-    inner = (3 if spec.activation == "silu_glu" else 2) * spec.intermediate_size
+    gated = any(layer.activation == "silu_glu" for layer in spec.layers)
+    inner = (3 if gated else 2) * spec.intermediate_size
     return spec.hidden_size * (heads + inner)
 
 

@@ -61,10 +61,6 @@ def read_adapter(path: str | Path, spec: DecoderSpec) -> tuple[LoraConfig, dict[
     tensors = _read_tensors(folder)
     modules = _modules(tensors, spec, folder / TENSOR_FILE)
     patterns = [settings.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
-    for key, pattern in zip(("rank_pattern", "alpha_pattern"), patterns, strict=True):
-        # Elsewhere these are regular expressions; names alone need none.
-        if not isinstance(pattern, dict) or not all(re.fullmatch(r"[\w.]+", k) for k in pattern):
-            raise ConfigError(f"[{where}] {key} must map module names but is {pattern!r:.200}")
     try:
         config = LoraConfig(
             settings.get("r", 8),
@@ -184,7 +180,8 @@ def write_adapter(
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise CheckpointError(f"[save_adapter] adapters must be finite but {name} is not")
-    text = json.dumps(_settings(lora, base_model), indent=2, sort_keys=True)
+    # The settings by name, but patterns in their own order: the first that fits counts.
+    text = json.dumps(dict(sorted(_settings(lora, base_model).items())), indent=2)
     with atomic_folder(path) as folder:
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         try:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyengine.errors import ModelFileError
+from pyengine.errors import ConfigError, ModelFileError
 from pyengine.models.decoder import Decoder
 from pyengine.models.families import family_of
 from pyengine.models.gguf import read_gguf
+from pyengine.models.head_reading import READINGS, Reading, is_reading
 from pyengine.models.hf_folder import read_headers, read_json, read_tensors
 from pyengine.models.loader import build_decoder, checked_headers
 from pyengine.models.source import ModelSource, resolve
@@ -27,6 +28,7 @@ from pyengine.models.writer import is_finite, write_model
 SCORE = "score.weight"
 _LM_HEAD = "lm_head.weight"
 _OURS = "pyengine_head"  # how our own folders say what the rows of the head are
+_SUFFIX = "ForSequenceClassification"
 
 
 @dataclass
@@ -36,6 +38,7 @@ class LoadedClassifier:
     config  as in the file, so that it can be written again
     score   (E, D) float32, the head; None of a causal language model, which has none
     heads   (outputs, ensemble) that the folder names; None where it names none
+    reading what the folder says that a head's outputs mean; None where it says nothing
     """
 
     decoder: Decoder
@@ -43,6 +46,7 @@ class LoadedClassifier:
     score: Tensor | None
     heads: tuple[int, int] | None
     source: str
+    reading: Reading | None = None
 
 
 def load_classifier(
@@ -50,15 +54,18 @@ def load_classifier(
 ) -> LoadedClassifier:
     """Loads a causal language model or a `...ForSequenceClassification` folder.
 
-    Raises: as load_model; ModelFileError for a head that does not fit the model or its config.
+    Raises: as load_model; ModelFileError for a head that does not fit the model or its config,
+    ConfigError for a family that transformers has no such class of.
     """
     source = resolve(path)
     if source.kind == "gguf":
         gguf = read_gguf(source.path)
+        _check_family(gguf.config, source.path)
         tensors = ((n, t) for n, t in gguf.tensors() if n != _LM_HEAD)
         decoder = build_decoder(headless(gguf.config), tensors, str(source.path), dtype)
         return LoadedClassifier(decoder, gguf.config, None, None, source.name)
     config = read_json(source.path, "config.json")
+    _check_family(config, source.path)
     headers = read_headers(source.path)
     stored = checked_headers(source.path, headless(config), frozenset({SCORE, _LM_HEAD}))
     decoder = build_decoder(headless(config), read_tensors(stored), str(source.path), dtype)
@@ -66,13 +73,35 @@ def load_classifier(
     if SCORE in headers:
         score = next(tensor for _, tensor in read_tensors([headers[SCORE]])).float()
         _check_score(score, decoder, config, source.path)
+        config["architectures"] = [_architecture(config)]  # by the head, whatever the file says
     heads = None if score is None else _heads(config, len(score), source.path)
-    return LoadedClassifier(decoder, config, score, heads, source.name)
+    reading = None if heads is None else _reading(config, heads[0], source.path)
+    return LoadedClassifier(decoder, config, score, heads, source.name, reading)
+
+
+def is_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether a loaded classifier's config is that of a folder with a head."""
+    architectures = config.get("architectures") or [""]
+    return str(architectures[0]).endswith(_SUFFIX)
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    stem = family_of(config).architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+    return stem + _SUFFIX
 
 
 def headless(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of the decoder alone."""
     return dict(config) | {"tie_word_embeddings": True}
+
+
+def _check_family(config: Mapping[str, Any], path: Path) -> None:
+    family = family_of(config, str(path))
+    if not family.has_classifier:
+        raise ConfigError(
+            f"[{path}] a head on hidden states needs a family with a ...{_SUFFIX} in transformers "
+            f"but {family.model_type} has none"
+        )
 
 
 def _check_score(score: Tensor, decoder: Decoder, config: Mapping[str, Any], path: Path) -> None:
@@ -111,27 +140,37 @@ def _heads(config: Mapping[str, Any], rows: int, path: Path) -> tuple[int, int] 
     return outputs, ensemble
 
 
+def _reading(config: Mapping[str, Any], outputs: int, path: Path) -> Reading | None:
+    named = config[_OURS].get("reading")
+    if named is None or is_reading(named, outputs):
+        return named
+    raise ModelFileError(
+        f"[{path}] reading of {_OURS} must be one of {READINGS} and fit {outputs} outputs "
+        f"but is {named!r:.80}"
+    )
+
+
 def write_classifier(
     folder: str | Path,
     decoder: Decoder,
     config: Mapping[str, Any],
     score: Tensor,
     heads: tuple[int, int],
-    pad_token_id: int,
+    pad_token_id: int | None,
+    reading: Reading | None = None,
 ) -> None:
     """Writes a folder that transformers loads as the family's `...ForSequenceClassification`.
 
-    score  (E, D); heads (outputs, ensemble) are how E is made up
+    score  (E, D); heads (outputs, ensemble) are how E is made up, `reading` what outputs mean
     Use inside `pyengine.files.atomic_folder`. Raises: as write_model.
     """
     labels = [f"LABEL_{i}" for i in range(len(score))]
-    stem = family_of(config).architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
     written = dict(config) | {
-        "architectures": [f"{stem}ForSequenceClassification"],
+        "architectures": [_architecture(config)],
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
         "num_labels": len(score),
         "pad_token_id": pad_token_id,
-        _OURS: {"outputs": heads[0], "ensemble": heads[1]},
+        _OURS: {"outputs": heads[0], "ensemble": heads[1], "reading": reading},
     }
     write_model(folder, decoder, written, {}, further={SCORE: score})

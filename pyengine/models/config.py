@@ -142,7 +142,7 @@ def show(value: Any) -> str:
 def common_sizes(
     reader: ConfigReader, head_dim: int | None = None, kv_heads_required: bool = False
 ) -> dict[str, Any]:
-    """The options that Llama-like families name alike, as DecoderSpec's arguments.
+    """The options that Llama-like families name alike, as DecoderSpec's arguments but "num_layers".
 
     head_dim is the family's default where config.json has none; None: hidden_size / num_heads.
     """
@@ -167,7 +167,7 @@ def common_sizes(
         "max_positions": reader.integer("max_position_embeddings"),
         "norm": "rms",
         "norm_eps": reader.number("rms_norm_eps", 1e-6),
-        "activation": "silu_glu",
+        "learned_positions": False,
         "tied_head": reader.boolean("tie_word_embeddings", False),
     }
 

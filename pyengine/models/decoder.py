@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyengine.errors import ConfigError, RequestError
 from pyengine.models.layers import Attend, Block, Embedding, Matrix, Norm
-from pyengine.models.rope import RotaryTable
+from pyengine.models.rope import RotaryTable, Rotation
 from pyengine.models.spec import DecoderSpec
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16)
@@ -32,17 +32,19 @@ class Decoder(nn.Module):
         self.compute_dtype = dtype
         self.embed = Embedding(spec.vocab_size, spec.hidden_size, dtype)
         self.positions: Embedding | None = None
-        self.rotary: RotaryTable | None = None
-        if spec.rope is None:
+        if spec.learned_positions:
             self.positions = Embedding(spec.max_positions, spec.hidden_size, dtype)
-        else:
-            self.rotary = RotaryTable(spec.rope, spec.head_dim, spec.max_positions)
+        self._rotary = {
+            layer.rope: RotaryTable(layer.rope, spec.head_dim, spec.max_positions)
+            for layer in spec.layers
+            if layer.rope is not None
+        }
         self.layers = nn.ModuleList(Block(spec, i, dtype) for i in range(spec.num_layers))
-        self.final_norm = Norm(spec.hidden_size, spec, dtype)
+        self.final_norm = Norm(spec.hidden_size, spec, dtype, 1 / spec.logits_divisor)
         self.head = None if spec.tied_head else Matrix(spec.vocab_size, spec.hidden_size, dtype)
 
     def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states after the final norm, (T, D) in the compute dtype.
+        """Hidden states after the final norm, (T, D) in the compute dtype, over `logits_divisor`.
 
         token_ids, positions (T,) int64: all sequences of the call one after another, no padding.
         attend(layer, q (T, H, hd), k (T, K, hd), v (T, K, hd)) -> (T, H, hd) decides which keys a
@@ -57,12 +59,21 @@ class Decoder(nn.Module):
                     f"but is {ids.dtype} of shape {tuple(ids.shape)}"
                 )
         x = self.embed(token_ids)  # (T, D) fp32, the residual stream
+        if self.spec.embedding_multiplier != 1:
+            x = x * self.spec.embedding_multiplier
         if self.positions is not None:
             x = x + self.positions(positions)
-        rotation = None if self.rotary is None else self.rotary.rotation(positions)
-        for block in self.layers:
+        for block, rotation in zip(self.layers, self.rotations(positions), strict=True):
             x = block(x, rotation, attend)
         return cast(Tensor, self.final_norm(x))
+
+    def rotations(self, positions: Tensor) -> list[Rotation | None]:
+        """What each layer rotates q and k by at `positions` (T,); None where it does not.
+
+        Raises: RequestError for a position that no table holds.
+        """
+        found = {rope: table.rotation(positions) for rope, table in self._rotary.items()}
+        return [None if layer.rope is None else found[layer.rope] for layer in self.spec.layers]
 
     def head_weight(self) -> Tensor:
         """(V, D) in the compute dtype, differentiable; the embedding table where tied."""

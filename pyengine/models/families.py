@@ -7,13 +7,15 @@ from typing import Any
 
 from pyengine.models.config import ConfigReader, show
 from pyengine.models.gpt2 import GPT2
+from pyengine.models.granite import GRANITE
 from pyengine.models.llama import LLAMA, MISTRAL
 from pyengine.models.qwen2 import QWEN2
 from pyengine.models.qwen3 import QWEN3
+from pyengine.models.smollm3 import SMOLLM3
 from pyengine.models.spec import DecoderSpec, Family
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2)
+    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, GRANITE, GPT2)
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyengine.models.config import MAX_LAYERS, ConfigReader, quotient
-from pyengine.models.spec import DecoderSpec, Family, HfTensor
+from pyengine.models.spec import DecoderSpec, Family, HfTensor, LayerSpec
 
 # Variants that change the attention scores; none of the published models uses them.
 _ONLY = {
@@ -20,11 +20,18 @@ def _parse_gpt2(reader: ConfigReader) -> DecoderSpec:
     reader.only("n_ctx", max_positions)
     for key, value in _ONLY.items():
         reader.only(key, value)
+    layer = LayerSpec(
+        activation="gelu_tanh",
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+        qk_norm=False,
+        rope=None,
+    )
     return DecoderSpec(
         family="gpt2",
         vocab_size=reader.integer("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=reader.integer("n_layer", maximum=MAX_LAYERS),
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=quotient(reader, "n_embd", hidden_size, "n_head", num_heads),
@@ -32,13 +39,9 @@ def _parse_gpt2(reader: ConfigReader) -> DecoderSpec:
         max_positions=max_positions,
         norm="layer",
         norm_eps=reader.number("layer_norm_epsilon", 1e-5),
-        activation="gelu_tanh",
-        qkv_bias=True,
-        o_bias=True,
-        mlp_bias=True,
-        qk_norm=False,
-        rope=None,
+        learned_positions=True,
         tied_head=reader.boolean("tie_word_embeddings", True),
+        layers=(layer,) * reader.integer("n_layer", maximum=MAX_LAYERS),
     )
 
 

@@ -112,36 +112,49 @@ class Embedding(Matrix):
 
 
 class Norm(nn.Module):
-    """RMS norm or layer norm over the last dimension, computed in fp32."""
+    """RMS norm or layer norm over the last dimension, computed in fp32.
 
-    def __init__(self, size: int, spec: DecoderSpec, out_dtype: torch.dtype) -> None:
+    scale  what the outcome is multiplied by, as a part of weight and bias
+    """
+
+    def __init__(
+        self, size: int, spec: DecoderSpec, out_dtype: torch.dtype, scale: float = 1.0
+    ) -> None:
         super().__init__()
+        self.scale = scale
         self.weight = nn.Parameter(torch.empty(size))
         self.bias = nn.Parameter(torch.empty(size)) if spec.norm == "layer" else None
         self.eps = spec.norm_eps
         self.out_dtype = out_dtype
 
+    def applied(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias as they are applied."""
+        if self.scale == 1:
+            return self.weight, self.bias
+        return self.weight * self.scale, None if self.bias is None else self.bias * self.scale
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.bias is None:
-            return rms_norm(x, self.weight, self.eps, self.out_dtype)
-        return layer_norm(x, self.weight, self.bias, self.eps, self.out_dtype)
+        weight, bias = self.applied()
+        if bias is None:
+            return rms_norm(x, weight, self.eps, self.out_dtype)
+        return layer_norm(x, weight, bias, self.eps, self.out_dtype)
 
 
 class Attention(nn.Module):
     """Projections, q/k norm and rotation; the engine's `attend` does the rest."""
 
-    def __init__(self, spec: DecoderSpec, layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, spec: DecoderSpec, index: int, dtype: torch.dtype) -> None:
         super().__init__()
-        hidden, head_dim = spec.hidden_size, spec.head_dim
-        self.layer, self.dtype = layer, dtype
+        hidden, head_dim, layer = spec.hidden_size, spec.head_dim, spec.layers[index]
+        self.layer, self.dtype = index, dtype
         self.q_shape = (spec.num_heads, head_dim)
         self.kv_shape = (spec.num_kv_heads, head_dim)
-        self.q = Linear(spec.num_heads * head_dim, hidden, spec.qkv_bias, dtype)
-        self.k = Linear(spec.num_kv_heads * head_dim, hidden, spec.qkv_bias, dtype)
-        self.v = Linear(spec.num_kv_heads * head_dim, hidden, spec.qkv_bias, dtype)
-        self.o = Linear(hidden, spec.num_heads * head_dim, spec.o_bias, dtype)
-        self.q_norm = Norm(head_dim, spec, torch.float32) if spec.qk_norm else None
-        self.k_norm = Norm(head_dim, spec, torch.float32) if spec.qk_norm else None
+        self.q = Linear(spec.num_heads * head_dim, hidden, layer.qkv_bias, dtype)
+        self.k = Linear(spec.num_kv_heads * head_dim, hidden, layer.qkv_bias, dtype)
+        self.v = Linear(spec.num_kv_heads * head_dim, hidden, layer.qkv_bias, dtype)
+        self.o = Linear(hidden, spec.num_heads * head_dim, layer.o_bias, dtype)
+        self.q_norm = Norm(head_dim, spec, torch.float32) if layer.qk_norm else None
+        self.k_norm = Norm(head_dim, spec, torch.float32) if layer.qk_norm else None
 
     def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         tokens = x.shape[0]
@@ -159,9 +172,9 @@ class Attention(nn.Module):
 class GatedMlp(nn.Module):
     """down(silu(gate(x)) * up(x)). Source: arXiv:2002.05202."""
 
-    def __init__(self, spec: DecoderSpec, dtype: torch.dtype) -> None:
+    def __init__(self, spec: DecoderSpec, bias: bool, dtype: torch.dtype) -> None:
         super().__init__()
-        hidden, inner, bias = spec.hidden_size, spec.intermediate_size, spec.mlp_bias
+        hidden, inner = spec.hidden_size, spec.intermediate_size
         self.gate = Linear(inner, hidden, bias, dtype)
         self.up = Linear(inner, hidden, bias, dtype)
         self.down = Linear(hidden, inner, bias, dtype)
@@ -173,10 +186,10 @@ class GatedMlp(nn.Module):
 class GeluMlp(nn.Module):
     """down(gelu(up(x))) with the tanh approximation of GELU. Source: arXiv:1606.08415."""
 
-    def __init__(self, spec: DecoderSpec, dtype: torch.dtype) -> None:
+    def __init__(self, spec: DecoderSpec, bias: bool, dtype: torch.dtype) -> None:
         super().__init__()
-        self.up = Linear(spec.intermediate_size, spec.hidden_size, spec.mlp_bias, dtype)
-        self.down = Linear(spec.hidden_size, spec.intermediate_size, spec.mlp_bias, dtype)
+        self.up = Linear(spec.intermediate_size, spec.hidden_size, bias, dtype)
+        self.down = Linear(spec.hidden_size, spec.intermediate_size, bias, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.down(F.gelu(self.up(x), approximate="tanh")))
@@ -185,14 +198,19 @@ class GeluMlp(nn.Module):
 class Block(nn.Module):
     """One layer: attention and MLP, each normalised before and added to the fp32 residual."""
 
-    def __init__(self, spec: DecoderSpec, layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, spec: DecoderSpec, index: int, dtype: torch.dtype) -> None:
         super().__init__()
-        mlp = GatedMlp if spec.activation == "silu_glu" else GeluMlp
+        layer = spec.layers[index]
+        mlp = GatedMlp if layer.activation == "silu_glu" else GeluMlp
+        self.multiplier = layer.residual_multiplier
         self.attn_norm = Norm(spec.hidden_size, spec, dtype)
-        self.attn = Attention(spec, layer, dtype)
+        self.attn = Attention(spec, index, dtype)
         self.mlp_norm = Norm(spec.hidden_size, spec, dtype)
-        self.mlp = mlp(spec, dtype)
+        self.mlp = mlp(spec, layer.mlp_bias, dtype)
 
     def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), rotation, attend)
-        return cast(Tensor, x + self.mlp(self.mlp_norm(x)))
+        x = x + self._added(self.attn(self.attn_norm(x), rotation, attend))
+        return x + self._added(self.mlp(self.mlp_norm(x)))
+
+    def _added(self, out: Tensor) -> Tensor:
+        return out if self.multiplier == 1 else out.float() * self.multiplier

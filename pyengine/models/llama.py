@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from pyengine.models.config import ConfigReader, common_sizes
 from pyengine.models.rope import parse_rope
-from pyengine.models.spec import DecoderSpec, Family, HfTensor
+from pyengine.models.spec import DecoderSpec, Family, HfTensor, LayerSpec
 
 
 def _parse_llama(reader: ConfigReader) -> DecoderSpec:
     sizes = common_sizes(reader)
     attention_bias = reader.boolean("attention_bias", False)
-    return DecoderSpec(
-        family="llama",
+    layer = LayerSpec(
+        activation="silu_glu",
         qkv_bias=attention_bias,
         o_bias=attention_bias,
         mlp_bias=reader.boolean("mlp_bias", False),
         qk_norm=False,
         rope=parse_rope(reader, sizes["max_positions"]),
-        **sizes,
     )
+    layers = (layer,) * sizes.pop("num_layers")
+    return DecoderSpec(family="llama", layers=layers, **sizes)
 
 
 def _parse_mistral(reader: ConfigReader) -> DecoderSpec:
@@ -31,15 +32,16 @@ def _parse_mistral(reader: ConfigReader) -> DecoderSpec:
         sizes["max_positions"] = min(sizes["max_positions"], window)
     for key in ("attention_bias", "mlp_bias"):
         reader.only(key, False)
-    return DecoderSpec(
-        family="mistral",
+    layer = LayerSpec(
+        activation="silu_glu",
         qkv_bias=False,
         o_bias=False,
         mlp_bias=False,
         qk_norm=False,
         rope=rope,
-        **sizes,
     )
+    layers = (layer,) * sizes.pop("num_layers")
+    return DecoderSpec(family="mistral", layers=layers, **sizes)
 
 
 def llama_tensors(spec: DecoderSpec) -> list[HfTensor]:
@@ -47,17 +49,18 @@ def llama_tensors(spec: DecoderSpec) -> list[HfTensor]:
     names = {"model.embed_tokens.weight": "embed.weight", "model.norm.weight": "final_norm.weight"}
     if not spec.tied_head:
         names["lm_head.weight"] = "head.weight"
-    qkv = ["weight", "bias"] if spec.qkv_bias else ["weight"]
-    out = ["weight", "bias"] if spec.o_bias else ["weight"]
-    mlp = ["weight", "bias"] if spec.mlp_bias else ["weight"]
-    for i in range(spec.num_layers):
+    for i, layer in enumerate(spec.layers):
+        qkv, out, mlp = (
+            ["weight", "bias"] if has_bias else ["weight"]
+            for has_bias in (layer.qkv_bias, layer.o_bias, layer.mlp_bias)
+        )
         theirs, ours = f"model.layers.{i}", f"layers.{i}"
         names[f"{theirs}.input_layernorm.weight"] = f"{ours}.attn_norm.weight"
         names[f"{theirs}.post_attention_layernorm.weight"] = f"{ours}.mlp_norm.weight"
         for part, leaves in (("q", qkv), ("k", qkv), ("v", qkv), ("o", out)):
             for leaf in leaves:
                 names[f"{theirs}.self_attn.{part}_proj.{leaf}"] = f"{ours}.attn.{part}.{leaf}"
-        if spec.qk_norm:
+        if layer.qk_norm:
             for part in ("q_norm", "k_norm"):
                 names[f"{theirs}.self_attn.{part}.weight"] = f"{ours}.attn.{part}.weight"
         for part in ("gate", "up", "down"):

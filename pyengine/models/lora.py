@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pyengine.errors import ConfigError
 from pyengine.models.decoder import Decoder, set_parameter
 from pyengine.models.families import FAMILIES
+from pyengine.models.module_pattern import RULE, fits, is_pattern
 from pyengine.models.spec import DecoderSpec
 from pyengine.ops.linear import linear, linear_pack_columns
 
@@ -39,7 +40,9 @@ class LoraConfig:
                    tables of embeddings have no adapters
     use_rslora     scaled by alpha / sqrt(r) instead
     seed           of A's initial values, uniform within 1 / sqrt(K), as `peft` draws them
-    rank_pattern   module name, whole or its end -> its own r; the first that fits counts
+    rank_pattern   module name, whole or its end -> its own r; the first that fits counts, so their
+                   order is kept. Keys are regular expressions, as for `peft`: "v_proj",
+                   "layers.0.mlp.up_proj", "layers.[01].*"
     alpha_pattern  the same for alpha
     There is no dropout: an adapter that was trained with it elsewhere is loaded without.
     """
@@ -72,11 +75,11 @@ class LoraConfig:
             ),
             "rank_pattern": (
                 _is_pattern(self.rank_pattern, _is_rank),
-                "a dict of module names and integers >= 1",
+                f"a dict of integers >= 1 by {RULE}",
             ),
             "alpha_pattern": (
                 _is_pattern(self.alpha_pattern, _is_positive),
-                "a dict of module names and numbers > 0",
+                f"a dict of numbers > 0 by {RULE}",
             ),
         }
         for name, (valid, rule) in checks.items():
@@ -87,12 +90,12 @@ class LoraConfig:
 
     def rank(self, module: str) -> int:
         """The r of a module by its whole name."""
-        return next((r for name, r in self.rank_pattern.items() if ends_with(module, name)), self.r)
+        return next((r for key, r in self.rank_pattern.items() if fits(key, module)), self.r)
 
     def scale(self, module: str) -> float:
         """What B A of a module is multiplied by."""
         patterns = self.alpha_pattern.items()
-        alpha = next((a for name, a in patterns if ends_with(module, name)), self.alpha)
+        alpha = next((a for key, a in patterns if fits(key, module)), self.alpha)
         rank = self.rank(module)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
@@ -135,8 +138,7 @@ def _is_positive(value: Any) -> bool:
 
 def _is_pattern(value: Any, is_valid: Any) -> bool:
     return isinstance(value, Mapping) and all(
-        isinstance(k, str) and _NAME.fullmatch(k) is not None and is_valid(v)
-        for k, v in value.items()
+        is_pattern(key) and is_valid(number) for key, number in value.items()
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyengine.models.config import ConfigReader, common_sizes, show
 from pyengine.models.llama import llama_tensors
 from pyengine.models.rope import parse_rope
-from pyengine.models.spec import DecoderSpec, Family
+from pyengine.models.spec import DecoderSpec, Family, LayerSpec
 
 
 def _parse_qwen2(reader: ConfigReader) -> DecoderSpec:
@@ -14,15 +14,16 @@ def _parse_qwen2(reader: ConfigReader) -> DecoderSpec:
     sizes["max_positions"] = window_limit(reader, sizes["num_layers"], sizes["max_positions"])
     reader.only("attention_bias", True)
     reader.only("mlp_bias", False)
-    return DecoderSpec(
-        family="qwen2",
+    layer = LayerSpec(
+        activation="silu_glu",
         qkv_bias=True,
         o_bias=False,
         mlp_bias=False,
         qk_norm=False,
         rope=rope,
-        **sizes,
     )
+    layers = (layer,) * sizes.pop("num_layers")
+    return DecoderSpec(family="qwen2", layers=layers, **sizes)
 
 
 def window_limit(reader: ConfigReader, num_layers: int, max_positions: int) -> int:
@@ -33,25 +34,29 @@ def window_limit(reader: ConfigReader, num_layers: int, max_positions: int) -> i
     uses_window = reader.boolean("use_sliding_window", False)
     window = reader.integer("sliding_window", 4096)
     full_layers = reader.integer("max_window_layers", 28, minimum=0)
+    sliding = any_slides(reader, num_layers, uses_window, full_layers < num_layers)
+    return min(max_positions, window) if sliding else max_positions
+
+
+def any_slides(reader: ConfigReader, num_layers: int, uses_window: bool, by_default: bool) -> bool:
+    """Whether a layer has a window: by layer_types, or `by_default` where there are none."""
     kinds = reader.get("layer_types")
     if kinds is None:
-        sliding = uses_window and full_layers < num_layers
-    else:
-        known = ("full_attention", "sliding_attention")
-        if not isinstance(kinds, list) or any(kind not in known for kind in kinds):
-            raise reader.refuse(f"layer_types must be a list of {known} but is {show(kinds)}")
-        if len(kinds) != num_layers:
-            raise reader.refuse(
-                f"layer_types must have num_hidden_layers = {num_layers} entries "
-                f"but has {len(kinds)}"
-            )
-        sliding = "sliding_attention" in kinds
-        if sliding and not uses_window:
-            raise reader.refuse(
-                "layer_types must be full_attention where use_sliding_window is false "
-                "but has sliding_attention"
-            )
-    return min(max_positions, window) if sliding else max_positions
+        return uses_window and by_default
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(kinds, list) or any(kind not in known for kind in kinds):
+        raise reader.refuse(f"layer_types must be a list of {known} but is {show(kinds)}")
+    if len(kinds) != num_layers:
+        raise reader.refuse(
+            f"layer_types must have num_hidden_layers = {num_layers} entries but has {len(kinds)}"
+        )
+    sliding = "sliding_attention" in kinds
+    if sliding and not uses_window:
+        raise reader.refuse(
+            "layer_types must be full_attention where use_sliding_window is false "
+            "but has sliding_attention"
+        )
+    return sliding
 
 
 QWEN2 = Family(

@@ -6,7 +6,7 @@ from pyengine.models.config import ConfigReader, common_sizes
 from pyengine.models.llama import llama_tensors
 from pyengine.models.qwen2 import window_limit
 from pyengine.models.rope import parse_rope
-from pyengine.models.spec import DecoderSpec, Family
+from pyengine.models.spec import DecoderSpec, Family, LayerSpec
 
 
 def _parse_qwen3(reader: ConfigReader) -> DecoderSpec:
@@ -16,15 +16,16 @@ def _parse_qwen3(reader: ConfigReader) -> DecoderSpec:
     sizes["max_positions"] = window_limit(reader, sizes["num_layers"], sizes["max_positions"])
     attention_bias = reader.boolean("attention_bias", False)
     reader.only("mlp_bias", False)
-    return DecoderSpec(
-        family="qwen3",
+    layer = LayerSpec(
+        activation="silu_glu",
         qkv_bias=attention_bias,
         o_bias=attention_bias,
         mlp_bias=False,
         qk_norm=True,
         rope=rope,
-        **sizes,
     )
+    layers = (layer,) * sizes.pop("num_layers")
+    return DecoderSpec(family="qwen3", layers=layers, **sizes)
 
 
 QWEN3 = Family("qwen3", "Qwen3ForCausalLM", "model.", _parse_qwen3, llama_tensors)

@@ -15,7 +15,9 @@ from pyengine.models.spec import RopeScaling, RopeSpec
 # ---------------------------------------------------------------- options
 
 
-def parse_rope(reader: ConfigReader, max_positions: int) -> RopeSpec:
+def parse_rope(
+    reader: ConfigReader, max_positions: int, default_theta: float = 10_000.0
+) -> RopeSpec:
     """Rope options in either spelling: rope_theta + rope_scaling, or rope_parameters.
 
     Raises: ConfigError for a scaling, a key or a value that is not supported.
@@ -27,7 +29,7 @@ def parse_rope(reader: ConfigReader, max_positions: int) -> RopeSpec:
         )
     nested = reader.nested("rope_scaling") or reader.nested("rope_parameters")
     options = nested or ConfigReader({}, reader.where)
-    theta = _either(reader, options, "rope_theta", 10_000.0)
+    theta = _either(reader, options, "rope_theta", default_theta)
     for where in (reader, options):
         if where.get("partial_rotary_factor", 1.0) != 1.0:
             value = where.get("partial_rotary_factor")

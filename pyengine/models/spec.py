@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -38,19 +38,41 @@ class RopeSpec:
 
 
 @dataclass(frozen=True)
-class DecoderSpec:
-    """A decoder-only transformer with pre-normalisation and grouped key/value heads.
+class LayerSpec:
+    """One layer: attention and an MLP, each normalised before and added to the residual stream.
 
-    max_positions  the longest sequence that the model computes exactly, in tokens
-    activation     "silu_glu": down(silu(gate(x)) * up(x)); "gelu_tanh": down(gelu(up(x)))
-    rope           None: learned positions are added to the embeddings
-    tied_head      the head multiplies by the embedding table
+    activation  "silu_glu": down(silu(gate(x)) * up(x)); "gelu_tanh": down(gelu(up(x)))
+    qk_norm     RMS norms of every head's q and k
+    rope        how q and k are rotated; None: not at all
+    residual_multiplier  of what attention and MLP add to the residual stream
+    """
+
+    activation: Literal["silu_glu", "gelu_tanh"]
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    rope: RopeSpec | None
+    residual_multiplier: float = 1.0
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A decoder-only transformer with grouped key/value heads: sizes that its layers share, and the
+    layers one by one.
+
+    max_positions      the longest sequence that the model computes exactly, in tokens
+    norm               "rms" or "layer", of the layers and before the head
+    learned_positions  a table of them is added to the embeddings
+    tied_head          the head multiplies by the embedding table
+    embedding_multiplier  of the rows of the embedding table
+    attention_multiplier  of q·k before the softmax; None: head_dim ** -0.5
+    logits_divisor     what logits are divided by: their hidden states, after the final norm
     """
 
     family: str
     vocab_size: int
     hidden_size: int
-    num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -58,19 +80,45 @@ class DecoderSpec:
     max_positions: int
     norm: Literal["rms", "layer"]
     norm_eps: float
-    activation: Literal["silu_glu", "gelu_tanh"]
-    qkv_bias: bool
-    o_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
-    rope: RopeSpec | None
+    learned_positions: bool
     tied_head: bool
+    layers: tuple[LayerSpec, ...]
+    embedding_multiplier: float = 1.0
+    attention_multiplier: float | None = None
+    logits_divisor: float = 1.0
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
 
     @property
     def attention_scale(self) -> float:
         """What q·k is multiplied by before the softmax."""
         scale: float = self.head_dim**-0.5
-        return scale
+        return scale if self.attention_multiplier is None else self.attention_multiplier
+
+    @property
+    def identity(self) -> str:
+        """What digests in files are made of. Layers that are all alike and use no newer option are
+        written as one, as before they had a description of their own: older files are still known.
+        """
+        layer = replace(self.layers[0], residual_multiplier=1.0)
+        plain = replace(
+            self,
+            layers=(layer,) * self.num_layers,
+            embedding_multiplier=1.0,
+            attention_multiplier=None,
+            logits_divisor=1.0,
+        )
+        if plain != self:
+            return repr(self)
+        order = (
+            "family vocab_size hidden_size num_layers num_heads num_kv_heads head_dim "
+            "intermediate_size max_positions norm norm_eps activation qkv_bias o_bias mlp_bias "
+            "qk_norm rope tied_head"
+        )
+        values = vars(layer) | vars(self) | {"num_layers": self.num_layers}
+        return f"DecoderSpec({', '.join(f'{name}={values[name]!r}' for name in order.split())})"
 
 
 @dataclass(frozen=True)
@@ -91,6 +139,7 @@ class Family:
 
     prefix   what base-model files leave away from tensor names
     ignored  ends of names of tensors that hold nothing learned (old files carry them)
+    has_classifier  transformers has a ...ForSequenceClassification of it
     """
 
     model_type: str
@@ -99,3 +148,4 @@ class Family:
     parse: Callable[[ConfigReader], DecoderSpec]
     tensors: Callable[[DecoderSpec], list[HfTensor]]
     ignored: tuple[str, ...] = ()
+    has_classifier: bool = True

@@ -22,6 +22,7 @@ from pyengine.models.adapter_format import (
 )
 from pyengine.models.loader import load_model
 from pyengine.models.lora import Lora, LoraConfig
+from pyengine.models.module_pattern import RULE
 
 # Log-probs of up to 15, from float32 passes that add up in different orders: 1e-5 of each.
 NEAR = {"rtol": 1e-5, "atol": 1e-5}
@@ -33,6 +34,12 @@ MODULES: dict[str, dict[str, Any]] = {
         "target_modules": ["v_proj", "o_proj", "up_proj"],
         "rank_pattern": {"v_proj": 2, "layers.1.mlp.up_proj": 5},
         "alpha_pattern": {"o_proj": 3},
+    },
+    # Sorted, as peft writes them, the name comes last and counts where no expression fits.
+    "expressions": {
+        "target_modules": ["q_proj", "v_proj", "up_proj"],
+        "rank_pattern": {r".*layers\.0.*_proj": 3, "^model.layers.1.(mlp|x).up_proj": 5},
+        "alpha_pattern": {"[qv].proj": 3, r"layers\.\d\.mlp.+": 9, "up_proj": 1},
     },
     "one-layer": {"target_modules": ["k_proj"], "layers_to_transform": [1]},
     "regex": {"target_modules": r".*\.0\.mlp\.(gate|up)_proj"},
@@ -102,6 +109,12 @@ OURS = {
     "patterns": LoraConfig(
         targets=["v_proj", "up_proj"], rank_pattern={"v_proj": 2}, alpha_pattern={"up_proj": 8}
     ),
+    # By name the first two would change places, and each v_proj would have rank 2.
+    "order": LoraConfig(
+        targets=["v_proj", "up_proj"],
+        rank_pattern={"v_proj": 2, "layers.1.self_attn.v_proj": 5, "up_proj": 6, "proj|up_proj": 1},
+        alpha_pattern={"up_proj|layers.1.self_attn.v_proj": 8, "v_proj": 3, "[uv]p?_proj": 4},
+    ),
 }
 
 
@@ -111,13 +124,15 @@ def test_peft_loads_ours(tmp_path: Path, config: LoraConfig) -> None:
     decoder, lora = randomized("llama", tmp_path, config)
     write_adapter(tmp_path / "adapter", lora, "a model")
     model = peft.PeftModel.from_pretrained(hf_model("llama"), tmp_path / "adapter").eval()
-    adapted = [name for name, _ in model.named_parameters() if ".lora_A." in name]
-    assert len(adapted) == len(lora.adapters)
+    adapted = [p.shape for name, p in model.named_parameters() if ".lora_A." in name]
+    assert adapted == [adapter.A.shape for adapter in lora.adapters.values()]
     ours = our_logprobs(lora.merged(decoder), token_ids())
     torch.testing.assert_close(ours, their_logprobs(model, token_ids()), **NEAR)
 
 
-@pytest.mark.parametrize("case", ["gpt2", "qwen2", "qwen3", "mistral", "llama-mlp-bias"])
+@pytest.mark.parametrize(
+    "case", ["gpt2", "qwen2", "qwen3", "mistral", "smollm3", "granite", "llama-mlp-bias"]
+)
 @torch.no_grad()
 def test_peft_loads_every_family(tmp_path: Path, case: str) -> None:
     decoder, lora = randomized(case, tmp_path, LoraConfig(r=4, alpha=8))
@@ -127,12 +142,18 @@ def test_peft_loads_every_family(tmp_path: Path, case: str) -> None:
     torch.testing.assert_close(ours, their_logprobs(model, token_ids()), **NEAR)
 
 
+def patterns(config: LoraConfig) -> list[Any]:
+    return [config.rank_pattern, config.alpha_pattern]
+
+
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     for name, config in OURS.items():
         decoder, lora = randomized("llama", tmp_path, config)
         write_adapter(tmp_path / name, lora, None)
         again, tensors = read_adapter(tmp_path / name, decoder.spec)
         assert again == config
+        for kept, given in zip(patterns(again), patterns(config), strict=True):
+            assert list(kept.items()) == list(given.items())
         assert all(torch.equal(tensors[n], p) for n, p in lora.parameters.items())
 
 
@@ -179,10 +200,15 @@ def refused(folder: Path, error: type[PyengineError]) -> str:
         ("from_the_future", 1, "from_the_future is not supported but is 1"),
         (
             "rank_pattern",
-            {".*v_proj": 4},
-            "rank_pattern must map module names but is {'.*v_proj': 4}",
+            {"(.*v)+_proj": 4},
+            f"[LoraConfig] rank_pattern must be a dict of integers >= 1 by {RULE} "
+            "but is {'(.*v)+_proj': 4}",
         ),
-        ("alpha_pattern", [1], "alpha_pattern must map module names but is [1]"),
+        (
+            "alpha_pattern",
+            [1],
+            f"[LoraConfig] alpha_pattern must be a dict of numbers > 0 by {RULE} but is [1]",
+        ),
         ("r", 0, "[LoraConfig] r must be an integer >= 1 but is 0"),
     ],
 )

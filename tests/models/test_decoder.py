@@ -39,7 +39,9 @@ def test_logprobs_equal_transformers(case: str, tmp_path: Path) -> None:
     assert difference.abs().max() < 2e-5
 
 
-@pytest.mark.parametrize("case", ["llama", "llama-tied", "qwen3-bias-tied", "gpt2"])
+@pytest.mark.parametrize(
+    "case", ["llama", "llama-tied", "qwen3-bias-tied", "smollm3", "granite", "gpt2"]
+)
 def test_gradients_equal_transformers_autograd(case: str) -> None:
     theirs, ours, ids = hf_model(case), make(case), token_ids()
     weights = torch.randn(40, 97, generator=torch.Generator().manual_seed(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from tiny_models import CASES, hf_model
 from pyengine.errors import ConfigError
 from pyengine.models.decoder import Decoder
 from pyengine.models.families import FAMILIES, parse_config
-from pyengine.models.spec import DecoderSpec, RopeSpec
+from pyengine.models.spec import DecoderSpec, LayerSpec, RopeSpec
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -25,6 +26,8 @@ LLAMA: dict[str, Any] = {
 MISTRAL = LLAMA | {"model_type": "mistral", "num_key_value_heads": 2}
 QWEN2 = LLAMA | {"model_type": "qwen2", "num_key_value_heads": 2}
 QWEN3 = LLAMA | {"model_type": "qwen3", "num_key_value_heads": 2}
+SMOLLM3 = LLAMA | {"model_type": "smollm3", "num_key_value_heads": 2}
+GRANITE = LLAMA | {"model_type": "granite"}
 GPT2: dict[str, Any] = {
     "model_type": "gpt2",
     "vocab_size": 100,
@@ -45,11 +48,18 @@ def test_a_llama_config_in_full() -> None:
         "attention_bias": True,
         "mlp_bias": False,
     }
+    layer = LayerSpec(
+        activation="silu_glu",
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=False,
+        qk_norm=False,
+        rope=RopeSpec(500000.0),
+    )
     assert parse_config(config) == DecoderSpec(
         family="llama",
         vocab_size=100,
         hidden_size=32,
-        num_layers=2,
         num_heads=4,
         num_kv_heads=2,
         head_dim=16,
@@ -57,27 +67,80 @@ def test_a_llama_config_in_full() -> None:
         max_positions=128,
         norm="rms",
         norm_eps=1e-5,
-        activation="silu_glu",
-        qkv_bias=True,
-        o_bias=True,
-        mlp_bias=False,
-        qk_norm=False,
-        rope=RopeSpec(500000.0),
+        learned_positions=False,
         tied_head=True,
+        layers=(layer, layer),
     )
 
 
 def test_defaults_are_those_of_the_families() -> None:
     llama, qwen3, gpt2 = (parse_config(config) for config in (LLAMA, QWEN3, GPT2))
     assert (llama.num_kv_heads, llama.head_dim, llama.tied_head) == (4, 8, False)
-    assert (qwen3.head_dim, qwen3.qk_norm, qwen3.qkv_bias) == (128, True, False)
-    assert (gpt2.intermediate_size, gpt2.tied_head, gpt2.rope, gpt2.norm) == (
-        128,
-        True,
-        None,
-        "layer",
-    )
+    layer = qwen3.layers[0]
+    assert (qwen3.head_dim, layer.qk_norm, layer.qkv_bias) == (128, True, False)
+    assert (gpt2.intermediate_size, gpt2.tied_head, gpt2.norm) == (128, True, "layer")
+    assert (gpt2.learned_positions, gpt2.layers[0].rope) == (True, None)
     assert gpt2.attention_scale == 8**-0.5
+
+
+def test_digests_of_older_files_still_name_their_model() -> None:
+    """The text that digests were made of when a description had one layer for all."""
+    assert parse_config(LLAMA).identity == (
+        "DecoderSpec(family='llama', vocab_size=100, hidden_size=32, num_layers=2, num_heads=4, "
+        "num_kv_heads=4, head_dim=8, intermediate_size=64, max_positions=128, norm='rms', "
+        "norm_eps=1e-06, activation='silu_glu', qkv_bias=False, o_bias=False, mlp_bias=False, "
+        "qk_norm=False, rope=RopeSpec(theta=10000.0, scaling='default', factor=1.0, "
+        "original_max_positions=0, low_freq_factor=1.0, high_freq_factor=4.0, beta_fast=32.0, "
+        "beta_slow=1.0, truncate=True, attention_factor=1.0), tied_head=False)"
+    )
+    layers = parse_config(LLAMA).layers
+    mixed = replace(parse_config(LLAMA), layers=(layers[0], replace(layers[1], rope=None)))
+    reverse = replace(mixed, layers=mixed.layers[::-1])
+    assert len({parse_config(LLAMA).identity, mixed.identity, reverse.identity}) == 3
+
+
+def test_smollm3_rotates_in_three_of_four_layers() -> None:
+    """The keys of the published file, two of which nothing reads."""
+    published = SMOLLM3 | {
+        "num_hidden_layers": 6,
+        "max_window_layers": 28,
+        "no_rope_layer_interval": 4,
+        "no_rope_layers": [1, 1, 1, 0, 1, 1],
+        "pretraining_tp": 2,
+        "rope_theta": 5000000.0,
+        "rope_scaling": None,
+        "sliding_window": None,
+        "use_sliding_window": False,
+    }
+    spec = parse_config(published)
+    rope = RopeSpec(5000000.0)
+    assert [layer.rope for layer in spec.layers] == [rope, rope, rope, None, rope, rope]
+    assert (spec.tied_head, spec.max_positions, spec.learned_positions) == (True, 128, False)
+    for silent in ({"no_rope_layers": None}, {"no_rope_layers": [1, 1, 1, 0] * 3}):
+        assert parse_config(published | silent).layers == spec.layers
+    thirds = parse_config(published | {"no_rope_layers": None, "no_rope_layer_interval": 3})
+    assert [layer.rope is None for layer in thirds.layers] == [False, False, True] * 2
+
+
+def test_granite_multiplies() -> None:
+    spec = parse_config(
+        GRANITE
+        | {
+            "embedding_multiplier": 12,
+            "attention_multiplier": 0.015625,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 8.0,
+        }
+    )
+    assert (spec.embedding_multiplier, spec.attention_scale, spec.logits_divisor) == (
+        12.0,
+        0.015625,
+        8.0,
+    )
+    assert [layer.residual_multiplier for layer in spec.layers] == [0.22, 0.22]
+    silent = parse_config(GRANITE)
+    assert (silent.embedding_multiplier, silent.attention_scale, silent.logits_divisor) == (1, 1, 1)
+    assert len({spec.identity, silent.identity, replace(spec, logits_divisor=9.0).identity}) == 3
 
 
 def test_published_configs_with_their_extra_keys_are_read() -> None:
@@ -119,6 +182,12 @@ def test_published_configs_with_their_extra_keys_are_read() -> None:
             50,
         ),
         (QWEN3 | {"layer_types": ["full_attention", "full_attention"]}, 128),
+        (SMOLLM3 | {"sliding_window": 50, "use_sliding_window": True}, 128),  # all layers rotate
+        (
+            SMOLLM3 | {"sliding_window": 50, "use_sliding_window": True, "no_rope_layers": [1, 0]},
+            50,
+        ),
+        (SMOLLM3 | {"use_sliding_window": True, "no_rope_layers": [1, 0]}, 128),
     ],
 )
 def test_the_window_is_the_longest_exact_sequence(
@@ -146,7 +215,7 @@ def test_names_and_shapes_are_those_of_transformers(case: str) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "model_type must be one of gpt2, llama, mistral, qwen2, qwen3 but is absent"),
+        ({}, "model_type must be one of gpt2, granite, llama, mistral, qwen2, qwen3, smollm3 but"),
         ({"model_type": "gemma2"}, "model_type must be one of .* but is 'gemma2'"),
         ({"model_type": ["llama"]}, r"model_type must be one of .* but is \['llama'\]"),
         (LLAMA | {"logit_softcap": 30.0}, "logit_softcap = 30.0 is not supported"),
@@ -184,6 +253,14 @@ def test_names_and_shapes_are_those_of_transformers(case: str) -> None:
         (QWEN2 | {"layer_types": ["full_attention"]}, "layer_types must have .* = 2 entries but"),
         (QWEN3 | {"layer_types": ["sliding_attention"] * 2}, "use_sliding_window is false but has"),
         (QWEN3 | {"mlp_bias": True}, "mlp_bias must be False but is True"),
+        *(
+            (SMOLLM3 | {"no_rope_layers": given}, r"no_rope_layers must be 0 or 1 for each of .* 2")
+            for given in ([1], [1, 2], [True, False], "11")
+        ),
+        (SMOLLM3 | {"no_rope_layer_interval": 0}, "no_rope_layer_interval must be an integer"),
+        (SMOLLM3 | {"layer_types": ["sliding_attention"] * 2}, "where use_sliding_window is false"),
+        (GRANITE | {"residual_multiplier": 0}, "residual_multiplier must be a number in .* is 0"),
+        (GRANITE | {"logits_scaling": "8"}, "logits_scaling must be a number in .* is '8'"),
         (GPT2 | {"n_ctx": 64}, "n_ctx must be 128 but is 64"),
         (GPT2 | {"n_embd": 30}, "n_embd must be a multiple of n_head = 4 but is 30"),
         (GPT2 | {"activation_function": "relu"}, "activation_function must be 'gelu_new' but is"),

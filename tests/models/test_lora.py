@@ -12,6 +12,7 @@ from models.tiny_models import save_hf
 from pyengine.errors import ConfigError
 from pyengine.models.loader import load_model
 from pyengine.models.lora import Lora, LoraConfig, adaptable, lora_numbers
+from pyengine.models.module_pattern import RULE
 
 
 @pytest.fixture
@@ -35,8 +36,8 @@ def llama(tmp_path: Path) -> Any:
         ("targets", (".*_proj",), "'all-linear' or module names"),
         ("use_rslora", 1, "a bool"),
         ("seed", 2**63, "an integer of 64 bits"),
-        ("rank_pattern", {"q_proj": 0}, "a dict of module names and integers >= 1"),
-        ("alpha_pattern", {"q_*": 1}, "a dict of module names and numbers > 0"),
+        ("rank_pattern", {"q_proj": 0}, f"a dict of integers >= 1 by {RULE}"),
+        ("alpha_pattern", {"q_(*": 1}, f"a dict of numbers > 0 by {RULE}"),
     ],
 )
 def test_settings_are_checked(field: str, value: Any, rule: str) -> None:

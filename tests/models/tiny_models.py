@@ -21,6 +21,8 @@ _ARCHITECTURES = {
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM),
+    "granite": (transformers.GraniteConfig, transformers.GraniteForCausalLM),
     "gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel),
 }
 _SIZES: dict[str, Any] = {
@@ -90,6 +92,25 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("qwen3", _WIDE),
     "qwen3-bias-tied": ("qwen3", _WIDE | {"attention_bias": True, "tie_word_embeddings": True}),
+    "smollm3": ("smollm3", _WIDE | {"no_rope_layers": [1, 0], "pad_token_id": None}),
+    "smollm3-window": (
+        "smollm3",
+        {
+            "pad_token_id": None,
+            "no_rope_layer_interval": 2,
+            "use_sliding_window": True,
+            "sliding_window": 40,
+        },
+    ),
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.15625,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 3.0,
+        },
+    ),
     "gpt2": ("gpt2", {}),
     "gpt2-untied": ("gpt2", {"tie_word_embeddings": False}),
     "gpt2-inner": ("gpt2", {"n_inner": 72}),

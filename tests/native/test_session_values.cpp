@@ -21,8 +21,9 @@ class Reference {
 
     Rows logprobs(const std::vector<int32_t>& tokens) const {
         Rows x = embedded(tokens);
-        for (const TinyLayer& layer : d_.layers()) {
-            add(x, multiply(layer.o, attention(layer, x)));
+        for (size_t i = 0; i < d_.layers().size(); ++i) {
+            const TinyLayer& layer = d_.layers()[i];
+            add(x, multiply(layer.o, attention(layer, x, s_.rotates(i))));
             add(x, multiply(layer.down, inner(layer, normed(layer.mlp_norm, x))));
         }
         Rows z = multiply(d_.head(), normed(d_.final_norm(), x));
@@ -41,7 +42,8 @@ class Reference {
         for (size_t t = 0; t < tokens.size(); ++t) {
             for (int64_t i = 0; i < s_.hidden; ++i) {
                 double& v = x[t][static_cast<size_t>(i)];
-                v = rounded(d_.embed().get(tokens[t], i), compute_);
+                v = rounded(d_.embed().get(tokens[t], i), compute_) *
+                    static_cast<double>(s_.multiplier);
                 if (s_.classic)
                     v += rounded(d_.positions().get(static_cast<int64_t>(t), i), compute_);
             }
@@ -82,9 +84,11 @@ class Reference {
         return y;
     }
 
-    static void add(Rows& x, const Rows& y) {
+    void add(Rows& x, const Rows& y) const {
         for (size_t t = 0; t < x.size(); ++t) {
-            for (size_t i = 0; i < x[t].size(); ++i) x[t][i] += y[t][i];
+            for (size_t i = 0; i < x[t].size(); ++i) {
+                x[t][i] += static_cast<double>(s_.multiplier) * y[t][i];
+            }
         }
     }
 
@@ -111,9 +115,9 @@ class Reference {
     }
 
     // q/k norm and rotation of one head.
-    void finish_head(const TinyNorm& w, double* x, int64_t position) const {
+    void finish_head(const TinyNorm& w, double* x, int64_t position, bool rotates) const {
         if (w.present) norm(w, x, s_.head_dim);
-        if (s_.classic) return;
+        if (!rotates) return;
         const int64_t half = s_.head_dim / 2;
         for (int64_t i = 0; i < half; ++i) {
             const double left = x[i], right = x[i + half];
@@ -123,13 +127,13 @@ class Reference {
         }
     }
 
-    Rows attention(const TinyLayer& layer, const Rows& x) const {
+    Rows attention(const TinyLayer& layer, const Rows& x, bool rotates) const {
         Rows qkv = multiply(layer.qkv, normed(layer.attention_norm, x));
         const int64_t hd = s_.head_dim, heads = s_.heads + s_.kv_heads;
         for (size_t t = 0; t < qkv.size(); ++t) {
             for (int64_t h = 0; h < heads; ++h) {
                 finish_head(h < s_.heads ? layer.q_norm : layer.k_norm, &qkv[t][at(h * hd)],
-                            static_cast<int64_t>(t));
+                            static_cast<int64_t>(t), rotates);
             }
             for (double& v : qkv[t]) v = rounded(v, compute_);
         }

@@ -20,6 +20,8 @@ struct TinyShape {
     bool classic = false;  // layer norm, learned positions, biases, GELU; else RMS norm, rotation,
                            // a gated MLP
     bool qk_norm = true;
+    float multiplier = 1.0f;  // of embeddings, and of what a layer adds
+    bool rotates(size_t layer) const { return !classic && (multiplier == 1.0f || layer > 0); }
     // More than one block of words, and not a multiple of a panel; heads are padded to 16.
     int64_t vocab = 300, hidden = 48, heads = 4, kv_heads = 2, head_dim = 12, inner = 72;
     int64_t layers = 2, positions = 600;
@@ -30,7 +32,7 @@ struct TinyShape {
     std::string text() const {
         const char* kinds[] = {"f32", "bf16", "i8"};
         return std::string(kinds[static_cast<int>(kind)]) + (classic ? " classic" : " gated") +
-               (qk_norm ? " with q/k norm" : "");
+               (qk_norm ? " with q/k norm" : "") + (multiplier == 1.0f ? "" : " with multipliers");
     }
 };
 
@@ -133,19 +135,24 @@ class TinyDecoder {
         w.intermediate_size = s_.inner;
         w.norm_eps = 1e-5f;
         w.attention_scale = 1.0f / std::sqrt(static_cast<float>(s_.head_dim));
-        w.gated = !s_.classic;
+        w.embedding_multiplier = s_.multiplier;
         w.compute = s_.compute();
         w.embed = embed_.view();
-        if (s_.classic) {
-            w.positions = positions_.view();
-        } else {
-            w.cos = cos_.view();
-            w.sin = sin_.view();
-        }
+        if (s_.classic) w.positions = positions_.view();
         for (const TinyLayer& l : layers_) {
-            w.layers.push_back({l.attention_norm.view(), l.qkv.view(), l.q_norm.view(),
-                                l.k_norm.view(), l.o.view(), l.mlp_norm.view(), l.up.view(),
-                                l.down.view()});
+            const bool rotates = s_.rotates(w.layers.size());
+            w.layers.push_back({.attention_norm = l.attention_norm.view(),
+                                .qkv = l.qkv.view(),
+                                .q_norm = l.q_norm.view(),
+                                .k_norm = l.k_norm.view(),
+                                .o = l.o.view(),
+                                .mlp_norm = l.mlp_norm.view(),
+                                .up = l.up.view(),
+                                .down = l.down.view(),
+                                .gated = !s_.classic,
+                                .cos = rotates ? cos_.view() : pe::MatrixView{},
+                                .sin = rotates ? sin_.view() : pe::MatrixView{},
+                                .residual_multiplier = s_.multiplier});
         }
         w.final_norm = final_norm_.view();
         w.head = head_.view().matrix;
@@ -188,6 +195,7 @@ inline std::vector<TinyShape> tiny_shapes() {
             {.kind = P::kF32, .classic = true, .qk_norm = false},
             {.kind = P::kBF16, .qk_norm = false},
             {.kind = P::kBF16, .classic = true},
+            {.kind = P::kBF16, .multiplier = 0.7f},
             {.kind = P::kI8}};
 }
 

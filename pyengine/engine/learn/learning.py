@@ -14,7 +14,8 @@ from pyengine.engine.batch.packing import PackedBatch, Tree, micro_batches, pack
 from pyengine.engine.learn.gradients import Gradients
 from pyengine.engine.learn.logprob_cache import LogprobCache
 from pyengine.engine.learn.side_outputs import SidePass, side_passes, values_of
-from pyengine.engine.learn.tree_model import Tape, TreeModel
+from pyengine.engine.learn.tape import Tape
+from pyengine.engine.learn.tree_model import TreeModel
 from pyengine.engine.named.named_models import Model, NamedModels
 from pyengine.engine.torch_path.tree_model_torch import token_logps
 from pyengine.engine.weights.packed import PackedDecoder

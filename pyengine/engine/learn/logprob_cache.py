@@ -35,7 +35,7 @@ def arithmetic(decoder: Decoder) -> str:
 
 def weights_digest(decoder: Decoder) -> bytes:
     """SHA-256 of the weights as they are multiplied, and of what they are multiplied with."""
-    text = f"{decoder.spec} {decoder.compute_dtype} {arithmetic(decoder)}"
+    text = f"{decoder.spec.identity} {decoder.compute_dtype} {arithmetic(decoder)}"
     digest = hashlib.sha256(text.encode())
     for name, parameter in decoder.named_parameters():
         value = parameter.detach()

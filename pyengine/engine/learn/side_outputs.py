@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pyengine.engine.learn.gradients import Gradients
-from pyengine.engine.learn.tree_model import HiddenTape, TreeModel
+from pyengine.engine.learn.tape import HiddenTape
+from pyengine.engine.learn.tree_model import TreeModel
 from pyengine.engine.weights.packed import PackedDecoder
 from pyengine.objectives.core.objective import SideOutput
 from pyengine.ops.linear import PackedWeight, linear_pack

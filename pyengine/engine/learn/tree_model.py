@@ -8,7 +8,6 @@ each weight's gradient is one chain over tokens that continues from micro-batch 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -18,76 +17,17 @@ from torch import Tensor
 from pyengine import _C
 from pyengine.engine.batch.packing import PackedBatch
 from pyengine.engine.learn.gradients import Gradients
+from pyengine.engine.learn.tape import HiddenTape, SavedLayer, SavedNorm, Tape, saved_bytes_per_row
 from pyengine.engine.learn.tree_pages import TreePages
 from pyengine.engine.weights.arena import Arena
 from pyengine.engine.weights.packed import PackedDecoder
 from pyengine.models.layers import Block, Norm
 from pyengine.models.rope import Rotation
-from pyengine.models.spec import DecoderSpec
 from pyengine.ops.linear import linear, linear_activation_backward
 from pyengine.ops.linear_logprob import (
-    LogprobForward,
     linear_logprob_backward,
     linear_logprob_forward,
 )
-
-
-@dataclass(frozen=True)
-class SavedNorm:
-    """What the backward of a norm needs: its input (N, D) and each row's statistics (N,)."""
-
-    x: Tensor
-    rstd: Tensor
-    mean: Tensor | None
-
-
-@dataclass(frozen=True)
-class SavedLayer:
-    """Activations of a layer between forward and backward; all of them in the compute dtype."""
-
-    attn_norm: SavedNorm
-    attn_normed: Tensor  # (T, D)
-    q_norm: SavedNorm | None
-    k_norm: SavedNorm | None
-    q: Tensor  # (T, H, hd), turned
-    k: Tensor  # (T, K, hd)
-    v: Tensor
-    attended: Tensor  # (T, H, hd)
-    lse: Tensor  # (T, H) float32
-    mlp_norm: SavedNorm
-    mlp_normed: Tensor  # (T, D)
-    kept: list[Tensor]  # (T, F) each: what the activation took
-    inner: Tensor  # (T, F)
-
-
-@dataclass
-class HiddenTape:
-    """One forward pass up to the final norm, of the rows that `source_rows` names."""
-
-    batch: PackedBatch
-    pages: TreePages
-    hidden: Tensor  # (N, D)
-    final_norm: SavedNorm
-    layers: list[SavedLayer | Tensor]  # a tensor (T, D): the layer's input, to compute it again
-
-
-@dataclass
-class Tape:
-    """One forward pass: its log-probs (N,) float32, and what the backward pass needs."""
-
-    states: HiddenTape
-    logps: Tensor
-    head: LogprobForward
-
-
-def saved_bytes_per_row(spec: DecoderSpec, dtype: torch.dtype) -> int:
-    """Bytes of a SavedLayer for each row, and of the layer's output."""
-    heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-    inner = (3 if spec.activation == "silu_glu" else 2) * spec.intermediate_size
-    rounded = 2 * spec.hidden_size + heads + inner
-    exact = 2 * spec.hidden_size + spec.num_heads + 4
-    normed = (spec.num_heads + spec.num_kv_heads) * (spec.head_dim + 2) if spec.qk_norm else 0
-    return rounded * dtype.itemsize + 4 * (exact + normed)
 
 
 class TreeModel:
@@ -139,12 +79,12 @@ class TreeModel:
     def _states(self, batch: PackedBatch, saves: bool) -> HiddenTape:
         self.packed.refresh(self.keep)
         pages = TreePages.of(batch, self._spec, self._dtype)
-        rotation = self._rotation(batch)
+        rotations = self._decoder.rotations(batch.positions)
         if saves and not self.recompute:
             self._make_room(len(batch.token_ids), self._spec.num_layers)
         x = self._embed(batch)
         layers: list[SavedLayer | Tensor] = []
-        for i in range(self._spec.num_layers):
+        for i, rotation in enumerate(rotations):
             start = x
             x, saved = self._layer(i, x, pages, rotation, saves and not self.recompute)
             if saves:
@@ -158,15 +98,13 @@ class TreeModel:
         size = rows * saved_bytes_per_row(self._spec, self._dtype) + 64 * 16  # and gaps
         self._arena.reset(layers * size)
 
-    def _rotation(self, batch: PackedBatch) -> Rotation | None:
-        rotary = self._decoder.rotary
-        return None if rotary is None else rotary.rotation(batch.positions)
-
     def _embed(self, batch: PackedBatch) -> Tensor:
         def rows(table: Tensor, ids: Tensor) -> Tensor:
             return F.embedding(ids, table).to(self._dtype).float()
 
         x = rows(self._decoder.embed.weight, batch.token_ids)
+        if self._spec.embedding_multiplier != 1:
+            x *= self._spec.embedding_multiplier
         if self._decoder.positions is not None:
             x += rows(self._decoder.positions.weight, batch.positions)
         return x
@@ -176,6 +114,7 @@ class TreeModel:
     ) -> tuple[Tensor, SavedLayer | None]:
         """The residual stream (T, D) after layer `index`; x is left as it is."""
         spec, dtype, name = self._spec, self._dtype, f"layers.{index}"
+        layer = spec.layers[index]
         take = self._arena.take if saves else _take
         block, rows = self._block(index), len(x)
         normed, attn_norm = _norm(block.attn_norm, x, take(x.shape, dtype))
@@ -187,7 +126,7 @@ class TreeModel:
             splits=[heads * spec.head_dim for heads in self._heads()],
         )
         q, k, v = (part.view(rows, -1, spec.head_dim) for part in parts)
-        if spec.qk_norm and saves:  # its backward reads what it normalised
+        if layer.qk_norm and saves:  # its backward reads what it normalised
             q, k = (take(part.shape, part.dtype).copy_(part) for part in (q, k))
         q, q_norm = _norm(block.attn.q_norm, q)
         k, k_norm = _norm(block.attn.k_norm, k)
@@ -197,7 +136,7 @@ class TreeModel:
         lse = take((rows, spec.num_heads), torch.float32) if saves else None
         attended = pages.attend(q, spec, take(q.shape, dtype), lse)
         after = take(x.shape, x.dtype).copy_(x)
-        self._add(attended.view(rows, -1), f"{name}.o", after)
+        self._add(attended.view(rows, -1), f"{name}.o", after, layer.residual_multiplier)
         mlp_normed, mlp_norm = _norm(block.mlp_norm, after, take(x.shape, dtype))
         shape = rows, spec.intermediate_size
         pieces = len(self.packed.table[f"{name}.up"].names) if saves else 0
@@ -206,13 +145,13 @@ class TreeModel:
             mlp_normed,
             self.packed.matrix(f"{name}.up"),
             self.packed.bias(f"{name}.up"),
-            activation="silu_gate" if spec.activation == "silu_glu" else "gelu_tanh",
+            activation="silu_gate" if layer.activation == "silu_glu" else "gelu_tanh",
             kept=kept,
             out=take(shape, dtype),
         )
         assert isinstance(inner, Tensor)
         out = take(x.shape, x.dtype).copy_(after) if saves else after
-        self._add(inner, f"{name}.down", out)
+        self._add(inner, f"{name}.down", out, layer.residual_multiplier)
         if not saves:
             return out, None
         assert lse is not None
@@ -229,8 +168,19 @@ class TreeModel:
     def _heads(self) -> tuple[int, int, int]:
         return self._spec.num_heads, self._spec.num_kv_heads, self._spec.num_kv_heads
 
-    def _add(self, x: Tensor, key: str, residual: Tensor) -> None:
-        linear(x, self.packed.matrix(key), self.packed.bias(key), residual=residual)
+    def _add(self, x: Tensor, key: str, residual: Tensor, multiplier: float) -> None:
+        matrix, bias = self.packed.matrix(key), self.packed.bias(key)
+        if multiplier == 1:
+            linear(x, matrix, bias, residual=residual)
+            return
+        out = linear(x, matrix, bias, out_dtype=torch.float32)
+        assert isinstance(out, Tensor)
+        residual += out.mul_(multiplier)  # both rounded, as the sampler does
+
+    def _added(self, index: int, dx: Tensor) -> Tensor:
+        """The gradient of what a layer's attention or MLP gives, in the compute dtype."""
+        multiplier = self._spec.layers[index].residual_multiplier
+        return (dx if multiplier == 1 else dx * multiplier).to(self._dtype)
 
     # Backward
 
@@ -271,9 +221,9 @@ class TreeModel:
         drows = self._norm_backward("final_norm", tape.final_norm, dhidden, gradients)
         dx = torch.zeros(len(batch.token_ids), self._spec.hidden_size)
         dx.index_add_(0, batch.source_rows, drows)
-        rotation = self._rotation(batch)
+        rotations = self._decoder.rotations(batch.positions)
         for i in reversed(range(self._spec.num_layers)):
-            saved = tape.layers.pop()
+            rotation, saved = rotations[i], tape.layers.pop()
             if isinstance(saved, Tensor):
                 self._make_room(len(saved), 1)
                 _, again = self._layer(i, saved, tape.pages, rotation, saves=True)
@@ -281,8 +231,10 @@ class TreeModel:
                 saved = again
             self._mlp_backward(i, saved, dx, groups, gradients)
             self._attention_backward(i, saved, dx, groups, rotation, tape.pages, gradients)
-        gradients.rows("embed.weight", batch.token_ids, dx)
         gradients.rows("positions.weight", batch.positions, dx)
+        if self._spec.embedding_multiplier != 1:
+            dx *= self._spec.embedding_multiplier
+        gradients.rows("embed.weight", batch.token_ids, dx)
 
     def _mlp_backward(
         self, index: int, saved: SavedLayer, dx: Tensor, groups: Tensor, gradients: Gradients
@@ -290,7 +242,7 @@ class TreeModel:
         """From the residual's gradient after the layer, in place, to that before its MLP."""
         name = f"layers.{index}"
         dinner = self._linear_backward(
-            f"{name}.down", dx.to(self._dtype), saved.inner, groups, gradients, self._dtype
+            f"{name}.down", self._added(index, dx), saved.inner, groups, gradients, self._dtype
         )
         dkept = linear_activation_backward(dinner, saved.kept)
         dnormed = self._linear_backward(f"{name}.up", dkept, saved.mlp_normed, groups, gradients)
@@ -309,7 +261,7 @@ class TreeModel:
         name, rows = f"layers.{index}", len(dx)
         attended = saved.attended.view(rows, -1)
         dattended = self._linear_backward(
-            f"{name}.o", dx.to(self._dtype), attended, groups, gradients, self._dtype
+            f"{name}.o", self._added(index, dx), attended, groups, gradients, self._dtype
         )
         dq, dk, dv = pages.attend_backward(
             dattended.view(saved.q.shape), saved.q, saved.k, saved.v, saved.attended, saved.lse,
@@ -349,6 +301,8 @@ class TreeModel:
         dx = torch.empty_like(saved.x)
         dweight = gradients.of(f"{name}.weight")
         dy = dy.reshape(saved.x.shape)
+        if norm.scale != 1:
+            dy = dy * norm.scale
         if saved.mean is None:
             _C.rms_norm_backward(dy, saved.x, norm.weight.detach(), saved.rstd, dx, dweight)
         else:
@@ -371,12 +325,12 @@ def _norm(
         return x, None
     rows = x.reshape(-1, x.shape[-1])
     y = torch.empty_like(rows) if out is None else out.view(rows.shape)
-    rstd, weight = torch.empty(len(rows)), norm.weight.detach()
-    if norm.bias is None:
-        _C.rms_norm_forward(rows, weight, norm.eps, y, rstd)
+    rstd, (weight, bias) = torch.empty(len(rows)), norm.applied()
+    if bias is None:
+        _C.rms_norm_forward(rows, weight.detach(), norm.eps, y, rstd)
         return y.view(x.shape), SavedNorm(rows, rstd, None)
     mean = torch.empty(len(rows))
-    _C.layer_norm_forward(rows, weight, norm.bias.detach(), norm.eps, y, mean, rstd)
+    _C.layer_norm_forward(rows, weight.detach(), bias.detach(), norm.eps, y, mean, rstd)
     return y.view(x.shape), SavedNorm(rows, rstd, mean)
 
 

@@ -160,7 +160,7 @@ class Snapshots:
 
     def _model(self, kind: Kind) -> str:
         """What a file says of its model: a snapshot of another one is refused."""
-        digest = hashlib.sha256(str(self._policy.spec).encode())
+        digest = hashlib.sha256(self._policy.spec.identity.encode())
         if kind != "weights":  # on a frozen base: its norms tell it apart, whatever the dtype
             for parameter in self._policy.parameters():
                 if parameter.ndim == 1:
@@ -279,7 +279,7 @@ class Snapshots:
     def digest(self, name: str) -> bytes:
         """Of the weights and of what they are multiplied with: equal digests, equal log-probs."""
         policy = self._policy
-        text = f"{policy.spec} {policy.compute_dtype} {arithmetic(policy)} "
+        text = f"{policy.spec.identity} {policy.compute_dtype} {arithmetic(policy)} "
         digest = hashlib.sha256(f"{text}{self._known[name].sha256}".encode())
         if self._lora is not None:
             if self._base_digest is None:

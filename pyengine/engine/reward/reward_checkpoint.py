@@ -17,6 +17,7 @@ from pyengine.engine.weights.packed_lora import frozen_base, restored_lora
 from pyengine.errors import CheckpointError
 from pyengine.models.classifier import SCORE, headless
 from pyengine.models.decoder import Decoder
+from pyengine.models.head_reading import READINGS, Reading
 from pyengine.models.lora import Lora, LoraConfig
 
 _HEAD = "head"  # the file of the head
@@ -37,6 +38,7 @@ class RewardState:
     gradient_checkpointing: bool | None
     step_count: int = 0
     skipped_in_a_row: int = 0
+    reading: Reading | None = None
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -71,6 +73,8 @@ def reward_state(content: Checkpoint, path: str | Path) -> RewardState:
         outputs, ensemble = map(int, given.pop("heads"))
         if given["dtype"] not in ("float32", "bfloat16"):
             raise ValueError(f"dtype {given['dtype']!r} does not train")
+        if given.get("reading") not in (None, *READINGS):
+            raise ValueError(f"reading {given['reading']!r} is none of {READINGS}")
         return RewardState(
             heads=(outputs, ensemble),
             optimizer=OptimizerConfig(**optimizer),

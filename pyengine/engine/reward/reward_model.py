@@ -13,7 +13,6 @@ from torch import Tensor
 from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine import memory
 from pyengine.engine.batch.packing import Tree, check_tree
-from pyengine.engine.calls.requests import stop_ids
 from pyengine.engine.config import DTYPES, device_of, dtype_name, packed_kind
 from pyengine.engine.learn.backbone import Backbone
 from pyengine.engine.optim.optimizer import Optimizer, OptimizerConfig
@@ -25,14 +24,15 @@ from pyengine.engine.reward.reward_checkpoint import (
     reward_parts,
     reward_state,
 )
-from pyengine.engine.reward.reward_head import RewardHead
+from pyengine.engine.reward.reward_head import RewardHead, check_asked, head_sizes, padding_of
 from pyengine.engine.reward.reward_training import Targets, make_lesson
 from pyengine.engine.weights.packed_lora import frozen_base
 from pyengine.errors import ConfigError, RequestError
 from pyengine.files import atomic_folder
 from pyengine.models.adapter_format import peft_tensors
-from pyengine.models.classifier import SCORE, LoadedClassifier, load_classifier, write_classifier
+from pyengine.models.classifier import SCORE, load_classifier, write_classifier
 from pyengine.models.decoder import Decoder
+from pyengine.models.head_reading import Reading
 from pyengine.models.lora import Lora, LoraConfig
 from pyengine.models.source import resolve
 from pyengine.models.spec import DecoderSpec
@@ -48,7 +48,10 @@ class RewardModel:
     outputs       numbers a head gives: 1 is a reward, 2 k an embedding of `gpm`, 2 a mean and a
                   spread of `mean_variance`
     ensemble      heads, which differ in how they began
-    pad_token_id  tokens of it at the end of a response are not read, as transformers does not
+    reading       what the outputs of a head mean: "reward", "gpm" or "mean_variance", by the folder
+                  or by the loss of the last update; None where neither says so
+    pad_token_id  tokens of it at the end of a response are not read, as transformers does not; None
+                  of a classifier whose folder has none: every token is read
     tokenizer, max_positions  as the engine's, so that `Preferences.from_rows` takes this model
     step_count    updates made
     extra         what the caller gave to `save_checkpoint`, of a model from `load_checkpoint`
@@ -66,13 +69,15 @@ class RewardModel:
         dtype: str,
         micro_batch_tokens: int | None = None,
         gradient_checkpointing: bool | None = None,
+        reading: Reading | None = None,
     ) -> None:
         self.outputs, self.ensemble = heads
+        self.reading: Reading | None = "reward" if self.outputs == 1 else reading
         self.tokenizer = tokenizer
         self.spec: DecoderSpec = decoder.spec
         self._decoder, self._lora, self._head = decoder, lora, head
         self._model_config = model_config
-        self.pad_token_id = _pad_token_id(model_config, tokenizer, self.spec.vocab_size)
+        self.pad_token_id = padding_of(model_config, tokenizer, self.spec.vocab_size)
         cpu, compute = torch.device("cpu"), DTYPES[dtype]
         recompute = memory.plan_recompute(
             self.spec, compute, cpu, gradient_checkpointing, micro_batch_tokens
@@ -141,10 +146,10 @@ class RewardModel:
         if unknown:
             raise ConfigError(f"[RewardModel] {min(unknown)} is not a setting")
         settings = OptimizerConfig(learning_rate, **optimizer)
-        _check_asked(outputs, ensemble)
+        check_asked(outputs, ensemble)
         source = resolve(path)
         model = load_classifier(source, DTYPES[name])
-        heads = _heads(model, outputs, ensemble)
+        heads = head_sizes(model, outputs, ensemble)
         width = model.decoder.spec.hidden_size
         head = (
             RewardHead.new(heads[0] * heads[1], width, seed)
@@ -163,6 +168,7 @@ class RewardModel:
             name,
             micro_batch_tokens,
             gradient_checkpointing,
+            model.reading,
         )
 
     @property
@@ -253,6 +259,7 @@ class RewardModel:
         except BaseException:
             self._optimizer.zero_grad()
             raise
+        self.reading = lesson.reading
         return metrics | {"tokens": float(tokens)}
 
     def step(self) -> dict[str, float]:
@@ -281,10 +288,15 @@ class RewardModel:
         """
         check_save_folder(path, overwrite)
         decoder = self._decoder if self._lora is None else self._lora.merged(self._decoder)
-        heads = self.outputs, self.ensemble
         with atomic_folder(path) as folder:
             write_classifier(
-                folder, decoder, self._model_config, self._head.weight, heads, self.pad_token_id
+                folder,
+                decoder,
+                self._model_config,
+                self._head.weight,
+                (self.outputs, self.ensemble),
+                self.pad_token_id,
+                self.reading,
             )
             if self.tokenizer is not None:
                 self.tokenizer.save(folder)
@@ -302,6 +314,7 @@ class RewardModel:
             self._state,
             step_count=self.step_count,
             skipped_in_a_row=self._optimizer.skipped_in_a_row,
+            reading=self.reading,
             extra=extra or {},
         )
         content = reward_checkpoint(
@@ -334,55 +347,10 @@ class RewardModel:
             state.dtype,
             state.micro_batch_tokens,
             state.gradient_checkpointing,
+            state.reading,
         )
         moments = content.tensors.get("optimizer", {})
         model._optimizer.load_state_tensors(moments, state.step_count)
         model._optimizer.skipped_in_a_row = state.skipped_in_a_row
         model.extra = state.extra
         return model
-
-
-def _check_asked(outputs: int | None, ensemble: int | None) -> None:
-    for name, value in (("outputs", outputs), ("ensemble", ensemble)):
-        if value is not None and (type(value) is not int or value < 1):
-            raise ConfigError(
-                f"[RewardModel] {name} must be an integer >= 1 or None but is {value!r}"
-            )
-    if (outputs or 1) > 1 and (ensemble or 1) > 1:
-        raise ConfigError(
-            "[RewardModel] outputs or ensemble must be 1 "
-            f"but they are {outputs} and {ensemble}: a head of an ensemble gives one reward"
-        )
-
-
-def _heads(model: LoadedClassifier, outputs: int | None, ensemble: int | None) -> tuple[int, int]:
-    """(outputs, ensemble). Raises ConfigError where a folder's head is another one."""
-    if model.score is None:
-        return outputs or 1, ensemble or 1
-    rows = len(model.score)
-    if model.heads is not None and outputs is None and ensemble is None:
-        return model.heads
-    found = (outputs or rows // (ensemble or 1), ensemble or 1)
-    if found[0] * found[1] != rows or (model.heads or found) != found:
-        said = "" if model.heads is None else f" (outputs {model.heads[0]}, heads {model.heads[1]})"
-        raise ConfigError(
-            f"[RewardModel] outputs and ensemble must be those of {SCORE}, which has {rows} rows"
-            f"{said}, but are {outputs} and {ensemble}"
-        )
-    return found
-
-
-def _pad_token_id(config: dict[str, Any], tokenizer: Tokenizer | None, vocab_size: int) -> int:
-    """The folder's own where it has a head; else one that ends no response: transformers reads the
-    last token that is not padding, and that should be an end token where there is one.
-
-    A model without such a token takes its end token, which then is not read.
-    """
-    architectures = config.get("architectures") or [""]
-    own = config.get("pad_token_id")
-    if str(architectures[0]).endswith("ForSequenceClassification") and type(own) is int:
-        return own
-    ends = stop_ids(tokenizer, config, {})
-    candidates = [i for i in (own, config.get("bos_token_id")) if i not in ends]
-    candidates += [*sorted(ends), vocab_size - 1]
-    return next(i for i in candidates if type(i) is int and 0 <= i < vocab_size)

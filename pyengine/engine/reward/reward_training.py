@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyengine.engine.batch.packing import Tree
 from pyengine.errors import ConfigError, RequestError
+from pyengine.models.head_reading import Reading
 from pyengine.objectives.core.reward_losses import gpm_score, reward_loss
 from pyengine.preferences.groups import Comparison, Preferences
 
@@ -20,6 +21,7 @@ Targets = Sequence[Sequence[float | None]]
 Place = tuple[int, int]  # group, response
 
 _SOFT = ("soft_bt", "gpm")  # take probabilities
+_READINGS: dict[str, Reading] = {"gpm": "gpm", "mean_variance": "mean_variance"}
 # Loss -> what the outputs of one head must be: in words, and as a test.
 _OUTPUTS: dict[str, tuple[str, Callable[[int], bool]]] = {
     "bradley_terry": ("one output", lambda n: n == 1),
@@ -39,6 +41,11 @@ class Lesson(ABC):
         self.options = dict(options)
         self.where = sorted(where)
         self._rows = {place: row for row, place in enumerate(self.where)}
+
+    @property
+    def reading(self) -> Reading:
+        """What the outputs of a head that learns from this come to mean."""
+        return _READINGS.get(self.name, "reward")
 
     def trees(self, batch: Preferences) -> list[Tree]:
         """The groups that take part, each with only the responses that do."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyengine.engine.weights.arena import Arena
 from pyengine.models.decoder import Decoder
 from pyengine.models.layers import Block, Norm
+from pyengine.models.rope import Rotation
 from pyengine.models.spec import DecoderSpec
 from pyengine.ops.linear import (
     Kind,
@@ -41,9 +42,9 @@ class Fused:
 
 def fused_matrices(spec: DecoderSpec) -> dict[str, Fused]:
     """By the names that packed matrices and gradients have: layers.N.{qkv, o, up, down}, head."""
-    gated = spec.activation == "silu_glu"
     table = {}
-    for i in range(spec.num_layers):
+    for i, layer in enumerate(spec.layers):
+        gated = layer.activation == "silu_glu"
         attn, mlp = f"layers.{i}.attn", f"layers.{i}.mlp"
         table[f"layers.{i}.qkv"] = Fused((f"{attn}.q", f"{attn}.k", f"{attn}.v"))
         table[f"layers.{i}.o"] = Fused((f"{attn}.o",))
@@ -217,12 +218,11 @@ class PackedDecoder:
         self._seen[name] = now
         return before is None or before[0] is not parameter or before[1:] != now[1:]
 
+    @torch.no_grad()
     def weights(self, longest: int) -> dict[str, Any]:
         """What `_C.Session` takes; rotation tables reach `longest` tokens at least."""
         decoder, spec = self.decoder, self.decoder.spec
-        cos = sin = None
-        if decoder.rotary is not None:
-            cos, sin, _ = decoder.rotary.rotation(torch.tensor([max(longest - 1, 0)]))
+        rotations = decoder.rotations(torch.tensor([max(longest - 1, 0)]))
         positions = None if decoder.positions is None else decoder.positions.weight.detach()
         return {
             "vocab_size": spec.vocab_size,
@@ -232,23 +232,26 @@ class PackedDecoder:
             "head_dim": spec.head_dim,
             "intermediate_size": spec.intermediate_size,
             "norm_eps": spec.norm_eps,
+            "embedding_multiplier": spec.embedding_multiplier,
             "attention_scale": spec.attention_scale,
-            "gated": spec.activation == "silu_glu",
             "layer_norm": spec.norm == "layer",
             "compute": str(self.compute_dtype).removeprefix("torch."),
             "embed": decoder.embed.weight.detach(),
             "positions": positions,
-            "cos": cos,
-            "sin": sin,
-            "layers": [self._layer(i) for i in range(spec.num_layers)],
+            "layers": [self._layer(i, rotation) for i, rotation in enumerate(rotations)],
             **_norm("final_norm", decoder.final_norm),
             "head": _words(self._packed["head"]),
         }
 
-    def _layer(self, index: int) -> dict[str, Any]:
+    def _layer(self, index: int, rotation: Rotation | None) -> dict[str, Any]:
         block = self.decoder.layers[index]
         assert isinstance(block, Block)
+        cos, sin, _ = rotation or (None, None, None)
         fields: dict[str, Any] = {
+            "gated": self.table[f"layers.{index}.up"].gated,
+            "cos": cos,
+            "sin": sin,
+            "residual_multiplier": self.decoder.spec.layers[index].residual_multiplier,
             **_norm("attn_norm", block.attn_norm),
             **_norm("q_norm", block.attn.q_norm),
             **_norm("k_norm", block.attn.k_norm),
@@ -264,8 +267,11 @@ class PackedDecoder:
 def _norm(name: str, norm: Norm | None) -> dict[str, Tensor | None]:
     if norm is None:
         return {f"{name}.weight": None, f"{name}.bias": None}
-    bias = None if norm.bias is None else norm.bias.detach()
-    return {f"{name}.weight": norm.weight.detach(), f"{name}.bias": bias}
+    weight, bias = norm.applied()
+    return {
+        f"{name}.weight": weight.detach(),
+        f"{name}.bias": None if bias is None else bias.detach(),
+    }
 
 
 def _words(packed: PackedWeight) -> tuple[Tensor, Tensor | None, str, int, int]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from pyengine.errors import ConfigError
+from pyengine.models.head_reading import READINGS, Reading, is_reading
 from pyengine.objectives.core.reward_losses import gpm_score
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
 from pyengine.preferences.groups import Group
 
-Reading = Literal["reward", "gpm", "mean_variance"]
 Combine = Literal["mean", "min", "mean_minus_variance"]
 
 
@@ -23,6 +23,9 @@ class JudgesTokens(Protocol):
 
     @property
     def outputs(self) -> int: ...
+
+    @property
+    def reading(self) -> Reading | None: ...
 
     def rewards(self, groups: Sequence[Group]) -> list[list[Tensor]]: ...
 
@@ -33,14 +36,15 @@ class RewardModelSource:
     reading   what the outputs of a head are. "reward": one number. "mean_variance": the first of
               two. "gpm": an embedding; a response's reward is then its mean probability of being
               preferred to the group's others (1/2 where it is alone), and the feedback has the
-              matrix P = sigmoid(s / tau) of each group. None: by the number of outputs, "reward"
-              for 1 and "gpm" for more
-    tau       temperature of "gpm", the one it was trained with
-    combine   of an ensemble's rewards: their "mean"; "min", the worst case; or
-              "mean_minus_variance", mean - penalty * variance
-    penalty   of "mean_minus_variance"; >= 0
+              matrix P = sigmoid(s / tau) of each group. None: what the model's folder says
+    tau       temperature of "gpm", the one it was trained with; 0.1
+    combine   of "reward", what is made of an ensemble's: their "mean", the default; "min", the
+              worst case; or "mean_minus_variance", mean - penalty * variance
+    penalty   of "mean_minus_variance"; >= 0; 1
     With one reward or a mean, no matrix is given: the rewards say it all. An output that is not
     finite is an error of that sample.
+    Raises ConfigError, also for an option that this reading does not use, and for several outputs
+    without a reading: a classifier's labels are no preferences.
     Source: matrix, arXiv:2410.02197; worst case and variance of ensembles, arXiv:2310.02743.
     """
 
@@ -49,31 +53,41 @@ class RewardModelSource:
         model: JudgesTokens,
         *,
         reading: Reading | None = None,
-        tau: float = 0.1,
-        combine: Combine = "mean",
-        penalty: float = 1.0,
+        tau: float | None = None,
+        combine: Combine | None = None,
+        penalty: float | None = None,
         name: str = "reward_model",
     ) -> None:
-        if reading is None:
-            reading = "reward" if model.outputs == 1 else "gpm"
-        fits = {"reward": model.outputs == 1, "mean_variance": model.outputs == 2,
-                "gpm": model.outputs % 2 == 0}  # fmt: skip
-        checks: dict[str, tuple[Any, bool, str]] = {
-            "reading": (reading, reading in get_args(Reading), f"one of {get_args(Reading)}"),
-            "tau": (tau, 0 < tau < math.inf, "> 0 and finite"),
-            "combine": (combine, combine in get_args(Combine), f"one of {get_args(Combine)}"),
-            "penalty": (penalty, 0 <= penalty < math.inf, ">= 0 and finite"),
+        self.model, self.name = model, name
+        self.reading = _reading(model, reading)
+        uses = {
+            "tau": (tau, self.reading == "gpm", "reading is 'gpm'"),
+            "combine": (combine, self.reading == "reward", "reading is 'reward'"),
+            "penalty": (
+                penalty,
+                combine == "mean_minus_variance",
+                "combine is 'mean_minus_variance'",
+            ),
         }
-        for key, (value, holds, rule) in checks.items():
+        for key, (value, used, rule) in uses.items():
+            if value is not None and not used:
+                raise ConfigError(
+                    f"[RewardModelSource] {key} is used where {rule} but is {value!r} with reading "
+                    f"{self.reading!r} and combine {combine!r}"
+                )
+        self.tau = 0.1 if tau is None else tau
+        self.combine: Combine = "mean" if combine is None else combine
+        self.penalty = 1.0 if penalty is None else penalty
+        checks = {
+            "tau": (self.tau, 0 < self.tau < math.inf, "> 0 and finite"),
+            "combine": (
+                self.combine, self.combine in get_args(Combine), f"one of {get_args(Combine)}"
+            ),
+            "penalty": (self.penalty, 0 <= self.penalty < math.inf, ">= 0 and finite"),
+        }  # fmt: skip
+        for key, (given, holds, rule) in checks.items():
             if not holds:
-                raise ConfigError(f"[RewardModelSource] {key} must be {rule} but is {value!r}")
-        if not fits[reading]:
-            raise ConfigError(
-                f"[RewardModelSource] reading must fit a head of {model.outputs} outputs "
-                f"but is {reading!r}"
-            )
-        self.model, self.reading, self.name = model, reading, name
-        self.tau, self.combine, self.penalty = tau, combine, penalty
+                raise ConfigError(f"[RewardModelSource] {key} must be {rule} but is {given!r}")
 
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """A reward for each response that has tokens; one without abstains."""
@@ -118,16 +132,21 @@ class RewardModelSource:
                 values[k] = self._reward(outputs[k].double())
             return values, []
         matrix = [[0.5] * len(outputs) for _ in outputs]
-        for i in usable:
-            others = [j for j in usable if j != i]
-            for j in others:
-                matrix[i][j] = self._probability(outputs[i], outputs[j])
-            values[i] = sum(matrix[i][j] for j in others) / len(others) if others else 0.5
+        for i, row in zip(usable, self._probabilities([outputs[k] for k in usable]), strict=True):
+            for j, p in zip(usable, row, strict=True):
+                matrix[i][j] = p
+            others = [matrix[i][j] for j in usable if j != i]
+            values[i] = sum(others) / len(others) if others else 0.5
         return values, matrix
 
-    def _probability(self, first: Tensor, second: Tensor) -> float:
-        score = gpm_score(first[None].double(), second[None].double())
-        return float(torch.sigmoid(score / self.tau))
+    def _probabilities(self, embeddings: list[Tensor]) -> list[list[float]]:
+        """P of each response against each other, all pairs at once; 1/2 against itself."""
+        if not embeddings:
+            return []
+        each, n = torch.stack(embeddings).double(), len(embeddings)  # (n, 2k)
+        scores = gpm_score(each.repeat_interleave(n, 0), each.repeat(n, 1))  # (n * n,)
+        rows: list[list[float]] = (scores / self.tau).view(n, n).tolist()
+        return [[_sigmoid(z) for z in row] for row in rows]
 
     def _reward(self, out: Tensor) -> float:
         if self.reading == "mean_variance":
@@ -138,3 +157,28 @@ class RewardModelSource:
         if self.combine == "mean_minus_variance":
             return float(each.mean() - self.penalty * each.var(correction=0))
         return float(each.mean())
+
+
+def _reading(model: JudgesTokens, asked: Reading | None) -> Reading:
+    """What the outputs mean. Raises ConfigError where nobody says so, or it cannot be."""
+    reading = model.reading if asked is None else asked
+    if reading is None:
+        raise ConfigError(
+            f"[RewardModelSource] reading must be one of {READINGS} for a head of {model.outputs} "
+            "outputs whose folder does not say what they mean, but is None"
+        )
+    if reading not in READINGS:
+        raise ConfigError(
+            f"[RewardModelSource] reading must be one of {READINGS} but is {reading!r}"
+        )
+    if not is_reading(reading, model.outputs):
+        raise ConfigError(
+            f"[RewardModelSource] reading must fit a head of {model.outputs} outputs "
+            f"but is {reading!r}"
+        )
+    return reading
+
+
+def _sigmoid(z: float) -> float:
+    # One at a time: the last bit of torch's depends on how many numbers it is given at once.
+    return 1 / (1 + math.exp(-z)) if z > -709.78 else 0.0

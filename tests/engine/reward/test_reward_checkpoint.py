@@ -91,6 +91,7 @@ def test_what_is_no_reward_models(llama: Path, tmp_path: Path) -> None:
         ({"heads": "none"}, "state.json is not a reward model's"),
         ({"unknown": 1}, "state.json is not a reward model's"),
         ({"dtype": "float8"}, "state.json is not a reward model's: dtype 'float8' does not train"),
+        ({"reading": "elo"}, "state.json is not a reward model's: reading 'elo' is none of "),
     ],
 )
 def test_damage_is_named(llama: Path, tmp_path: Path, damage: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,7 +115,9 @@ def gradient(model: pe.RewardModel, loss: str) -> dict[str, Tensor]:
     return {name: g.clone() for name, g in model.named_gradients()}
 
 
-@pytest.mark.parametrize("case", ["llama", "llama-tied", "mistral", "qwen2", "qwen3", "gpt2"])
+@pytest.mark.parametrize(
+    "case", ["llama", "llama-tied", "mistral", "qwen2", "qwen3", "smollm3", "gpt2"]
+)
 def test_transformers_reads_what_is_saved(case: str, tmp_path: Path) -> None:
     save_hf(case, tmp_path / "base")
     model = pe.RewardModel.from_pretrained(
@@ -153,6 +156,63 @@ def test_what_transformers_saved_is_read(case: str, tmp_path: Path) -> None:
         torch.testing.assert_close(torch.stack(mine), torch.stack(theirs), rtol=0, atol=1e-5)
     ensemble = pe.RewardModel.from_pretrained(tmp_path / "theirs", ensemble=4, dtype="float32")
     assert torch.equal(ensemble.rewards(groups)[1][0], model.rewards(groups)[1][0])
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2"])
+def test_without_padding_the_last_token_is_read_be_it_an_end(case: str, tmp_path: Path) -> None:
+    """Of a classifier without a pad id: tokens 2 (eos), 1 (bos) and 96 may all be the last."""
+    save_hf(case, tmp_path / "base")
+    hf = oracle(tmp_path / "base", torch.float32)
+    assert hf.config.pad_token_id is None
+    hf.save_pretrained(tmp_path / "theirs")
+    model = pe.RewardModel.from_pretrained(tmp_path / "theirs", dtype="float32")
+    assert (model.outputs, model.pad_token_id) == (2, None)
+    groups = [pe.Group([5, 6, 7], [pe.Response([8, 9, end]) for end in (2, 1, 96)])]
+    model.save_pretrained(tmp_path / "ours")
+    again = pe.RewardModel.from_pretrained(tmp_path / "ours", dtype="float32")
+    assert again.pad_token_id is None
+    for theirs in (hf, oracle(tmp_path / "ours", torch.float32)):
+        expected = torch.stack(their_outputs(theirs, groups)[0])
+        for mine in (model, again):
+            torch.testing.assert_close(
+                torch.stack(mine.rewards(groups)[0]), expected, rtol=0, atol=1e-5
+            )
+
+
+def test_a_head_is_one_whatever_the_config_calls_the_model(tmp_path: Path) -> None:
+    save_hf("llama", tmp_path / "base")
+    oracle(tmp_path / "base", torch.float32).save_pretrained(tmp_path / "theirs")
+    file = tmp_path / "theirs" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": ["RewardModel"]}))
+    assert pe.RewardModel.from_pretrained(tmp_path / "theirs").pad_token_id is None
+
+
+def test_what_outputs_mean_is_asked_for_unless_the_folder_says(
+    make: MakeModel, tmp_path: Path
+) -> None:
+    """Two labels are no preference embedding."""
+    save_hf("llama", tmp_path / "base")
+    oracle(tmp_path / "base", torch.float32).save_pretrained(tmp_path / "labels")
+    labels = pe.RewardModel.from_pretrained(tmp_path / "labels")
+    assert (labels.outputs, labels.reading) == (2, None)
+    with pytest.raises(ConfigError, match=r"reading must be one of .* for a head of 2 outputs"):
+        pe.preferences.RewardModelSource(labels)
+    assert pe.preferences.RewardModelSource(labels, reading="gpm").reading == "gpm"
+    for loss, reading in (("gpm", "gpm"), ("mean_variance", "mean_variance")):
+        model = make(outputs=2)
+        assert model.reading is None
+        batch, _ = batch_of(loss)
+        model.update(batch, loss)
+        model.save_pretrained(tmp_path / loss)
+        model.save_checkpoint(tmp_path / f"{loss}-checkpoint")
+        for again in (
+            pe.RewardModel.from_pretrained(tmp_path / loss),
+            pe.RewardModel.load_checkpoint(tmp_path / f"{loss}-checkpoint"),
+        ):
+            assert again.reading == model.reading == reading
+            assert pe.preferences.RewardModelSource(again).reading == reading
+    heads = pe.RewardModel.from_pretrained(tmp_path / "labels", ensemble=2)
+    assert pe.preferences.RewardModelSource(heads).reading == "reward"
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -53,6 +53,16 @@ def test_settings(llama: Path, options: dict[str, Any], message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
+def test_a_family_without_such_a_class_in_transformers(tmp_path: Path) -> None:
+    save_hf("granite", tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        pe.RewardModel.from_pretrained(tmp_path)
+    assert str(caught.value) == (
+        f"[{tmp_path}] a head on hidden states needs a family with a ...ForSequenceClassification "
+        "in transformers but granite has none"
+    )
+
+
 def test_a_gpu(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "pyengine.engine.reward.reward_model.device_of", lambda device: torch.device(device)

@@ -32,21 +32,30 @@ struct LayerWeights {
     NormWeights mlp_norm;
     LinearWeights up;  // a gated pair for the SiLU gate
     LinearWeights down;
+    bool gated = true;                 // silu(gate) * up; else gelu_tanh(up)
+    MatrixView cos, sin;               // (positions, head_dim / 2) of the rotation; null: none
+    float residual_multiplier = 1.0f;  // of what attention and MLP add to the residual stream
 };
 
 struct DecoderWeights {
     int64_t vocab_size = 0, hidden_size = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0;
     int64_t intermediate_size = 0;
-    float norm_eps = 0.0f, attention_scale = 0.0f;
-    bool gated = true;            // silu(gate) * up; else gelu_tanh(up)
+    float norm_eps = 0.0f, attention_scale = 0.0f, embedding_multiplier = 1.0f;
     DType compute = DType::kF32;  // what matrices multiply, and the pages hold
     MatrixView embed;             // (vocab_size, hidden_size), rounded to `compute` when read
     MatrixView positions;         // (max_positions, hidden_size) learned ones; null: none
-    MatrixView cos, sin;          // (positions, head_dim / 2) of the rotation; null: none
     std::vector<LayerWeights> layers;
     NormWeights final_norm;
     PackedMatrix head;  // (vocab_size, hidden_size)
 
+    // The longest sequence that every table of positions holds; `tokens` where there is none.
+    int64_t most_positions(int64_t tokens) const {
+        int64_t most = positions ? positions.rows : -1;
+        for (const LayerWeights& l : layers) {
+            if (l.cos && (most < 0 || l.cos.rows < most)) most = l.cos.rows;
+        }
+        return most < 0 ? tokens : most;
+    }
     // Of one page: keys and values of every layer.
     int64_t page_elements(int64_t page_tokens) const {
         return static_cast<int64_t>(layers.size()) * 2 *
@@ -98,10 +107,12 @@ class Decoder {
     void write_keys_values(StepBatch& batch, int64_t layer, int64_t begin, int64_t rows);
     void keep_wanted(const StepBatch& batch);
     void finish_layer(const LayerWeights& layer, int64_t rows);  // after attention
+    void add(const LinearWeights& w, const Rows& x, int64_t rows, float multiplier);
 
     DecoderWeights weights_;
     KvPool pool_;
     Rows residual_, normed_, q_, k_, v_, attended_, inner_;
+    Rows added_;  // where a residual multiplier is not 1
 };
 
 }  // namespace pe::runtime

@@ -1,0 +1,59 @@
+"""SmolLM3: Llama without rotation in every fourth layer.
+
+Source: https://huggingface.co/blog/smollm3; layers without positions: arXiv:2501.18795.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pyengine.models.config import ConfigReader, common_sizes, show
+from pyengine.models.llama import llama_tensors
+from pyengine.models.qwen2 import any_slides
+from pyengine.models.rope import parse_rope
+from pyengine.models.spec import DecoderSpec, Family, LayerSpec
+
+
+def _parse_smollm3(reader: ConfigReader) -> DecoderSpec:
+    sizes = common_sizes(reader, kv_heads_required=True)
+    sizes["tied_head"] = reader.boolean("tie_word_embeddings", True)
+    num_layers = sizes.pop("num_layers")
+    attention_bias = reader.boolean("attention_bias", False)
+    rotated = LayerSpec(
+        activation="silu_glu",
+        qkv_bias=attention_bias,
+        o_bias=attention_bias,
+        mlp_bias=reader.boolean("mlp_bias", False),
+        qk_norm=False,
+        rope=parse_rope(reader, sizes["max_positions"], default_theta=2_000_000.0),
+    )
+    rotates = _rotates(reader, num_layers)
+    # Within the window, sliding and full attention are the same.
+    uses_window = reader.boolean("use_sliding_window", False)
+    if reader.get("sliding_window") is None:
+        uses_window = False
+    if any_slides(reader, num_layers, uses_window, not all(rotates)):
+        window = reader.integer("sliding_window")
+        sizes["max_positions"] = min(sizes["max_positions"], window)
+    for unread in ("max_window_layers", "pretraining_tp"):  # published files carry them
+        reader.get(unread)
+    layers = tuple(rotated if each else replace(rotated, rope=None) for each in rotates)
+    return DecoderSpec(family="smollm3", layers=layers, **sizes)
+
+
+def _rotates(reader: ConfigReader, num_layers: int) -> list[bool]:
+    """Whether each layer rotates; the option's name says the opposite."""
+    interval = reader.integer("no_rope_layer_interval", 4)
+    given = reader.get("no_rope_layers")
+    if given is None:
+        return [(i + 1) % interval != 0 for i in range(num_layers)]
+    valid = isinstance(given, list) and all(type(each) is int and each in (0, 1) for each in given)
+    if not valid or len(given) < num_layers:
+        raise reader.refuse(
+            f"no_rope_layers must be 0 or 1 for each of num_hidden_layers = {num_layers} "
+            f"but is {show(given)}"
+        )
+    return [each == 1 for each in given[:num_layers]]
+
+
+SMOLLM3 = Family("smollm3", "SmolLM3ForCausalLM", "model.", _parse_smollm3, llama_tensors)
