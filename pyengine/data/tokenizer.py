@@ -261,7 +261,9 @@ class Tokenizer:
     def _check_ids(self, ids: Sequence[Any], limit: int) -> list[int]:
         checked = []
         for index, number in enumerate(ids):
-            is_integer = isinstance(number, Integral) and not isinstance(number, bool)
+            is_integer = type(number) is int or (
+                isinstance(number, Integral) and not isinstance(number, bool)
+            )
             if not is_integer or not 0 <= number < limit:
                 raise RequestError(
                     f"[tokenizer] token ids must be integers in [0, {limit}) "

@@ -26,6 +26,7 @@ class TextDecoder:
         added = backend.get_added_tokens_decoder()
         self._special = frozenset(number for number, token in added.items() if token.special)
         self._bytes = _byte_tokens(backend)
+        self._all_text = self.vocabulary - self._bytes.keys()
         self._context: tuple[list[int], int] | None = None
 
     def decode(
@@ -35,10 +36,9 @@ class TextDecoder:
 
         The difference is a blank at the beginning, which some decoders take away from a text.
         """
-        if skip_special_tokens:
+        if skip_special_tokens and not self._special.isdisjoint(ids):
             ids = [number for number in ids if number not in self._special]
-        lost = self._lost(ids)
-        if not lost:
+        if self._all_text.issuperset(ids) or not (lost := self._lost(ids)):
             return self._decode(ids, skip_special_tokens, follows)
         text = ""
         for is_lost, places in groupby(range(len(ids)), key=lost.__contains__):
@@ -73,8 +73,6 @@ class TextDecoder:
     def _lost(self, ids: Sequence[int]) -> set[int]:
         """Places of ids that stand for no text."""
         lost = {place for place, number in enumerate(ids) if number not in self.vocabulary}
-        if self._bytes.keys().isdisjoint(ids):
-            return lost
         for is_byte, places in groupby(range(len(ids)), key=lambda k: ids[k] in self._bytes):
             if is_byte:
                 run = list(places)

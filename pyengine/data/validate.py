@@ -25,6 +25,7 @@ from pyengine.data.turns import (
     required,
     turns_of,
 )
+from pyengine.data.word_boundaries import word_start
 from pyengine.errors import ConfigError, DataError
 
 RowFormat = Literal["preference", "unpaired", "ranked", "prompt"]
@@ -247,7 +248,10 @@ def _split_prompt(chosen: Turns, rejected: Turns, where: str) -> tuple[Turns, Tu
     while cut < min(len(chosen), len(rejected)) and chosen[cut] == rejected[cut]:
         cut += 1
     if isinstance(chosen, str) and isinstance(rejected, str):
-        cut = _word_start(chosen, rejected, cut)
+        # A prompt that ended inside a word, or in the blank before it, would be cut into tokens
+        # that no model sees.
+        cut = word_start(chosen, rejected, cut)
+        cut -= chosen[:cut].endswith(" ")
     what = "text" if isinstance(chosen, str) else "message"
     if cut == 0:
         raise DataError(
@@ -266,17 +270,6 @@ def _split_prompt(chosen: Turns, rejected: Turns, where: str) -> tuple[Turns, Tu
             "with role 'assistant', so it may be prompt or response: add a prompt column"
         )
     return chosen[:cut], chosen[cut:], rejected[cut:]
-
-
-def _word_start(a: str, b: str, cut: int) -> int:
-    """Move the first difference back to the start of its word, and to the blank before it.
-
-    A prompt that ended inside a word would be cut into tokens that no model sees.
-    """
-    inside = any(text[cut : cut + 1].isalnum() for text in (a, b))
-    while inside and cut > 0 and a[cut - 1].isalnum():
-        cut -= 1
-    return cut - 1 if cut > 0 and a[cut - 1] == " " else cut
 
 
 def _number(
