@@ -28,7 +28,7 @@ from pyengine.engine.config import (
 )
 from pyengine.engine.infer.generation import Progress
 from pyengine.engine.infer.inference import check_model, mixture_of
-from pyengine.engine.learn.training import checked_batch, checked_scale, forward_backward
+from pyengine.engine.learn.training import checked_batch, checked_scale, forward_backward, measure
 from pyengine.engine.named.named_models import KEPT
 from pyengine.engine.named.references import asked_reference, load_reference
 from pyengine.engine.named.snapshot_calls import SnapshotCalls
@@ -391,6 +391,21 @@ class Engine(SnapshotCalls, ExportCalls):
         except BaseException:
             self._optimizer.zero_grad()
             raise
+
+    def measure(self, batch: Preferences, objective: Objective) -> dict[str, float]:
+        """The loss and metrics of a batch as `forward_backward` returns them; no gradient.
+
+        Raises RequestError before any work.
+        """
+        examples = checked_batch(
+            batch,
+            objective,
+            self._learner,
+            self.has_reference,
+            self.spec.vocab_size,
+            self.max_positions,
+        )
+        return measure(self._learner, examples, objective, self._micro_batch_tokens, self.device)
 
     def step(self) -> dict[str, float]:
         """Applies the gathered gradients and clears them.

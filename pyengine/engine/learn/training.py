@@ -13,7 +13,7 @@ from pyengine.engine.batch.loss_batch import LossBatch, loss_batch
 from pyengine.engine.batch.packing import check_tree, micro_batches, pack
 from pyengine.engine.learn.learning import Learner
 from pyengine.errors import RequestError
-from pyengine.objectives.core.objective import LossInputs, LossOutput, Objective
+from pyengine.objectives.core.objective import LossInputs, LossOutput, Objective, SideOutput
 from pyengine.preferences.groups import Preferences
 
 
@@ -125,10 +125,7 @@ def forward_backward(
     side = objective.side_outputs
     whole: LossOutput | None = None
     if len(spans) > 1 and (objective.batch_global or batch.crosses_groups):
-        passes = [learner.logps(pack([batch.trees[i] for i in r], device), side) for r in spans]
-        logps, sides = zip(*passes, strict=True)
-        joined: dict[str, Tensor] = {n: torch.cat([each[n] for each in sides]) for n in sides[0]}
-        inputs = fixed.inputs(range(len(batch.trees)), torch.cat(logps), joined)
+        inputs = _whole_inputs(learner, batch, fixed, spans, side, device)
         whole = objective(inputs)
         totals.add(whole, inputs.weight)
     rows = first = 0
@@ -148,6 +145,37 @@ def forward_backward(
         policy.backward(scale * dlogps, {name: scale * slope for name, slope in dside.items()})
         first = last
     return totals.means() | {"tokens": float(rows)}
+
+
+def measure(
+    learner: Learner,
+    batch: LossBatch,
+    objective: Objective,
+    micro_batch_tokens: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Loss and metrics as `forward_backward` returns them, with no gradient of anything."""
+    fixed = _Fixed.of(learner, batch, objective, micro_batch_tokens, device)
+    spans = list(micro_batches([t.num_rows for t in batch.trees], micro_batch_tokens))
+    inputs = _whole_inputs(learner, batch, fixed, spans, objective.side_outputs, device)
+    totals = Totals(batch.total_weight)
+    totals.add(objective(inputs), inputs.weight)
+    return totals.means()
+
+
+def _whole_inputs(
+    learner: Learner,
+    batch: LossBatch,
+    fixed: _Fixed,
+    spans: Sequence[range],
+    side: Sequence[SideOutput],
+    device: torch.device,
+) -> LossInputs:
+    """Of all trees: log-probs are computed a span at a time."""
+    passes = [learner.logps(pack([batch.trees[i] for i in r], device), side) for r in spans]
+    logps, sides = zip(*passes, strict=True)
+    joined: dict[str, Tensor] = {n: torch.cat([each[n] for each in sides]) for n in sides[0]}
+    return fixed.inputs(range(len(batch.trees)), torch.cat(logps), joined)
 
 
 def checked_scale(scale: float) -> float:
