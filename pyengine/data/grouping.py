@@ -175,6 +175,6 @@ class GroupBuilder:
 
 def _equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
     try:
-        return bool(a == b)
+        return bool(a == b) or repr(a) == repr(b)  # NaN is not equal to NaN
     except ValueError:  # arrays have no single truth value
         return False

@@ -40,7 +40,7 @@ def has(row: Row, *columns: str) -> bool:
     return all(row.get(column) is not None for column in columns)
 
 
-def _pair_of(row: Row, kind: type) -> bool:
+def _pair_of(row: Row, kind: type | tuple[type, ...]) -> bool:
     return isinstance(row.get("chosen"), kind) and isinstance(row.get("rejected"), kind)
 
 
@@ -56,7 +56,7 @@ def _is_pairs(row: Row) -> bool:
 
 
 def _is_ultrafeedback(row: Row) -> bool:
-    return isinstance(row.get("prompt"), str) and _pair_of(row, list)
+    return isinstance(row.get("prompt"), str) and _pair_of(row, (list, tuple))
 
 
 def _is_hh_rlhf(row: Row) -> bool:
@@ -78,7 +78,7 @@ def _is_kto(row: Row) -> bool:
 def _is_ranked(row: Row) -> bool:
     lists, numbers = read.RANKED
     return has(row, "prompt") and any(
-        has(row, a, b) and isinstance(row[a], list) for a in lists for b in numbers
+        has(row, a, b) and isinstance(row[a], (list, tuple)) for a in lists for b in numbers
     )
 
 

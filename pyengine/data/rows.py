@@ -11,10 +11,11 @@ from pyengine.data.layouts import canonical_rows
 from pyengine.data.turns import Turns
 from pyengine.data.validate import (
     PreferenceRow,
-    PromptRow,
     RankedRow,
     Row,
     UnpairedRow,
+    check_prompt,
+    place,
     validate_rows,
 )
 from pyengine.errors import DataError, PyengineError
@@ -86,10 +87,16 @@ def tokenize_rows(
 
 
 def prompts_from_rows(
-    rows: Sequence[Mapping[str, Any]], source: str = "rows"
+    rows: Sequence[Mapping[str, Any]], source: str = "rows", column: str = "prompt"
 ) -> tuple[list[Turns], list[dict[str, Any]]]:
-    """The prompt of every row, and the row's other columns. Raises DataError."""
-    checked = [r for r in validate_rows(rows, "prompt", source) if isinstance(r, PromptRow)]
+    """The prompt of every row, and the row's other columns.
+
+    column  what the rows call their prompt
+    Raises DataError.
+    """
+    if not rows:
+        raise DataError(f"[{source}] must hold at least one row but holds none")
+    checked = [check_prompt(row, place(rows, i, source), column) for i, row in enumerate(rows)]
     return [r.prompt for r in checked], [r.columns for r in checked]
 
 

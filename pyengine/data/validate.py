@@ -238,9 +238,12 @@ def check_ranked(row: Mapping[str, Any], where: str) -> RankedRow:
     return RankedRow(prompt, completions, scores, where, columns)
 
 
-def check_prompt(row: Mapping[str, Any], where: str) -> PromptRow:
-    """One row with a prompt; everything else is a column. Raises DataError."""
-    return PromptRow(turns_of(row, "prompt", where), where, _columns(row, ("prompt",), where))
+def check_prompt(row: Mapping[str, Any], where: str, column: str = "prompt") -> PromptRow:
+    """One row with a prompt in `column`; everything else is a column. Raises DataError."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"[{where}] row must be an object of columns but is {kind_of(row)}")
+    prompt = turns_of(row, column, where)
+    return PromptRow(prompt, where, _columns(row, ("prompt", column), where))
 
 
 def _split_prompt(chosen: Turns, rejected: Turns, where: str) -> tuple[Turns, Turns, Turns]:

@@ -97,6 +97,8 @@ def test_columns_of_the_first_row_stay_and_conflicts_are_counted():
     preferences, report = tokenize(row(id=1), row(chosen="c", id=1), row(chosen="d", id=2))
     assert preferences.groups[0].columns == {"id": 1}
     assert report.conflicting_columns == 1
+    _, report = tokenize(row(score=float("nan")), row(chosen="c", score=float("nan")))
+    assert report.conflicting_columns == 0
 
 
 def test_messages():

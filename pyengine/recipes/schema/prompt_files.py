@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from pyengine.data.formats import Rows, read_rows
+from pyengine.data.formats import read_rows
 from pyengine.data.rows import prompts_from_rows
-from pyengine.errors import DataError
 from pyengine.recipes.schema.online_recipe import PromptsSpec
 from pyengine.recipes.schema.packaged import data_path
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """prompts, and columns[name] parallel to them; a field that a row lacks is None there."""
+    """prompts, and columns[name] parallel to them; a field that a row lacks is None there.
+
+    places  `file:line` of each, as messages name it (data.fitting.fit_prompts)
+    """
 
     prompts: list[Any]
     columns: dict[str, list[Any]]
+    places: list[str] = field(default_factory=list)
 
 
 def load_prompts(spec: PromptsSpec) -> Prompts:
@@ -26,12 +29,10 @@ def load_prompts(spec: PromptsSpec) -> Prompts:
     Raises DataError naming file, line and field.
     """
     rows = read_rows(data_path(spec.file))
-    if spec.column != "prompt":
-        named = [_renamed(row, spec.column, rows.where(i)) for i, row in enumerate(rows)]
-        rows = Rows(named, rows.places)
-    prompts, others = prompts_from_rows(rows)
+    prompts, others = prompts_from_rows(rows, column=spec.column)
     names = sorted({name for columns in others for name in columns})
-    return Prompts(list(prompts), {name: [c.get(name) for c in others] for name in names})
+    columns = {name: [c.get(name) for c in others] for name in names}
+    return Prompts(list(prompts), columns, [rows.where(i) for i in range(len(rows))])
 
 
 def prompt_text(prompt: Any) -> str:
@@ -41,12 +42,3 @@ def prompt_text(prompt: Any) -> str:
     if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict):
         return str(prompt[-1].get("content"))
     return str(prompt)
-
-
-def _renamed(row: dict[str, Any], column: str, where: str) -> dict[str, Any]:
-    if column not in row:
-        raise DataError(
-            f"[{where}] {column} must be a column but the columns are {', '.join(map(str, row))}"
-        )
-    others = {k: v for k, v in row.items() if k not in (column, "prompt")}
-    return {"prompt": row[column], **others}

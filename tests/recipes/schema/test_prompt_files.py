@@ -21,11 +21,18 @@ def test_other_fields_become_columns(tmp_path):
     loaded = load_prompts(PromptsSpec(file, "q"))
     assert loaded.prompts == ["a", "b"]
     assert loaded.columns == {"answer": [1, None], "level": [None, "x"]}
+    assert loaded.places == [f"{file}:1", f"{file}:2"]
 
 
 def test_a_missing_field_names_file_and_line(tmp_path):
     file = write(tmp_path / "p.jsonl", [{"q": "a"}, {"p": "b"}])
     with pytest.raises(DataError, match=r"p.jsonl:2\] q must be a column but the columns are p"):
+        load_prompts(PromptsSpec(file, "q"))
+
+
+def test_messages_name_the_field_that_the_file_has(tmp_path):
+    file = write(tmp_path / "p.jsonl", [{"q": "a"}, {"q": ""}])
+    with pytest.raises(DataError, match=r"p.jsonl:2\] q must not be empty but is ''"):
         load_prompts(PromptsSpec(file, "q"))
 
 
