@@ -40,6 +40,8 @@ class FakeEngine:
         engine.settings = {"model": model, **settings}
         return engine
 
+    tokenizer = None
+
     def memory_plan(self):
         return "nothing"
 
@@ -93,3 +95,22 @@ class FakeEngine:
     def save_pretrained(self, path):
         Path(path).mkdir(parents=True, exist_ok=True)
         (Path(path) / "weight.json").write_text(json.dumps(self.weight))
+
+
+class FakeTokenizer:
+    """A token a character; messages are their contents one after the other."""
+
+    def encode_prompt(self, prompt):
+        text = prompt if isinstance(prompt, str) else "".join(m["content"] for m in prompt)
+        return [ord(c) for c in text]
+
+
+class FakeText:
+    """What ModelText says of the fake's text."""
+
+    tokenizer = FakeTokenizer()
+    max_positions = 64
+
+    @classmethod
+    def of(cls, model, date):
+        return cls()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyengine.cli.arguments import Commands, add_dtype
+from pyengine.cli.arguments import Commands, add_dtype, add_set
 from pyengine.cli.progress import Progress
 from pyengine.errors import ConfigError
 from pyengine.recipes import Recipe, RunResult, load_recipe, run
@@ -41,14 +41,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="continue a run that was stopped or killed"
     )
     parser.add_argument("--rounds", type=int, help="another number of rounds than the recipe's")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="another value than the recipe's, such as sampling.n=8 or objective=ipo; may be given "
-        "several times",
-    )
+    add_set(parser, "sampling.n=8 or objective=ipo")
     add_dtype(parser, default=None)
 
 
@@ -102,14 +95,20 @@ def summary(result: RunResult) -> str:
     return "\n" + "\n\n".join(parts)
 
 
-def changes_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What the command line puts into the recipe: dotted key -> value. Raises ConfigError."""
-    changes: dict[str, Any] = {}
+def set_values(args: argparse.Namespace) -> dict[str, Any]:
+    """What --set says: dotted key -> value. Raises ConfigError."""
+    values: dict[str, Any] = {}
     for text in args.set:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise ConfigError(f"[--set] must be KEY=VALUE, such as sampling.n=8, but is {text!r}")
-        changes[key] = read_value(value, f"--set {key}")
+        values[key] = read_value(value, f"--set {key}")
+    return values
+
+
+def changes_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line puts into the recipe: dotted key -> value. Raises ConfigError."""
+    changes = set_values(args)
     if args.rounds is not None:
         changes["rounds"] = args.rounds
     if args.dtype is not None:

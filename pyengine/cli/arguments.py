@@ -28,3 +28,14 @@ def add_dtype(parser: argparse.ArgumentParser, default: str | None, trains: bool
         default=default,
         help=f"what matrix products multiply; sums and weights stay float32{more}",
     )
+
+
+def add_set(parser: argparse.ArgumentParser, example: str) -> None:
+    """--set KEY=VALUE, as often as wanted."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"another value than the recipe's, such as {example}; may be given several times",
+    )

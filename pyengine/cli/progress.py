@@ -19,9 +19,11 @@ Report = Mapping[str, Any]
 
 _LIVE = (
     ("reward", "objective/scores", "+.3f"),
+    ("loss", "loss", ".4f"),
     ("kl", "objective/kl", ".2f"),
     ("margin", "rewards/margins", "+.3f"),
     ("held-out", "eval/objective/scores", "+.3f"),
+    ("held-out loss", "eval/loss", ".4f"),
     ("tok/s", "tokens_per_s", ".0f"),
 )
 
@@ -94,11 +96,12 @@ class Progress:
 
 
 def live_line(row: Report) -> str:
-    """The metrics of one round that people watch, those that it has."""
+    """The metrics of one round that people watch, those that it has; a loss where no reward is."""
     return "  ".join(
         f"{heading} {format_value(row[name], spec)}"
         for heading, name, spec in _LIVE
         if row.get(name) is not None
+        and not (name == "loss" and row.get("objective/scores") is not None)
     )
 
 

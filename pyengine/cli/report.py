@@ -17,9 +17,7 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the command and its arguments."""
     parser = commands.add_parser("report", parents=[common], help="table and plot of a run")
     parser.add_argument("folder", help="folder of a run, finished or not")
-    parser.add_argument(
-        "--plot", metavar="FILE", help="where to draw; default: the run's reward_kl.png"
-    )
+    parser.add_argument("--plot", metavar="FILE", help="where to draw; default: the run's plot.png")
     parser.add_argument("--no-plot", action="store_true", help="print the table only")
     parser.set_defaults(run=report)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pyengine.loops.evaluate import Evaluation, evaluate
 from pyengine.loops.loop import Loop
+from pyengine.loops.offline import Offline
 from pyengine.loops.online import Online
 from pyengine.loops.steps import JudgePolicy
 from pyengine.loops.walk import PromptWalk
 
-__all__ = ["Evaluation", "JudgePolicy", "Loop", "Online", "PromptWalk", "evaluate"]
+__all__ = ["Evaluation", "JudgePolicy", "Loop", "Offline", "Online", "PromptWalk", "evaluate"]

@@ -69,7 +69,8 @@ class Loop(ABC):
         report = self._one_round()
         self.round += 1
         self._steps_before = self.engine.step_count
-        return {"round": self.round, "step": self.engine.step_count} | report
+        place = {"round": self.round, "step": self.engine.step_count}
+        return place | report | place
 
     @property
     def moved(self) -> bool:

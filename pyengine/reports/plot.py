@@ -1,4 +1,4 @@
-"""What a run's metrics say, as a plot of reward and KL over rounds."""
+"""What a run's metrics say, as a plot over rounds: reward and KL, or loss and margins."""
 
 from __future__ import annotations
 
@@ -12,35 +12,54 @@ from pyengine.reports.table import Row
 
 
 def plot(rows: Sequence[Row], path: str | Path, title: str = "") -> None:
-    """Draw training reward and KL to the reference over rounds, and held-out means with their
-    standard errors.
+    """Draw a run over its rounds.
+
+    Of a run with rewards: training reward with held-out means and their standard errors, and the
+    KL to the reference. Of another: loss, in training and held out, and margins.
 
     rows  a run's reports; the suffix of `path` chooses the format (.png, .pdf, .svg)
 
     Raises
-        DataError               no row has a reward
+        DataError               no row has a reward or a loss
         MissingDependencyError  matplotlib is not installed
     """
-    if not _series(rows, "objective/scores")[0] and not _series(rows, "eval/objective/scores")[0]:
-        raise DataError("[plot] rows must hold a round with a reward but none has one")
-    figure = _figure()
-    with_kl = bool(_series(rows, "objective/kl")[0])
-    axes = figure.subplots(2 if with_kl else 1, 1, sharex=True, squeeze=False)[:, 0]
-    axes[0].plot(
-        *_series(rows, "objective/scores"), marker="o", markersize=3, label="training prompts"
-    )
-    _draw_evaluations(axes[0], rows)
-    axes[0].set_ylabel("mean reward")
-    axes[0].legend(loc="best")
-    if with_kl:
-        axes[1].plot(*_series(rows, "objective/kl"), marker="o", markersize=3, color="tab:red")
-        axes[1].set_ylabel("KL to reference (nats a response)")
+    if _has(rows, "objective/scores") or _has(rows, "eval/objective/scores"):
+        figure, axes = _axes(2 if _has(rows, "objective/kl") else 1)
+        _draw_rewards(axes, rows)
+    elif _has(rows, "loss"):
+        figure, axes = _axes(2 if _has(rows, "rewards/margins") else 1)
+        for axis, name, label in zip(
+            axes, ("loss", "rewards/margins"), ("loss", "margin"), strict=False
+        ):
+            _draw_both(axis, rows, name, label)
+    else:
+        raise DataError("[plot] rows must hold a round with a reward or a loss but none has one")
     for axis in axes:
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("round")
     if title:
         axes[0].set_title(title)
     figure.savefig(path)
+
+
+def _draw_rewards(axes: Sequence[Any], rows: Sequence[Row]) -> None:
+    series = _series(rows, "objective/scores")
+    axes[0].plot(*series, marker="o", markersize=3, label="training prompts")
+    _draw_evaluations(axes[0], rows)
+    axes[0].set_ylabel("mean reward")
+    axes[0].legend(loc="best")
+    if len(axes) > 1:
+        axes[1].plot(*_series(rows, "objective/kl"), marker="o", markersize=3, color="tab:red")
+        axes[1].set_ylabel("KL to reference (nats a response)")
+
+
+def _draw_both(axis: Any, rows: Sequence[Row], name: str, label: str) -> None:
+    """A metric of the updates and of what is held out."""
+    axis.plot(*_series(rows, name), label="training")
+    if _has(rows, f"eval/{name}"):
+        axis.plot(*_series(rows, f"eval/{name}"), "s--", color="black", label="held out")
+    axis.set_ylabel(label)
+    axis.legend(loc="best")
 
 
 def _draw_evaluations(axis: Any, rows: Sequence[Row]) -> None:
@@ -62,6 +81,15 @@ def _draw_evaluations(axis: Any, rows: Sequence[Row]) -> None:
 def _series(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:
     found = [(row["round"], row[name]) for row in rows if row.get(name) is not None]
     return [r for r, _ in found], [v for _, v in found]
+
+
+def _has(rows: Sequence[Row], name: str) -> bool:
+    return bool(_series(rows, name)[0])
+
+
+def _axes(count: int) -> tuple[Any, Any]:
+    figure = _figure()
+    return figure, figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
 
 
 def _figure() -> Any:

@@ -14,6 +14,7 @@ _COLUMNS = (
     ("held-out", "eval/objective/scores", "+.3f"),
     ("kl", "objective/kl", ".2f"),
     ("loss", "loss", ".4f"),
+    ("held-out loss", "eval/loss", ".4f"),
     ("margin", "rewards/margins", "+.3f"),
     ("accuracy", "rewards/accuracies", ".2f"),
     ("length", "completions/mean_length", ".1f"),

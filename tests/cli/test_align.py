@@ -5,7 +5,7 @@ import os
 import signal
 
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, FakeText
 
 from pyengine.cli.main import main
 from pyengine.recipes.run import runner
@@ -29,6 +29,7 @@ def happiness(completions):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "Engine", FakeEngine)
+    monkeypatch.setattr(runner, "ModelText", FakeText)
     monkeypatch.setattr(
         runner.checkpoints,
         "newest_verified",

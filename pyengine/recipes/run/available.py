@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Protocol
 
 from pyengine.loops import Loop
 from pyengine.preferences import Source
+from pyengine.recipes.run.model_text import ModelText
+from pyengine.recipes.run.offline_run import OfflineRun
 from pyengine.recipes.run.online_run import OnlineRun
 from pyengine.recipes.schema.recipe import Recipe
 
@@ -32,10 +34,12 @@ class Run(Protocol):
 
     def inputs(self) -> dict[str, str]: ...
 
+    def prepare(self, text: ModelText, say: Callable[[str], None]) -> None: ...
+
     def loop(self, engine: Any, recorded: Callable[[Source], Source]) -> Loop: ...
 
 
-RUNS: dict[str, RunClass] = {cls.name: cls for cls in (OnlineRun,)}
+RUNS: dict[str, RunClass] = {cls.name: cls for cls in (OnlineRun, OfflineRun)}
 
 
 def run_of(recipe: Recipe, allow_code: bool) -> Run:

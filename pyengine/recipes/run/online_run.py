@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from pyengine.data.fitting import fit_prompts
 from pyengine.engine import SamplingParams
 from pyengine.loops import JudgePolicy, Online
 from pyengine.loops.rehearsal import check_parts
@@ -13,6 +14,7 @@ from pyengine.objectives.available import OBJECTIVES
 from pyengine.preferences import Derived, RewardFunction, Source
 from pyengine.preferences.pairings.available import PAIRINGS
 from pyengine.recipes.run.inputs import code_digest, data_digest
+from pyengine.recipes.run.model_text import ModelText
 from pyengine.recipes.schema.online_recipe import OnlineRecipe, RewardSpec
 from pyengine.recipes.schema.prompt_files import Prompts, load_prompts
 from pyengine.recipes.schema.rewards import load_reward
@@ -71,6 +73,34 @@ class OnlineRun:
             f"code of {function}": code_digest(function)
             for function in (reward.function, *reward.columns.values())
         }
+
+    def prepare(self, text: ModelText, say: Callable[[str], None]) -> None:
+        """Every prompt is rendered and must leave room for a response.
+
+        Raises DataError naming file and line.
+        """
+        recipe = self.recipe
+        self.prompts = self._fitting(self.prompts, text, recipe.sampling.max_tokens, say)
+        sampling = self._eval_sampling()
+        if sampling is not None:
+            self.held_out = self._fitting(self.held_out, text, sampling.max_tokens, say)
+
+    def _fitting(
+        self, given: Prompts, text: ModelText, max_tokens: int, say: Callable[[str], None]
+    ) -> Prompts:
+        fitted = fit_prompts(
+            given.prompts,
+            text.tokenizer,
+            text.max_positions,
+            max_tokens,
+            places=given.places,
+            overlong=self.recipe.overlong,
+        )
+        lost, cut = fitted.report.dropped_overlong, fitted.report.truncated
+        if lost or cut:
+            say(f"{lost} prompts were dropped and {cut} cut: they left no room for a response")
+        columns = {k: [v[i] for i in fitted.kept] for k, v in given.columns.items()}
+        return Prompts(fitted.prompts, columns, [given.places[i] for i in fitted.kept])
 
     def loop(self, engine: Any, recorded: Callable[[Source], Source]) -> Online:
         """The loop on an engine; training's source is what `recorded` makes of it."""

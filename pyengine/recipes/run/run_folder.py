@@ -1,19 +1,20 @@
 """The files of one run: what may start or resume in a folder, line files that survive a kill.
 
 recipe.yaml    the run's recipe, every field spelled out
-inputs.json    digests of prompts, held-out prompts and reward code
+inputs.json    the run's date, and digests of prompts, held-out prompts and reward code
 metrics.jsonl  one line a round; round 0 is the evaluation before training
 verdicts.jsonl what the judge said of each round's samples
 samples.jsonl  evaluated responses, one line a prompt and evaluation
 checkpoints/   step-N after round N
 model/         the final model as a Hugging Face folder
-result.json, samples.md, reward_kl.png   written last
+result.json, samples.md, plot.png   written last
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 
 from pyengine.errors import ConfigError
@@ -37,7 +38,7 @@ class RunFolder:
         self.verdicts = self.path / "verdicts.jsonl"
         self.inputs = self.path / "inputs.json"
         self.samples_markdown = self.path / "samples.md"
-        self.plot = self.path / "reward_kl.png"
+        self.plot = self.path / "plot.png"
         self.result = self.path / "result.json"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
@@ -89,16 +90,24 @@ class RunFolder:
         rows = read_lines(self.metrics) if self.metrics.exists() else []
         return rows[-1]["round"] if rows else -1
 
-    def keep_inputs(self, inputs: Mapping[str, str], resumed: bool) -> None:
-        """Puts digests of what the run reads on file; of a resumed one they must be the same.
+    def date(self) -> datetime:
+        """What the run's templates take for today: the day on which it began."""
+        if self.inputs.exists():
+            saved = json.loads(self.inputs.read_text(encoding="utf-8"))
+            return datetime.fromisoformat(saved["date"])
+        return datetime.now().replace(microsecond=0)
+
+    def keep_inputs(self, inputs: Mapping[str, str], date: datetime, resumed: bool) -> None:
+        """Puts digests of what the run reads, and its date, on file; a resumed run's must be equal.
 
         Raises CheckpointError where they are not. A run from before they were kept has none.
         """
         if resumed and self.inputs.exists():
             saved = json.loads(self.inputs.read_text(encoding="utf-8"))
-            require_same(saved, inputs, str(self.path))
+            require_same(saved["digests"], inputs, str(self.path))
         elif not resumed:
-            atomic_write(self.inputs, json.dumps(dict(inputs), indent=2) + "\n")
+            kept = {"date": date.isoformat(), "digests": dict(inputs)}
+            atomic_write(self.inputs, json.dumps(kept, indent=2) + "\n")
 
     def cut(self, last_round: int) -> None:
         """Drop lines of rounds after `last_round`, and a line that a kill left half-written."""

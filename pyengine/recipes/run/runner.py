@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pyengine.preferences import Source
 from pyengine.recipes.run.available import run_of
 from pyengine.recipes.run.best import Best
 from pyengine.recipes.run.interrupt import StopRequest
+from pyengine.recipes.run.model_text import ModelText
 from pyengine.recipes.run.run_folder import RunFolder
 from pyengine.recipes.run.samples import comparison_markdown, sample_rows
 from pyengine.recipes.run.verdicts import RecordedSource
@@ -87,6 +89,7 @@ def run(
     """
     start = time.perf_counter()
     session = _Session(recipe, out_dir, allow_code, on_report or _ignore, on_status or _ignore)
+    session.prepare(resume)
     (on_rounds or _ignore)(session.run.rounds)
     with StopRequest(lambda: session.say(_STOPPING)) as stop:
         session.open(resume)
@@ -120,15 +123,23 @@ class _Session:
         self.recorded: RecordedSource | None = None
         self.saved_round: int | None = None
 
+    def prepare(self, resume: bool) -> None:
+        """Data become tokens, so that what is wrong with them shows before the weights load."""
+        self.inputs = self.run.inputs()
+        self.date = self.folder.date() if resume else datetime.now().replace(microsecond=0)
+        self.run.prepare(ModelText.of(self.recipe.model, self.date), self.say)
+
     def open(self, resume: bool) -> None:
         has_run = self.folder.open(self.recipe, resume)
-        self.folder.keep_inputs(self.run.inputs(), has_run)
+        self.folder.keep_inputs(self.inputs, self.date, has_run)
         if resume and not has_run:
             self.say(f"nothing to resume in {self.folder.path}: starting from the first round")
         newest = checkpoints.newest_verified(self.folder.checkpoints) if has_run else None
         if newest is None:
             self.say(f"loading {self.recipe.model}")
             self.engine = self._fresh_engine()
+            if self.engine.tokenizer is not None:
+                self.engine.tokenizer.date = self.date
         else:
             self.say(f"resuming from {newest}")
             self.engine = self._resumed_engine(newest)

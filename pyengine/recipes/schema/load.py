@@ -13,13 +13,16 @@ import yaml
 from pyengine.errors import ConfigError
 from pyengine.recipes.schema.build import build, unknown_key
 from pyengine.recipes.schema.engine_section import CHANGE_NO_BIT, EngineSection
+from pyengine.recipes.schema.offline_recipe import OfflineRecipe
 from pyengine.recipes.schema.online_recipe import OnlineRecipe
 from pyengine.recipes.schema.packaged import packaged_path
 from pyengine.recipes.schema.recipe import Recipe
 from pyengine.recipes.schema.strict_yaml import Document, read_document
 from pyengine.registry import Registry
 
-RECIPES: Registry[Recipe] = Registry("loop", OnlineRecipe)  # by the name of their loop
+RECIPES: Registry[Recipe] = Registry(
+    "loop", OfflineRecipe, OnlineRecipe
+)  # by the name of their loop
 _OF_THE_ENGINE = tuple(f.name for f in dataclasses.fields(EngineSection))
 
 

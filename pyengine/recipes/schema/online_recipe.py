@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pyengine.engine import SamplingParams
 from pyengine.errors import ConfigError
@@ -106,6 +106,8 @@ class OnlineRecipe(Recipe):
     updates_per_round   optimizer steps a round
     min_valid_fraction  least share of responses that must have a reward
     judge               see JudgeSpec
+    overlong            a prompt that leaves no room for max_tokens in the model's context: "error",
+                        "drop", or "truncate_left" (its beginning is cut)
     eval                see EvalSpec; None: no evaluation
     """
 
@@ -121,6 +123,7 @@ class OnlineRecipe(Recipe):
     updates_per_round: int = field(default=1, metadata={"min": 1})
     min_valid_fraction: float = field(default=0.5, metadata={"min": 0, "max": 1})
     judge: JudgeSpec = field(default_factory=JudgeSpec)
+    overlong: Literal["error", "drop", "truncate_left"] = "error"
     eval: EvalSpec | None = None
 
     def check(self, document: Document) -> None:

@@ -6,7 +6,7 @@ import shutil
 import signal
 
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, FakeText
 
 from pyengine.errors import CheckpointError, ConfigError, RewardError
 from pyengine.recipes.run import runner
@@ -36,6 +36,7 @@ def silent(completions):
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "Engine", FakeEngine)
+    monkeypatch.setattr(runner, "ModelText", FakeText)
     monkeypatch.setattr(runner.checkpoints, "newest_verified", newest)
     monkeypatch.setattr(runner.checkpoints, "prune", prune)
     for name, count in (("p", 5), ("h", 2)):
