@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 from pathlib import Path
 
@@ -207,6 +208,41 @@ def test_layers_import_downwards(path: Path) -> None:
         if RANKS.get(parts[1], 0) > rank:
             upwards.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
     assert upwards == []
+
+
+def module(path: Path) -> str:
+    """Its dotted name; a package's is that of its folder."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module(path): path for path in PYTHON}
+# Imports that may close a circle until they go; the set only shrinks.
+CLOSING = {("pyengine.engine.optim.moments", "pyengine.engine.optim.optimizer")}
+
+
+def modules_imported(path: Path) -> set[str]:
+    """Modules of ours that the file names; of `from package import module`, the module."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            deeper = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            names |= deeper or {node.module}
+    return names & MODULES.keys() - {"pyengine"}  # whose _C is no module of Python's
+
+
+def test_no_import_circles() -> None:
+    """Neither at the top of a file nor inside a function, nor for typing."""
+    graph = {
+        name: {other for other in modules_imported(path) if (name, other) not in CLOSING}
+        for name, path in MODULES.items()
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
 
 
 @pytest.mark.parametrize("name", ["objectives", "preferences"])
