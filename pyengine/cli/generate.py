@@ -6,16 +6,14 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
-from pyengine.cli.arguments import Commands, add_model
+from pyengine.cli.arguments import Commands, add_model, add_raw, as_chats, prompts_of_file
 from pyengine.cli.progress import CallBar
 from pyengine.cli.sampling_flags import add_sampling, sampling_params
 from pyengine.engine import Engine, SamplingParams, TokenEvent
 from pyengine.errors import ConfigError, DataError
-from pyengine.recipes.schema.online_recipe import PromptsSpec
-from pyengine.recipes.schema.prompt_files import load_prompts, prompt_text
+from pyengine.recipes.schema.prompt_files import prompt_text
 
 
 def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -27,9 +25,7 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--column", default="prompt", help="with --file: the field that holds the prompt"
     )
-    parser.add_argument(
-        "--raw", action="store_true", help="continue the text as it is, without the chat template"
-    )
+    add_raw(parser)
     add_sampling(parser)
     parser.add_argument(
         "--json", action="store_true", help="one JSON line a response, with log-probs"
@@ -96,15 +92,13 @@ def _prompts(args: argparse.Namespace) -> list[Any]:
             "[generate] prompts must come from the command line or --file but both are given"
         )
     if args.file:
-        prompts = load_prompts(PromptsSpec(str(Path(args.file).absolute()), args.column)).prompts
+        prompts = prompts_of_file(args.file, args.column).prompts
     else:
         prompts = list(args.prompts) or [sys.stdin.read().rstrip("\n")]
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise DataError(f"[generate] prompts[{i}] must not be empty but is {prompt!r}")
-    if args.raw:
-        return prompts
-    return [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+    return as_chats(prompts, args.raw)
 
 
 def _row(index: int, k: int, prompt: Any, response: Any) -> dict[str, Any]:

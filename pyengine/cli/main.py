@@ -8,10 +8,21 @@ import sys
 from collections.abc import Sequence
 
 import pyengine
-from pyengine.cli import align, chat, demo, doctor, generate, objectives, recipes, report, score
+from pyengine.cli import (
+    align,
+    chat,
+    compare,
+    demo,
+    doctor,
+    generate,
+    objectives,
+    recipes,
+    report,
+    score,
+)
 from pyengine.errors import PyengineError
 
-_COMMANDS = (demo, align, generate, chat, score, recipes, objectives, report, doctor)
+_COMMANDS = (demo, align, generate, chat, compare, score, recipes, objectives, report, doctor)
 USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130
 
 
