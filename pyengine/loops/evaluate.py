@@ -123,6 +123,7 @@ def judged(groups: list[Group], source: Source) -> Evaluation:
         raise RewardError(
             f"[evaluate] at least one reward must be valid but 0 of {total} are; "
             "the reward function abstained or failed on every response"
+            + (f"; the first failure: {feedback.errors[0]}" if feedback.errors else "")
         )
     mean, error = mean_and_error(known)
     return Evaluation(groups, rewards, prompt_means, mean, error, list(feedback.errors))
