@@ -56,6 +56,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with other weights."""
+    folder = tmp_path_factory.mktemp("models") / "other"
+    folder.mkdir()
+    write_tiny_model(folder, seed=1)
+    return folder
+
+
 def write_tiny_model(folder: Path, seed: int = 0) -> None:
     vocab_size = write_tiny_tokenizer(folder)
     config = {

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from pyengine.recipes.schema.online_recipe import PromptsSpec
+from pyengine.recipes.schema.prompt_files import Prompts, load_prompts
 
 # What `commands.add_parser` hangs on; argparse has no public name for it.
 Commands = Any
@@ -39,3 +44,22 @@ def add_set(parser: argparse.ArgumentParser, example: str) -> None:
         metavar="KEY=VALUE",
         help=f"another value than the recipe's, such as {example}; may be given several times",
     )
+
+
+def add_raw(parser: argparse.ArgumentParser) -> None:
+    """--raw."""
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the text as it is, without the chat template"
+    )
+
+
+def prompts_of_file(file: str, column: str) -> Prompts:
+    """The prompts of a data file, and their rows' other fields. Raises DataError."""
+    return load_prompts(PromptsSpec(str(Path(file).absolute()), column))
+
+
+def as_chats(prompts: Sequence[Any], raw: bool) -> list[Any]:
+    """Each text as one message of a user; with `raw` all as they are."""
+    if raw:
+        return list(prompts)
+    return [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]

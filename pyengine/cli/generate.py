@@ -6,32 +6,14 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
-from pyengine.cli.arguments import Commands, add_model
+from pyengine.cli.arguments import Commands, add_model, add_raw, as_chats, prompts_of_file
 from pyengine.cli.progress import CallBar
+from pyengine.cli.sampling_flags import add_sampling, sampling_params
 from pyengine.engine import Engine, SamplingParams, TokenEvent
 from pyengine.errors import ConfigError, DataError
-from pyengine.recipes.schema.online_recipe import PromptsSpec
-from pyengine.recipes.schema.prompt_files import load_prompts, prompt_text
-
-_DEFAULTS = {f.name: f.default for f in dataclasses.fields(SamplingParams)}
-_HELP = {
-    "n": "responses a prompt",
-    "temperature": "0 is greedy",
-    "top_k": "sample among the k likeliest tokens; 0: all",
-    "top_p": "sample among the likeliest tokens that hold this probability",
-    "min_p": "drop tokens less likely than this share of the likeliest",
-    "max_tokens": "longest response in tokens",
-    "min_tokens": "shortest response in tokens",
-    "seed": "of the draws",
-    "repetition_penalty": "divides positive logits of tokens in the prompt or response, multiplies "
-    "negative ones",
-    "presence_penalty": "off the logits of tokens in the response",
-    "frequency_penalty": "off the logits of tokens in the response, once an occurrence",
-    "top_logprobs": "with --json: so many most likely tokens of every position",
-}
+from pyengine.recipes.schema.prompt_files import prompt_text
 
 
 def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -43,28 +25,8 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--column", default="prompt", help="with --file: the field that holds the prompt"
     )
-    parser.add_argument(
-        "--raw", action="store_true", help="continue the text as it is, without the chat template"
-    )
-    for name, text in _HELP.items():
-        default = _DEFAULTS[name]
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=type(default),
-            default=default,
-            help=f"{text} (default: {default})",
-        )
-    parser.add_argument(
-        "--stop", action="append", default=[], help="text that ends a response; repeatable"
-    )
-    parser.add_argument(
-        "--logit-bias",
-        action="append",
-        default=[],
-        type=_bias,
-        metavar="ID=VALUE",
-        help="added to the logit of the token with this id; -inf: never drawn; repeatable",
-    )
+    add_raw(parser)
+    add_sampling(parser)
     parser.add_argument(
         "--json", action="store_true", help="one JSON line a response, with log-probs"
     )
@@ -114,34 +76,14 @@ def _print_piece(event: TokenEvent) -> None:
     print(event.text, end="", flush=True)
 
 
-def _bias(text: str) -> tuple[int, float]:
-    token, _, value = text.partition("=")
-    try:
-        return int(token), float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be ID=VALUE but is {text!r}") from None
-
-
 def _params(args: argparse.Namespace) -> SamplingParams:
-    bias: dict[int, float] = {}
-    for token, value in args.logit_bias:
-        if token in bias:
-            raise ConfigError(
-                f"[generate] --logit-bias must name a token once but names {token} twice"
-            )
-        bias[token] = value
     for name in ("top_logprobs", "entropy"):
         if getattr(args, name) and not args.json:
             flag = name.replace("_", "-")
             raise ConfigError(
                 f"[generate] --{flag} must come with --json, which shows it, but comes without"
             )
-    return SamplingParams(
-        stop=tuple(args.stop),
-        logit_bias=bias,
-        entropy=args.entropy,
-        **{name: getattr(args, name) for name in _HELP},
-    )
+    return dataclasses.replace(sampling_params(args, "generate"), entropy=args.entropy)
 
 
 def _prompts(args: argparse.Namespace) -> list[Any]:
@@ -150,15 +92,13 @@ def _prompts(args: argparse.Namespace) -> list[Any]:
             "[generate] prompts must come from the command line or --file but both are given"
         )
     if args.file:
-        prompts = load_prompts(PromptsSpec(str(Path(args.file).absolute()), args.column)).prompts
+        prompts = prompts_of_file(args.file, args.column).prompts
     else:
         prompts = list(args.prompts) or [sys.stdin.read().rstrip("\n")]
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise DataError(f"[generate] prompts[{i}] must not be empty but is {prompt!r}")
-    if args.raw:
-        return prompts
-    return [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+    return as_chats(prompts, args.raw)
 
 
 def _row(index: int, k: int, prompt: Any, response: Any) -> dict[str, Any]:

@@ -8,10 +8,24 @@ import sys
 from collections.abc import Sequence
 
 import pyengine
-from pyengine.cli import align, demo, doctor, generate, objectives, recipes, report, score, train
+from pyengine.cli import (
+    align,
+    chat,
+    compare,
+    demo,
+    doctor,
+    generate,
+    objectives,
+    recipes,
+    report,
+    score,
+    train,
+)
 from pyengine.errors import PyengineError
 
-_COMMANDS = (demo, train, align, generate, score, recipes, objectives, report, doctor)
+_COMMANDS = (
+    demo, train, align, generate, chat, compare, score, recipes, objectives, report, doctor,
+)  # fmt: skip
 USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130
 
 

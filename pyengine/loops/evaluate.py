@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyengine.errors import ConfigError, RewardError
@@ -25,6 +25,7 @@ class Evaluation:
     mean            mean of the prompt means
     standard_error  of that mean, over prompts (samples of one prompt are not independent); None for
                     one prompt
+    errors          the first few messages of what went wrong with a reward
     """
 
     groups: list[Group]
@@ -32,6 +33,7 @@ class Evaluation:
     prompt_means: list[float | None]
     mean: float
     standard_error: float | None
+    errors: list[str] = field(default_factory=list)
 
     @property
     def prompts_digest(self) -> str:
@@ -100,7 +102,17 @@ def evaluate(
     """
     groups = engine.generate(list(prompts), sampling, request_ids=list(range(len(prompts))))
     attach_columns(groups, columns, range(len(prompts)))
-    rewards = [list(row) for row in source(groups).rewards]
+    return judged(groups, source)
+
+
+def judged(groups: list[Group], source: Source) -> Evaluation:
+    """The evaluation of responses that are there already.
+
+    Raises
+        RewardError  no response had a valid reward
+    """
+    feedback = source(groups)
+    rewards = [list(row) for row in feedback.rewards]
     prompt_means: list[float | None] = []
     for row in rewards:
         valid = [r for r in row if r is not None]
@@ -111,9 +123,10 @@ def evaluate(
         raise RewardError(
             f"[evaluate] at least one reward must be valid but 0 of {total} are; "
             "the reward function abstained or failed on every response"
+            + (f"; the first failure: {feedback.errors[0]}" if feedback.errors else "")
         )
     mean, error = mean_and_error(known)
-    return Evaluation(groups, rewards, prompt_means, mean, error)
+    return Evaluation(groups, rewards, prompt_means, mean, error, list(feedback.errors))
 
 
 def attach_columns(

@@ -10,7 +10,7 @@ from pyengine.engine.calls.sampling_params import SamplingParams
 from pyengine.errors import ConfigError, RewardError
 from pyengine.loops import evaluate
 from pyengine.loops.evaluate import mean_and_error
-from pyengine.preferences import Feedback
+from pyengine.preferences import Feedback, RewardFunction
 
 PARAMS = SamplingParams(n=2, max_tokens=4, seed=9)
 
@@ -78,6 +78,14 @@ def test_fields_that_json_does_not_have_tell_prompts_apart():
 def test_no_valid_reward_is_an_error():
     with pytest.raises(RewardError, match="at least one reward must be valid but 0 of 2 are"):
         evaluate(FakeEngine(), "a", rewards([[None, None]]), PARAMS)
+
+
+def test_no_valid_reward_names_the_first_failure():
+    def fails(completions):
+        raise KeyError("score")
+
+    with pytest.raises(RewardError, match=r"0 of 2 are; .* the first failure: .*KeyError.*score"):
+        evaluate(FakeEngine(), "a", RewardFunction(fails), PARAMS)
 
 
 def test_the_same_weights_are_evaluated_with_the_same_draws():

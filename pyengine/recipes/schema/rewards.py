@@ -45,7 +45,7 @@ def load_reward(function: str, *, allow_code: bool) -> Reward:
         )
     if not allow_code:
         raise ConfigError(
-            f"[reward] {function} is Python code that this recipe wants to run; "
+            f"[reward] {function} is Python code, which runs only where it is allowed to; "
             "if you trust it, allow it with --allow-code"
         )
     place, name = match["place"], match["name"]

@@ -30,7 +30,7 @@ def test_code_runs_only_when_allowed(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef f(completions): return [1.0]\n")
     with pytest.raises(
-        ConfigError, match=r"is Python code that this recipe wants to run.*--allow-code"
+        ConfigError, match=r"is Python code, which runs only where it is allowed.*--allow-code"
     ):
         load_reward(f"{file}:f", allow_code=False)
     assert not (tmp_path / "ran").exists()
