@@ -158,8 +158,8 @@ class Tokenizer:
         """(prompt ids, response ids) as sampling makes them: the response ends in a stop id.
 
         Both are texts, or both are messages. A text completion continues the prompt as it stands.
-        Of messages, what the template writes after the last end token is left out if it is blank;
-        else the end is appended: the one that the template writes before a next turn, or eos.
+        Of messages, what the template writes after the end token is left out if it is blanks and
+        further ends; else the end is appended: what the template writes before a next turn, or eos.
 
         Raises: DataError for a mixture; TemplateError where the template renders the prompt
         differently once an answer follows; RequestError where the model has no end token.
@@ -186,8 +186,8 @@ class Tokenizer:
         if whole_ids[: len(prompt_ids)] != prompt_ids:
             # A token reaches over the boundary, which sampling from the prompt never would.
             response_ids = self._continue(whole[len(before) :])
-        end = max((i for i, n in enumerate(response_ids) if n in self.stop_ids), default=-1)
-        if end >= 0 and self._is_blank(response_ids[end + 1 :]):
+        end = self._first_end_of_tail(response_ids)
+        if end is not None:
             return prompt_ids, response_ids[: end + 1]
         turn_end = self._turn_end([*prompt, *completion], whole)
         return prompt_ids, self._ended([*response_ids, *turn_end])
@@ -227,6 +227,16 @@ class Tokenizer:
         if self._continuing is None:
             self._continuing = without_prefix_space(self._backend)
         return self._encode(self._continuing, text, False)
+
+    def _first_end_of_tail(self, ids: list[int]) -> int | None:
+        """Place of the first end token that only blanks and further end tokens follow."""
+        end = None
+        for place in reversed(range(len(ids))):
+            if ids[place] in self.stop_ids:
+                end = place
+            elif not self._is_blank([ids[place]]):
+                break
+        return end
 
     def _turn_end(self, messages: Sequence[Message], text: str) -> list[int]:
         """The end token that the template writes where a conversation goes on; none if it has none.
