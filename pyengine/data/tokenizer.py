@@ -8,6 +8,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
 from pyengine.data.chat import ChatTemplate, Message, check_text
@@ -81,7 +82,7 @@ class Tokenizer:
 
         Raises: DataError for what is not Unicode text.
         """
-        return self._encode(self._backend, text, add_special_tokens)
+        return list(self._encode(self._backend, text, add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids that the vocabulary does not have are U+FFFD each.
@@ -212,21 +213,32 @@ class Tokenizer:
                 ends.add(self._backend.token_to_id(text))
         return {number for number in ends if number is not None}
 
-    def _encode(self, backend: Backend, text: str, add_special_tokens: bool) -> list[int]:
+    def _encode(self, backend: Backend, text: str, add_special_tokens: bool) -> Encoding:
         if not isinstance(text, str):
             raise DataError(f"[tokenizer] text must be a str but is {type(text).__name__}")
         check_text(text, "text")
-        encoded = guarded(
+        return guarded(
             lambda: backend.encode(text, add_special_tokens=add_special_tokens),
             "text must be encodable",
         )
-        return list(encoded.ids)
 
     def _continue(self, text: str) -> list[int]:
-        """Ids of a text that follows another one: no special tokens, no space put before it."""
+        """Ids of a text that follows another one: no special tokens, no space put before it.
+
+        From its first added token (</s>) on, it is encoded as anywhere: some tokenizers put a space
+        after each of those.
+        """
         if self._continuing is None:
             self._continuing = without_prefix_space(self._backend)
-        return self._encode(self._continuing, text, False)
+        encoded = self._encode(self._continuing, text, False)
+        if self._continuing is self._backend:
+            return list(encoded.ids)
+        added = self._backend.get_added_tokens_decoder()
+        count = next((k for k, n in enumerate(encoded.ids) if n in added), len(encoded.ids))
+        if count == len(encoded.ids):
+            return list(encoded.ids)
+        start, _ = encoded.offsets[count]
+        return [*encoded.ids[:count], *self.encode(text[start:], add_special_tokens=False)]
 
     def _first_end_of_tail(self, ids: list[int]) -> int | None:
         """Place of the first end token that only blanks and further end tokens follow."""
