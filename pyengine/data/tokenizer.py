@@ -8,6 +8,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
 from pyengine.data.chat import ChatTemplate, Message, check_text
@@ -81,7 +82,7 @@ class Tokenizer:
 
         Raises: DataError for what is not Unicode text.
         """
-        return self._encode(self._backend, text, add_special_tokens)
+        return list(self._encode(self._backend, text, add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids that the vocabulary does not have are U+FFFD each.
@@ -158,8 +159,8 @@ class Tokenizer:
         """(prompt ids, response ids) as sampling makes them: the response ends in a stop id.
 
         Both are texts, or both are messages. A text completion continues the prompt as it stands.
-        Of messages, what the template writes after the last end token is left out if it is blank;
-        else the end is appended: the one that the template writes before a next turn, or eos.
+        Of messages, what the template writes after the end token is left out if it is blanks and
+        further ends; else the end is appended: what the template writes before a next turn, or eos.
 
         Raises: DataError for a mixture; TemplateError where the template renders the prompt
         differently once an answer follows; RequestError where the model has no end token.
@@ -186,8 +187,8 @@ class Tokenizer:
         if whole_ids[: len(prompt_ids)] != prompt_ids:
             # A token reaches over the boundary, which sampling from the prompt never would.
             response_ids = self._continue(whole[len(before) :])
-        end = max((i for i, n in enumerate(response_ids) if n in self.stop_ids), default=-1)
-        if end >= 0 and self._is_blank(response_ids[end + 1 :]):
+        end = self._first_end_of_tail(response_ids)
+        if end is not None:
             return prompt_ids, response_ids[: end + 1]
         turn_end = self._turn_end([*prompt, *completion], whole)
         return prompt_ids, self._ended([*response_ids, *turn_end])
@@ -212,21 +213,42 @@ class Tokenizer:
                 ends.add(self._backend.token_to_id(text))
         return {number for number in ends if number is not None}
 
-    def _encode(self, backend: Backend, text: str, add_special_tokens: bool) -> list[int]:
+    def _encode(self, backend: Backend, text: str, add_special_tokens: bool) -> Encoding:
         if not isinstance(text, str):
             raise DataError(f"[tokenizer] text must be a str but is {type(text).__name__}")
         check_text(text, "text")
-        encoded = guarded(
+        return guarded(
             lambda: backend.encode(text, add_special_tokens=add_special_tokens),
             "text must be encodable",
         )
-        return list(encoded.ids)
 
     def _continue(self, text: str) -> list[int]:
-        """Ids of a text that follows another one: no special tokens, no space put before it."""
+        """Ids of a text that follows another one: no special tokens, no space put before it.
+
+        From its first added token (</s>) on, it is encoded as anywhere: some tokenizers put a space
+        after each of those.
+        """
         if self._continuing is None:
             self._continuing = without_prefix_space(self._backend)
-        return self._encode(self._continuing, text, False)
+        encoded = self._encode(self._continuing, text, False)
+        if self._continuing is self._backend:
+            return list(encoded.ids)
+        added = self._backend.get_added_tokens_decoder()
+        count = next((k for k, n in enumerate(encoded.ids) if n in added), len(encoded.ids))
+        if count == len(encoded.ids):
+            return list(encoded.ids)
+        start, _ = encoded.offsets[count]
+        return [*encoded.ids[:count], *self.encode(text[start:], add_special_tokens=False)]
+
+    def _first_end_of_tail(self, ids: list[int]) -> int | None:
+        """Place of the first end token that only blanks and further end tokens follow."""
+        end = None
+        for place in reversed(range(len(ids))):
+            if ids[place] in self.stop_ids:
+                end = place
+            elif not self._is_blank([ids[place]]):
+                break
+        return end
 
     def _turn_end(self, messages: Sequence[Message], text: str) -> list[int]:
         """The end token that the template writes where a conversation goes on; none if it has none.

@@ -80,6 +80,21 @@ def test_a_response_given_back_as_a_completion_has_its_ids(tokenizer: Tokenizer)
         assert tokenizer.encode_completion("The sea", tokenizer.decode_completion(ids))[1] == ids
 
 
+def test_a_completion_has_the_ids_of_the_whole_text(tokenizer: Tokenizer, backend: Backend) -> None:
+    """Where no token reaches over the boundary, and with special tokens inside."""
+    rng = random.Random(0)
+    prompt, compared = backend.encode("The sea").ids, 0
+    for _ in range(1000):
+        words = [" is", " calm", ",", "</s>", "<s>", " ", "x", "is", "é"]
+        completion = "".join(rng.choices(words, k=rng.randint(1, 6))) + "."
+        whole = backend.encode("The sea" + completion).ids
+        if whole[: len(prompt)] == prompt:
+            compared += 1
+            ids = prompt + tokenizer.encode_completion("The sea", completion)[1]
+            assert ids == [*whole, 2], completion
+    assert compared > 500
+
+
 def test_4000_random_responses_by_hand(tokenizer: Tokenizer, backend: Backend) -> None:
     """Bytes whole and broken, special tokens and ids without a token anywhere."""
     rng = random.Random(0)

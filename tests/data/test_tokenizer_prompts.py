@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizer_files import CHATML, begun, theirs, trained, write_folder
+from tokenizer_files import CHATML, SPECIALS, begun, theirs, trained, write_folder
 
 from pyengine.data.tokenizer import Tokenizer
 from pyengine.errors import DataError, RequestError, TemplateError
@@ -73,6 +73,17 @@ def test_an_answer_that_quotes_end_tokens_is_whole(tmp_path: Path, template: str
         content = "".join(rng.choices(words, k=rng.randint(1, 7))) + "!"
         response = ours.encode_completion(USER, answer(content))[1]
         assert ours.decode(response, skip_special_tokens=False) == content + "<|im_end|>"
+
+
+def test_a_template_that_ends_turn_and_text(tmp_path: Path) -> None:
+    """As Phi-3 has it: sampling ends with the turn, and so does a completion."""
+    template = CHATML + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+    path = write_folder(tmp_path / "m", trained(), chat_template=template, eos_token=SPECIALS[0])
+    ours = Tokenizer.load(path)
+    assert ours.stop_ids == {0, 2}
+    for turns in (answer("the dog."), [*answer("a"), *USER, *answer("the dog.")]):
+        response = ours.encode_completion(USER, turns)[1]
+        assert response[-len(ours.encode("the dog.")) - 1 :] == [*ours.encode("the dog."), 2]
 
 
 def test_a_turn_after_the_answer_that_the_template_refuses(tmp_path: Path) -> None:
