@@ -29,6 +29,7 @@ from pyengine.engine.config import (
 from pyengine.engine.guard import Guard, guarded
 from pyengine.engine.infer.generation import Progress
 from pyengine.engine.infer.inference import check_model, mixture_of
+from pyengine.engine.learn.gradients import drops_gradients
 from pyengine.engine.learn.training import checked_batch, checked_scale, forward_backward
 from pyengine.engine.named.named_models import KEPT
 from pyengine.engine.named.references import asked_reference, load_reference
@@ -252,7 +253,7 @@ class Engine(SnapshotCalls, ExportCalls):
         return self._micro_batch_tokens
 
     def memory_plan(self) -> memory.MemoryPlan:
-        """What each part of this engine takes when all of it is in use, and what is free."""
+        """What each part of this engine takes when all is in use, and what is free."""
         return memory.memory_plan(
             self.spec,
             self.config.dtype,
@@ -267,8 +268,6 @@ class Engine(SnapshotCalls, ExportCalls):
             shared_reference=self._lora is not None and self._reference in (self._policy, None),
             snapshots=min(len(self._models.others), KEPT),
         )
-
-    # Sampling
 
     @guarded
     def generate(
@@ -351,6 +350,7 @@ class Engine(SnapshotCalls, ExportCalls):
     # Learning
 
     @guarded
+    @drops_gradients
     def update(self, batch: Preferences, objective: Objective) -> dict[str, float]:
         """One optimizer step on the batch's mean loss: `forward_backward`, then `step`.
 
@@ -360,6 +360,7 @@ class Engine(SnapshotCalls, ExportCalls):
         return metrics | self._step()
 
     @guarded
+    @drops_gradients
     def forward_backward(
         self, batch: Preferences, objective: Objective, scale: float = 1.0
     ) -> dict[str, float]:
@@ -373,9 +374,7 @@ class Engine(SnapshotCalls, ExportCalls):
         """
         return self._forward_backward(batch, objective, scale)
 
-    def _forward_backward(
-        self, batch: Preferences, objective: Objective, scale: float
-    ) -> dict[str, float]:
+    def _forward_backward(self, batch: Any, objective: Any, scale: float) -> dict[str, float]:
         self._refuse_without_masters("update")
         scale = checked_scale(scale)
         examples = checked_batch(
@@ -400,8 +399,9 @@ class Engine(SnapshotCalls, ExportCalls):
             raise
 
     @guarded
+    @drops_gradients
     def step(self) -> dict[str, float]:
-        """Applies the gathered gradients and clears them.
+        """Applies the gathered gradients and clears them; all of it, or nothing when interrupted.
 
         Returns "lr", "grad_norm" before clipping, "step" (made so far) and "skipped". Gradients
         that are not finite change nothing: the step is skipped, and after MAX_SKIPPED_STEPS in a

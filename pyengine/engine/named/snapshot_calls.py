@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
@@ -14,6 +15,7 @@ from pyengine.engine.named.combination import check_mix, mean_mix
 from pyengine.engine.named.named_models import NamedModels
 from pyengine.engine.named.snapshots import Snapshots
 from pyengine.engine.optim.optimizer import Optimizer
+from pyengine.engine.uninterrupted import uninterrupted
 from pyengine.errors import RequestError
 from pyengine.models.decoder import Decoder
 
@@ -100,7 +102,7 @@ class SnapshotCalls:
 
     @guarded
     def load_snapshot(self, name: str, moments: Moments = "keep") -> None:
-        """The policy's weights become the snapshot's.
+        """The policy's weights become the snapshot's; all of them, or none when interrupted.
 
         moments  the optimizer's: "keep" them as they are, or "reset" them to zero; the schedule of
                  the learning rate and `step_count` go on
@@ -117,9 +119,10 @@ class SnapshotCalls:
             raise RequestError(
                 "[load_snapshot] there are gradients that no step has applied: call step first"
             )
-        self._snapshots.load_into_policy("load_snapshot", name)
-        if moments == "reset":
-            self._optimizer.reset()
+        found = self._snapshots.for_policy("load_snapshot", name)
+        copies = [partial(parameter.detach().copy_, value) for parameter, value in found]
+        reset = self._optimizer.reset_calls() if moments == "reset" else []
+        uninterrupted(*copies, *reset)
 
     @guarded
     def set_reference(self, name: str) -> None:

@@ -16,6 +16,7 @@ from pyengine.engine.batch.packing import Tree, check_tree
 from pyengine.engine.config import DTYPES, device_of, dtype_name, packed_kind
 from pyengine.engine.guard import Guard, guarded
 from pyengine.engine.learn.backbone import Backbone
+from pyengine.engine.learn.gradients import drops_gradients
 from pyengine.engine.optim.optimizer import Optimizer, OptimizerConfig
 from pyengine.engine.persist import checkpoint as checkpoints
 from pyengine.engine.persist.engine_state import checkpoint_tokenizer, load_tokenizer
@@ -211,6 +212,7 @@ class RewardModel:
     # Learning
 
     @guarded
+    @drops_gradients
     def update(
         self,
         batch: Preferences,
@@ -225,6 +227,7 @@ class RewardModel:
         return metrics | self._step()
 
     @guarded
+    @drops_gradients
     def forward_backward(
         self,
         batch: Preferences,
@@ -276,6 +279,7 @@ class RewardModel:
         return metrics | {"tokens": float(tokens)}
 
     @guarded
+    @drops_gradients
     def step(self) -> dict[str, float]:
         """Applies the gathered gradients and clears them, as `Engine.step`.
 
