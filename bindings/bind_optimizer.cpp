@@ -1,6 +1,9 @@
 #include <cmath>
 #include <sstream>
+#include <variant>
 #include <vector>
+
+#include <pybind11/stl.h>
 
 #include "bind.h"
 #include "check.h"
@@ -74,27 +77,23 @@ void check_like(const TensorArg& t, const TensorArg& param) {
     }
 }
 
-void step(py::object param_, py::object grad_, py::object exp_avg_, py::object exp_avg_sq_,
-          int64_t step_count, double lr, double beta1, double beta2, double eps,
-          double weight_decay, double grad_scale) {
+AdamWArgs adamw_args(py::handle param_, py::handle grad_, py::handle exp_avg_,
+                     py::handle exp_avg_sq_, const AdamWScalars& scalars) {
     const TensorArg param = borrow_on_cpu("param", param_, DType::kF32);
     const TensorArg grad = borrow_on_cpu("grad", grad_, DType::kF32);
     const TensorArg m = borrow_on_cpu("exp_avg", exp_avg_, DType::kF32);
     const TensorArg v = borrow_on_cpu("exp_avg_sq", exp_avg_sq_, DType::kF32);
     for (const TensorArg* t : {&grad, &m, &v}) check_like(*t, param);
-    const AdamWArgs args{
-        .param = flat(param),
-        .grad = flat(grad),
-        .exp_avg = flat(m),
-        .exp_avg_sq = flat(v),
-        .scalars = scalars({step_count, lr, beta1, beta2, eps, weight_decay, grad_scale})};
-    py::gil_scoped_release release;
-    cpu::adamw_step(args);
+    return {.param = flat(param),
+            .grad = flat(grad),
+            .exp_avg = flat(m),
+            .exp_avg_sq = flat(v),
+            .scalars = scalars};
 }
 
-void step_8bit(py::object param_, py::object grad_, py::object exp_avg_, py::object exp_avg_absmax_,
-               py::object exp_avg_sq_, py::object exp_avg_sq_absmax_, int64_t step_count, double lr,
-               double beta1, double beta2, double eps, double weight_decay, double grad_scale) {
+AdamW8bitArgs adamw_8bit_args(py::handle param_, py::handle grad_, py::handle exp_avg_,
+                              py::handle exp_avg_absmax_, py::handle exp_avg_sq_,
+                              py::handle exp_avg_sq_absmax_, const AdamWScalars& scalars) {
     const TensorArg param = borrow_on_cpu("param", param_, DType::kF32);
     const TensorArg grad = borrow_on_cpu("grad", grad_, DType::kF32);
     const TensorArg m = borrow_on_cpu("exp_avg", exp_avg_, DType::kU8);
@@ -104,16 +103,60 @@ void step_8bit(py::object param_, py::object grad_, py::object exp_avg_, py::obj
     for (const TensorArg* t : {&grad, &m, &v}) check_like(*t, param);
     const int64_t blocks = (param.numel() + kAdamWBlock - 1) / kAdamWBlock;
     for (const TensorArg* t : {&m_absmax, &v_absmax}) check_shape(*t, "(ceil(n/256),)", {blocks});
-    const AdamW8bitArgs args{
-        .param = flat(param),
-        .grad = flat(grad),
-        .exp_avg = flat(m),
-        .exp_avg_absmax = flat(m_absmax),
-        .exp_avg_sq = flat(v),
-        .exp_avg_sq_absmax = flat(v_absmax),
-        .scalars = scalars({step_count, lr, beta1, beta2, eps, weight_decay, grad_scale})};
+    return {.param = flat(param),
+            .grad = flat(grad),
+            .exp_avg = flat(m),
+            .exp_avg_absmax = flat(m_absmax),
+            .exp_avg_sq = flat(v),
+            .exp_avg_sq_absmax = flat(v_absmax),
+            .scalars = scalars};
+}
+
+void adamw_step(py::object param, py::object grad, py::object exp_avg, py::object exp_avg_sq,
+                int64_t step, double lr, double beta1, double beta2, double eps,
+                double weight_decay, double grad_scale) {
+    const AdamWArgs args =
+        adamw_args(param, grad, exp_avg, exp_avg_sq,
+                   scalars({step, lr, beta1, beta2, eps, weight_decay, grad_scale}));
+    py::gil_scoped_release release;
+    cpu::adamw_step(args);
+}
+
+void adamw_step_8bit(py::object param, py::object grad, py::object exp_avg,
+                     py::object exp_avg_absmax, py::object exp_avg_sq, py::object exp_avg_sq_absmax,
+                     int64_t step, double lr, double beta1, double beta2, double eps,
+                     double weight_decay, double grad_scale) {
+    const AdamW8bitArgs args =
+        adamw_8bit_args(param, grad, exp_avg, exp_avg_absmax, exp_avg_sq, exp_avg_sq_absmax,
+                        scalars({step, lr, beta1, beta2, eps, weight_decay, grad_scale}));
     py::gil_scoped_release release;
     cpu::adamw_step_8bit(args);
+}
+
+// Every parameter of a model: (param, grad, exp_avg, exp_avg_sq), or with codes and absmax of both
+// moments. All are checked before the first is written, and Python sees nothing in between.
+void adamw_steps(const std::vector<py::tuple>& entries, int64_t step, double lr, double beta1,
+                 double beta2, double eps, double weight_decay, double grad_scale) {
+    const AdamWScalars shared = scalars({step, lr, beta1, beta2, eps, weight_decay, grad_scale});
+    std::vector<std::variant<AdamWArgs, AdamW8bitArgs>> all;
+    for (const py::tuple& e : entries) {
+        if (e.size() == 4) {
+            all.emplace_back(adamw_args(e[0], e[1], e[2], e[3], shared));
+        } else if (e.size() == 6) {
+            all.emplace_back(adamw_8bit_args(e[0], e[1], e[2], e[3], e[4], e[5], shared));
+        } else {
+            throw py::value_error("[adamw] an entry must be 4 or 6 tensors but is " +
+                                  std::to_string(e.size()));
+        }
+    }
+    py::gil_scoped_release release;
+    for (const auto& args : all) {
+        if (const auto* wide = std::get_if<AdamWArgs>(&args)) {
+            cpu::adamw_step(*wide);
+        } else {
+            cpu::adamw_step_8bit(std::get<AdamW8bitArgs>(args));
+        }
+    }
 }
 
 double sum_squares(const py::list& grads) {
@@ -134,13 +177,16 @@ double sum_squares(const py::list& grads) {
 }  // namespace
 
 void bind_optimizer(py::module_& m) {
-    m.def("adamw_step", &step, py::arg("param"), py::arg("grad"), py::arg("exp_avg"),
+    m.def("adamw_step", &adamw_step, py::arg("param"), py::arg("grad"), py::arg("exp_avg"),
           py::arg("exp_avg_sq"), py::arg("step"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"),
           py::arg("eps"), py::arg("weight_decay"), py::arg("grad_scale"));
-    m.def("adamw_step_8bit", &step_8bit, py::arg("param"), py::arg("grad"), py::arg("exp_avg"),
-          py::arg("exp_avg_absmax"), py::arg("exp_avg_sq"), py::arg("exp_avg_sq_absmax"),
-          py::arg("step"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"),
-          py::arg("weight_decay"), py::arg("grad_scale"));
+    m.def("adamw_step_8bit", &adamw_step_8bit, py::arg("param"), py::arg("grad"),
+          py::arg("exp_avg"), py::arg("exp_avg_absmax"), py::arg("exp_avg_sq"),
+          py::arg("exp_avg_sq_absmax"), py::arg("step"), py::arg("lr"), py::arg("beta1"),
+          py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("grad_scale"));
+    m.def("adamw_steps", &adamw_steps, py::arg("entries"), py::arg("step"), py::arg("lr"),
+          py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
+          py::arg("grad_scale"));
     m.def("adamw_sum_squares", &sum_squares, py::arg("grads"));
 }
 

@@ -173,6 +173,16 @@ def adamw_step_8bit(
     weight_decay: float,
     grad_scale: float,
 ) -> None: ...
+def adamw_steps(
+    entries: Sequence[tuple[Tensor, ...]],
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    grad_scale: float,
+) -> None: ...
 def adamw_sum_squares(grads: list[Tensor]) -> float: ...
 def segment_sum_forward(
     values: Tensor, weights: Tensor | None, cu_seqlens: Tensor, sums: Tensor

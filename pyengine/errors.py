@@ -25,6 +25,10 @@ class RequestError(PyengineError, ValueError):
     """A generate, score or update call whose arguments cannot be served."""
 
 
+class EngineBusyError(RequestError):
+    """A call of an engine that came while another one ran: from a callback or another thread."""
+
+
 class RewardError(PyengineError, RuntimeError):
     """Too few valid rewards to train on."""
 

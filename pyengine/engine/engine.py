@@ -26,8 +26,10 @@ from pyengine.engine.config import (
     device_of,
     dtype_name,
 )
+from pyengine.engine.guard import Guard, guarded
 from pyengine.engine.infer.generation import Progress
 from pyengine.engine.infer.inference import check_model, mixture_of
+from pyengine.engine.learn.gradients import drops_gradients
 from pyengine.engine.learn.training import checked_batch, checked_scale, forward_backward, measure
 from pyengine.engine.named.named_models import KEPT
 from pyengine.engine.named.references import asked_reference, load_reference
@@ -59,7 +61,9 @@ from pyengine.preferences.groups import Group, Preferences
 class Engine(SnapshotCalls, ExportCalls):
     """One set of weights that samples, scores and learns.
 
-    Make one with `from_pretrained` or `load_checkpoint`.
+    Make one with `from_pretrained` or `load_checkpoint`. Calls that read or write weights or pages
+    come one after another: a callback or another thread that makes one while another runs gets an
+    EngineBusyError.
 
     tokenizer      None for a model folder without one: prompts are then lists of token ids
     spec           the decoder's description
@@ -85,6 +89,7 @@ class Engine(SnapshotCalls, ExportCalls):
         self.tokenizer = tokenizer
         self.device = device
         self.extra: dict[str, Any] = {}
+        self._guard = Guard()
         self._policy = decoder.to(device)
         self._reference = None if reference is None else reference.to(device)
         self._model_config = model_config
@@ -190,18 +195,11 @@ class Engine(SnapshotCalls, ExportCalls):
             micro_batch_tokens=micro_batch_tokens,
             gradient_checkpointing=gradient_checkpointing,
             optimizer=OptimizerConfig(
-                learning_rate,
-                schedule,
-                warmup_steps,
-                total_steps,
-                betas,
-                eps,
-                weight_decay,
-                max_grad_norm,
-                optimizer_bits,
+                learning_rate, schedule, warmup_steps, total_steps,
+                betas, eps, weight_decay, max_grad_norm, optimizer_bits,
             ),
             lora=adapters,
-        )
+        )  # fmt: skip
         check_device(config, device)
         source = resolve(path)
         tokenizer = load_tokenizer(source)
@@ -255,7 +253,7 @@ class Engine(SnapshotCalls, ExportCalls):
         return self._micro_batch_tokens
 
     def memory_plan(self) -> memory.MemoryPlan:
-        """What each part of this engine takes when all of it is in use, and what is free."""
+        """What each part of this engine takes when all is in use, and what is free."""
         return memory.memory_plan(
             self.spec,
             self.config.dtype,
@@ -271,8 +269,7 @@ class Engine(SnapshotCalls, ExportCalls):
             snapshots=min(len(self._models.others), KEPT),
         )
 
-    # Sampling
-
+    @guarded
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -302,8 +299,8 @@ class Engine(SnapshotCalls, ExportCalls):
         cancel       when set, everything unfinished ends so
         Returns a Group per prompt: ids, log-probs, text and finish reasons.
         Raises RequestError, DataError (malformed messages) or TemplateError, naming the prompt,
-        before anything is sampled; RequestError while another call of generate or score runs;
-        NonFiniteError where the weights or `logit_bias` leave no finite logits.
+        before anything is sampled; NonFiniteError where the weights or `logit_bias` leave no finite
+        logits.
         """
         given = prompt_list(prompts)
         requests = requests_of(given, params, request_ids, self.tokenizer, self.config.seed)
@@ -314,6 +311,7 @@ class Engine(SnapshotCalls, ExportCalls):
             for prompt, request, each in zip(given, requests, responses, strict=True)
         ]
 
+    @guarded
     def reset_prefix_cache(self) -> None:
         """Computes every prompt afresh from now on.
 
@@ -324,6 +322,7 @@ class Engine(SnapshotCalls, ExportCalls):
 
     # Scoring
 
+    @guarded
     def score(
         self,
         groups: Sequence[Group],
@@ -350,14 +349,18 @@ class Engine(SnapshotCalls, ExportCalls):
 
     # Learning
 
+    @guarded
+    @drops_gradients
     def update(self, batch: Preferences, objective: Objective) -> dict[str, float]:
         """One optimizer step on the batch's mean loss: `forward_backward`, then `step`.
 
         Returns the metrics of both.
         """
-        metrics = self.forward_backward(batch, objective)
-        return metrics | self.step()
+        metrics = self._forward_backward(batch, objective, 1.0)
+        return metrics | self._step()
 
+    @guarded
+    @drops_gradients
     def forward_backward(
         self, batch: Preferences, objective: Objective, scale: float = 1.0
     ) -> dict[str, float]:
@@ -369,6 +372,9 @@ class Engine(SnapshotCalls, ExportCalls):
         interrupted, all gathered gradients are dropped.
         Raises RequestError before any work.
         """
+        return self._forward_backward(batch, objective, scale)
+
+    def _forward_backward(self, batch: Any, objective: Any, scale: float) -> dict[str, float]:
         self._refuse_without_masters("update")
         scale = checked_scale(scale)
         examples = checked_batch(
@@ -392,6 +398,7 @@ class Engine(SnapshotCalls, ExportCalls):
             self._optimizer.zero_grad()
             raise
 
+    @guarded
     def measure(self, batch: Preferences, objective: Objective) -> dict[str, float]:
         """The loss and metrics of a batch as `forward_backward` returns them; no gradient.
 
@@ -407,13 +414,18 @@ class Engine(SnapshotCalls, ExportCalls):
         )
         return measure(self._learner, examples, objective, self._micro_batch_tokens, self.device)
 
+    @guarded
+    @drops_gradients
     def step(self) -> dict[str, float]:
-        """Applies the gathered gradients and clears them.
+        """Applies the gathered gradients and clears them; all of it, or nothing when interrupted.
 
         Returns "lr", "grad_norm" before clipping, "step" (made so far) and "skipped". Gradients
         that are not finite change nothing: the step is skipped, and after MAX_SKIPPED_STEPS in a
         row it raises NonFiniteError. Raises RequestError when there are no gradients.
         """
+        return self._step()
+
+    def _step(self) -> dict[str, float]:
         self._learner.settle()
         return self._optimizer.apply()
 
@@ -426,6 +438,7 @@ class Engine(SnapshotCalls, ExportCalls):
 
     # Saving
 
+    @guarded
     def save_checkpoint(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
         """Writes everything that `load_checkpoint` needs to go on bit for bit; atomic.
 

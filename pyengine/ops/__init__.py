@@ -1,6 +1,6 @@
 """Kernels as differentiable Python functions: one op a file, named alike on every layer below."""
 
-from pyengine.ops.adamw import Moment8bit, adamw, adamw_grad_norm
+from pyengine.ops.adamw import Moment8bit, adamw, adamw_grad_norm, adamw_steps
 from pyengine.ops.attention import attention
 from pyengine.ops.attention_backward import attention_backward
 from pyengine.ops.kv_cache import kv_cache
@@ -42,6 +42,7 @@ __all__ = [
     "TokenSurrogate",
     "adamw",
     "adamw_grad_norm",
+    "adamw_steps",
     "attention",
     "attention_backward",
     "kv_cache",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -74,6 +75,30 @@ def adamw(
         _C.adamw_step(p, g, exp_avg, exp_avg_sq, *hyper)
         written += [exp_avg, exp_avg_sq]
     torch.autograd.graph.increment_version(written)
+
+
+def adamw_steps(
+    entries: Sequence[tuple[Tensor, Tensor, Tensor | Moment8bit, Tensor | Moment8bit]],
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    grad_scale: float = 1.0,
+) -> Callable[[], None]:
+    """`adamw` of many tensors as one call into C++, which is still to be made.
+
+    entries  (param, grad, exp_avg, exp_avg_sq) of each
+    All are checked before the first is written, and no signal handler runs before the last is. The
+    version counters are the caller's to move. The call raises as `adamw` does.
+    """
+
+    def words(moment: Tensor | Moment8bit) -> tuple[Tensor, ...]:
+        return tuple(moment) if isinstance(moment, Moment8bit) else (moment,)
+
+    given = [(p.detach(), g.detach(), *words(m), *words(v)) for p, g, m, v in entries]
+    return partial(_C.adamw_steps, given, step, lr, *betas, eps, weight_decay, grad_scale)
 
 
 def adamw_grad_norm(grads: Sequence[Tensor]) -> float:

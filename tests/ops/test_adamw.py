@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pyengine as pe
 from pyengine import _C
-from pyengine.ops import Moment8bit, adamw, adamw_grad_norm
+from pyengine.ops import Moment8bit, adamw, adamw_grad_norm, adamw_steps
 
 SIZES = (0, 1, 31, 32, 33, 111, 4099)
 EIGHT_BIT_SIZES = (0, 1, 255, 256, 257, 4099)
@@ -434,3 +434,31 @@ def test_a_step_is_seen_by_the_version_counter() -> None:
         before = [t._version for t in written]
         adamw(**arguments)
         assert all(t._version > b for t, b in zip(written, before, strict=True))
+
+
+# Many tensors in one call
+
+
+def test_many_tensors_in_one_call_have_the_bits_of_each_alone() -> None:
+    wide, narrow = make(111), make_8bit(4099, 1)
+    alone = run(*wide), run_8bit(*narrow)
+    p, g, m, v = (t.clone() for t in wide)
+    p8, g8 = narrow[0].clone(), narrow[1]
+    m8, v8 = (Moment8bit(*(t.clone() for t in x)) for x in narrow[2:])
+    adamw_steps([(p, g, m, v), (p8, g8, m8, v8)], **HYPER)()
+    assert all(map(torch.equal, (p, m, v), alone[0]))
+    assert all(map(torch.equal, (p8, *m8, *v8), alone[1]))
+
+
+def test_nothing_is_written_where_one_of_many_tensors_is_refused() -> None:
+    p, g, m, v = make(33)
+    before = p.clone()
+    with pytest.raises(
+        ValueError, match=r"^\[adamw\] exp_avg must have the shape of param \(33,\)"
+    ):
+        adamw_steps([(p, g, m, v), (p, g, m[:5], v)], **HYPER)()
+    with pytest.raises(ValueError, match=r"^\[adamw\] an entry must be 4 or 6 tensors but is 3"):
+        _C.adamw_steps([(p, g, m, v), (p, g, m)], 1, 0.1, 0.9, 0.9, 1e-8, 0.0, 1.0)
+    with pytest.raises(ValueError, match=r"^\[adamw\] step must be >= 1 but is 0"):
+        adamw_steps([(p, g, m, v)], **(HYPER | {"step": 0}))()
+    assert torch.equal(p, before)

@@ -4,8 +4,7 @@ kernels are there."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -48,9 +47,6 @@ class Inference(Protocol):
     def forget(self) -> None:
         """Keys and values that are kept from call to call are not used again."""
 
-    def alone(self, who: str) -> AbstractContextManager[None]:
-        """While nothing samples or scores. Raises RequestError where something does."""
-
     def drop_reference(self) -> None:
         """Lets go of the reference, since a snapshot takes its place."""
 
@@ -58,7 +54,7 @@ class Inference(Protocol):
 class SessionInference:
     """On the CPU. Weights are packed when they are first needed.
 
-    Calls share one session, so a call that comes while another runs is refused.
+    Calls share one session, so they come one after another: see guard.py.
     """
 
     def __init__(
@@ -72,7 +68,6 @@ class SessionInference:
         self._named = named
         spec = models["policy"].decoder.spec
         self._generator = Generator(Sampler(models, kv_tokens), spec, tokenizer, stop_ids)
-        self._running = threading.Lock()
 
     @property
     def sampler(self) -> Sampler:
@@ -92,17 +87,15 @@ class SessionInference:
         cancel: threading.Event | None,
     ) -> list[list[Response]]:
         """See Inference."""
-        with self.alone("generate"):
-            self._fetch(mixture)
-            return self._generator.run(requests, mixture, progress, stream, cancel)
+        self._fetch(mixture)
+        return self._generator.run(requests, mixture, progress, stream, cancel)
 
     def score(
         self, model: str, trees: Sequence[Tree], progress: ScoreProgress | None
     ) -> list[list[Tensor]]:
         """See Inference."""
-        with self.alone("score"):
-            self._fetch([model])
-            return score_trees(self.sampler, model, trees, progress)
+        self._fetch([model])
+        return score_trees(self.sampler, model, trees, progress)
 
     def _fetch(self, models: Iterable[str]) -> None:
         """Snapshots that are asked for, as models of the sampler."""
@@ -123,20 +116,6 @@ class SessionInference:
         """See Inference."""
         if "reference" in self.sampler.models:
             self.release(self.sampler.models["reference"])
-
-    @contextmanager
-    def alone(self, who: str) -> Iterator[None]:
-        """See Inference."""
-        # Refused, not waited for: a callback that calls the engine would wait for itself.
-        if not self._running.acquire(blocking=False):
-            raise RequestError(
-                f"[{who}] calls must come one after another but another call of generate or score "
-                "is still running"
-            )
-        try:
-            yield
-        finally:
-            self._running.release()
 
     def forget(self) -> None:
         """See Inference."""
@@ -201,10 +180,6 @@ class TorchInference:
 
     def forget(self) -> None:
         """Nothing is kept from call to call."""
-
-    def alone(self, who: str) -> AbstractContextManager[None]:
-        """Calls share nothing here."""
-        return nullcontext()
 
     def drop_reference(self) -> None:
         """See Inference."""

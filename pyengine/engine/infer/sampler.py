@@ -69,6 +69,7 @@ class Sampler:
             self._session = self._create(chosen, weights, list(models.values()))
             self._opened = key
         else:
+            self._session.clear()  # of what an interrupt left in it
             for i, each in enumerate(weights):
                 self._session.set_weights(i, each)
         self._session.set_version(sum(model.version for model in chosen))

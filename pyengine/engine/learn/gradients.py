@@ -6,13 +6,39 @@ micro-batch left them, so that a batch's gradient does not depend on how it was 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
 import torch
 from torch import Tensor
 
 from pyengine.engine.weights.arena import Arena
 from pyengine.engine.weights.packed import Fused, fused_matrices
+from pyengine.errors import ConfigError, RequestError
 from pyengine.models.decoder import Decoder
 from pyengine.ops.linear import linear_backward
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def drops_gradients(method: Method) -> Method:
+    """A method that learns, of a class with an `_optimizer`: when it raises or is interrupted, all
+    gathered gradients are dropped; where it is refused before any work they are as before. The
+    caller's grad mode does not matter."""
+
+    @wraps(method)
+    def learn(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            with torch.enable_grad():
+                return method(self, *args, **kwargs)
+        except (RequestError, ConfigError):
+            raise
+        except BaseException:
+            self._optimizer.zero_grad()
+            raise
+
+    return cast(Method, learn)
 
 
 class RowGradient:
@@ -40,7 +66,7 @@ class RowGradient:
 
     def clear(self) -> None:
         """No row has a gradient."""
-        self._slots[self._ids] = -1
+        self._slots.fill_(-1)  # all: an interrupt may have come before `_ids` knew of them
         self._ids, self._sums = self._ids[:0], self._sums[:0]
 
 
@@ -88,9 +114,9 @@ class Gradients:
                 if self._tied is not None:
                     self._tied.clear()
                 self._side_heads = {}
+            self._clean = False
             for name, parameter in self._parameters.items():
                 parameter.grad = self._views[name]
-        self._clean = False
 
     def is_open(self) -> bool:
         """Whether there are gradients that no step has taken."""

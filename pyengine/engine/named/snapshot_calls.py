@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from pyengine.engine.guard import Guard, guarded
 from pyengine.engine.infer.inference import Inference
 from pyengine.engine.learn.learning import Learner
 from pyengine.engine.named.combination import check_mix, mean_mix
 from pyengine.engine.named.named_models import NamedModels
 from pyengine.engine.named.snapshots import Snapshots
 from pyengine.engine.optim.optimizer import Optimizer
+from pyengine.engine.uninterrupted import uninterrupted
 from pyengine.errors import RequestError
 from pyengine.models.decoder import Decoder
 
@@ -27,6 +30,7 @@ class SnapshotCalls:
     """
 
     if TYPE_CHECKING:
+        _guard: Guard
         _snapshots: Snapshots
         _models: NamedModels[Any]
         _inference: Inference
@@ -47,6 +51,7 @@ class SnapshotCalls:
         """The snapshot that is the reference; None where it is the one that was loaded."""
         return self._snapshots.reference
 
+    @guarded
     def snapshot(self, name: str, overwrite: bool = False) -> None:
         """Keeps the policy's weights as they are now, under a name.
 
@@ -57,6 +62,7 @@ class SnapshotCalls:
         """
         self._write("snapshot", name, overwrite, self._snapshots.save)
 
+    @guarded
     def drop_snapshot(self, name: str) -> None:
         """Deletes one. Raises RequestError for an unknown name, or that of the reference."""
         self._snapshots.check_known("drop_snapshot", name)
@@ -64,10 +70,10 @@ class SnapshotCalls:
             raise RequestError(
                 f"[drop_snapshot] snapshot {name!r} is the reference: set another one first"
             )
-        with self._inference.alone("drop_snapshot"):
-            self._models.forget(name)
-            self._snapshots.drop(name)
+        self._models.forget(name)
+        self._snapshots.drop(name)
 
+    @guarded
     def combine(self, models: Mapping[str, float], name: str, overwrite: bool = False) -> None:
         """A new snapshot: sum of coefficient * weights of snapshots and the "policy", in float32.
 
@@ -81,9 +87,9 @@ class SnapshotCalls:
         Raises RequestError for names and coefficients that are not such, CheckpointError where the
         disk refuses or a sum is not finite.
         """
-        mix = check_mix(models, self._snapshots)
-        self._write("combine", name, overwrite, lambda new: self._snapshots.combine(mix, new))
+        self._combine(models, name, overwrite)
 
+    @guarded
     def average(
         self,
         names: Sequence[str],
@@ -92,10 +98,11 @@ class SnapshotCalls:
         overwrite: bool = False,
     ) -> None:
         """`combine` with weights >= 0 that are divided by their sum; None: all alike."""
-        self.combine(mean_mix(names, weights), name, overwrite)
+        self._combine(mean_mix(names, weights), name, overwrite)
 
+    @guarded
     def load_snapshot(self, name: str, moments: Moments = "keep") -> None:
-        """The policy's weights become the snapshot's.
+        """The policy's weights become the snapshot's; all of them, or none when interrupted.
 
         moments  the optimizer's: "keep" them as they are, or "reset" them to zero; the schedule of
                  the learning rate and `step_count` go on
@@ -112,11 +119,12 @@ class SnapshotCalls:
             raise RequestError(
                 "[load_snapshot] there are gradients that no step has applied: call step first"
             )
-        with self._inference.alone("load_snapshot"):
-            self._snapshots.load_into_policy("load_snapshot", name)
-        if moments == "reset":
-            self._optimizer.reset()
+        found = self._snapshots.for_policy("load_snapshot", name)
+        copies = [partial(parameter.detach().copy_, value) for parameter, value in found]
+        reset = self._optimizer.reset_calls() if moments == "reset" else []
+        uninterrupted(*copies, *reset)
 
+    @guarded
     def set_reference(self, name: str) -> None:
         """A snapshot is the reference from now on, of updates and of model="reference".
 
@@ -125,15 +133,17 @@ class SnapshotCalls:
         Raises RequestError for a name of no snapshot.
         """
         self._snapshots.check_known("set_reference", name)
-        with self._inference.alone("set_reference"):
-            self._snapshots.reference = name
-            self._inference.drop_reference()
-            self._learner.drop_reference()
-            self._reference = None
+        self._snapshots.reference = name
+        self._inference.drop_reference()
+        self._learner.drop_reference()
+        self._reference = None
+
+    def _combine(self, models: Mapping[str, float], name: str, overwrite: bool) -> None:
+        mix = check_mix(models, self._snapshots)
+        self._write("combine", name, overwrite, lambda new: self._snapshots.combine(mix, new))
 
     def _write(self, who: str, name: str, overwrite: bool, write: Callable[[str], object]) -> None:
         self._refuse_without_masters(who)
         self._snapshots.check_new(who, name, overwrite)
-        with self._inference.alone(who):
-            write(name)
-            self._models.forget(name)  # what was read from the file before
+        write(name)
+        self._models.forget(name)  # what was read from the file before

@@ -233,9 +233,11 @@ class Snapshots:
 
     # Use
 
-    @torch.no_grad()
-    def load_into_policy(self, who: str, name: str) -> None:
-        """The policy's weights become the snapshot's."""
+    def for_policy(self, who: str, name: str) -> list[tuple[nn.Parameter, Tensor]]:
+        """The policy's parameters, and what a snapshot has in their place, all of it read.
+
+        Raises RequestError for one that the policy cannot hold, CheckpointError for its file.
+        """
         snapshot = self._checked(name)
         if snapshot.kind == "merged":
             raise RequestError(
@@ -246,8 +248,11 @@ class Snapshots:
         parameters = (
             dict(self._policy.named_parameters()) if self._lora is None else self._lora.parameters
         )
-        for each, parameter in parameters.items():
-            parameter.copy_(tensors[each])
+        found = [(parameter, tensors[each]) for each, parameter in parameters.items()]
+        for parameter, value in found:
+            if value.shape != parameter.shape:
+                raise CheckpointError(f"[{snapshot.path}] is a snapshot of another model")
+        return found
 
     @torch.no_grad()
     def load(self, name: str) -> Decoder | Lora:

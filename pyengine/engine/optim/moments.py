@@ -4,15 +4,16 @@ fused AdamW on a GPU."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from pyengine.engine.weights.arena import Arena
 from pyengine.errors import CheckpointError
-from pyengine.ops.adamw import BLOCK, Moment8bit, adamw, adamw_grad_norm
+from pyengine.ops.adamw import BLOCK, Moment8bit, adamw_grad_norm, adamw_steps
 
 if TYPE_CHECKING:
     from pyengine.engine.optim.optimizer import OptimizerConfig
@@ -21,6 +22,7 @@ KEYS = ("exp_avg", "exp_avg_sq")
 MIN_8BIT_SIZE = 4096  # norms and biases stay in 32 bits: they are few and their gradients sparse
 
 Parameters = Mapping[str, nn.Parameter]
+_Pair = tuple[Tensor, Tensor] | tuple[Moment8bit, Moment8bit]
 
 
 class Moments(Protocol):
@@ -30,15 +32,15 @@ class Moments(Protocol):
         """Euclidean norm of all gradients together."""
         ...
 
-    def step(self, rate: float, grad_scale: float, step: int) -> None:
-        """Step number `step`, from 1, of every parameter that has a gradient."""
+    def step_calls(self, rate: float, grad_scale: float, step: int) -> list[Callable[[], object]]:
+        """Step number `step`, from 1, of every parameter that has a gradient: see uninterrupted."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, as they are in memory; empty before the first step."""
         ...
 
-    def load(self, state: Mapping[str, Tensor], step_count: int) -> None:
+    def load(self, state: Mapping[str, Tensor]) -> None:
         """Copies of what `tensors` gave. Raises CheckpointError for those of another model."""
         ...
 
@@ -55,30 +57,26 @@ class CpuMoments:
 
     def __init__(self, parameters: Parameters, config: OptimizerConfig) -> None:
         self._parameters, self._config = parameters, config
-        self._state: dict[str, list[Tensor | Moment8bit]] = {}
+        self._state: dict[str, _Pair] = {}
 
     def grad_norm(self, gradients: Sequence[Tensor]) -> float:
         return adamw_grad_norm([_contiguous(g) for g in gradients])
 
-    def step(self, rate: float, grad_scale: float, step: int) -> None:
-        if not self._state:
-            self._state = self._zeros()
-        for name, parameter in self._parameters.items():
-            if parameter.grad is None:
-                continue
-            adamw(
-                parameter,
-                _contiguous(parameter.grad),
-                *self._state[name],
-                step=step,
-                lr=rate,
-                betas=self._config.betas,
-                eps=self._config.eps,
-                weight_decay=self._config.weight_decay,
-                grad_scale=grad_scale,
-            )
+    def step_calls(self, rate: float, grad_scale: float, step: int) -> list[Callable[[], object]]:
+        state = self._state or self._zeros()
+        moved = {n: (p, p.grad) for n, p in self._parameters.items() if p.grad is not None}
+        write = adamw_steps(
+            [(p, _contiguous(grad), *state[name]) for name, (p, grad) in moved.items()],
+            step=step,
+            lr=rate,
+            betas=self._config.betas,
+            eps=self._config.eps,
+            weight_decay=self._config.weight_decay,
+            grad_scale=grad_scale,
+        )
+        return [write, partial(setattr, self, "_state", state)]
 
-    def _zeros(self) -> dict[str, list[Tensor | Moment8bit]]:
+    def _zeros(self) -> dict[str, _Pair]:
         """They take memory when they are first written."""
         narrow = {
             name: self._config.optimizer_bits == 8 and p.numel() >= MIN_8BIT_SIZE
@@ -87,19 +85,16 @@ class CpuMoments:
         wide = [p.numel() for name, p in self._parameters.items() if not narrow[name]]
         arena = Arena.fitting(4 * size for size in wide for _ in KEYS)
         return {
-            name: [
-                Moment8bit.zeros_like(p)
-                if narrow[name]
-                else arena.take(tuple(p.shape), torch.float32)
-                for _ in KEYS
-            ]
+            name: (Moment8bit.zeros_like(p), Moment8bit.zeros_like(p))
+            if narrow[name]
+            else (arena.take(tuple(p.shape), p.dtype), arena.take(tuple(p.shape), p.dtype))
             for name, p in self._parameters.items()
         }
 
     def tensors(self) -> dict[str, Tensor]:
         return _named(self._state)
 
-    def load(self, state: Mapping[str, Tensor], step_count: int) -> None:
+    def load(self, state: Mapping[str, Tensor]) -> None:
         fresh = self._zeros()
         check_fits(_named(fresh), state)
         for name, tensor in _named(fresh).items():
@@ -108,51 +103,49 @@ class CpuMoments:
 
 
 class TorchMoments:
-    """torch's fused AdamW."""
+    """torch's fused AdamW, on any device."""
 
     def __init__(self, parameters: Parameters, config: OptimizerConfig) -> None:
-        self._parameters = parameters
-        self._adamw = torch.optim.AdamW(
-            list(parameters.values()),
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self._parameters, self._config = parameters, config
+        self._state: dict[str, tuple[Tensor, Tensor]] = {}
 
     def grad_norm(self, gradients: Sequence[Tensor]) -> float:
         """Squares of the gradients' norms add in float64, in order."""
         norms = torch._foreach_norm(list(gradients))
         return math.sqrt(sum(float(norm) ** 2 for norm in norms))
 
-    def step(self, rate: float, grad_scale: float, step: int) -> None:
+    def step_calls(self, rate: float, grad_scale: float, step: int) -> list[Callable[[], object]]:
+        state = self._state or self._zeros()
+        names = [name for name, p in self._parameters.items() if p.grad is not None]
+        weights = [self._parameters[name].detach() for name in names]
+        gradients = [cast(Tensor, self._parameters[name].grad) for name in names]
+        m, v = ([state[name][i] for name in names] for i in range(2))
         if grad_scale != 1.0:
-            gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
             torch._foreach_mul_(gradients, grad_scale)
-        for group in self._adamw.param_groups:
-            group["lr"] = rate
-        self._adamw.step()
-        # The fused kernel does not tell autograd, by which the bf16 copies know the masters moved.
-        torch.autograd.graph.increment_version(list(self._parameters.values()))
+        steps = torch.full((len(names),), float(step), device=weights[0].device)
+        write = partial(
+            torch._fused_adamw_, weights, gradients, m, v, [], list(steps),
+            lr=rate, beta1=self._config.betas[0], beta2=self._config.betas[1],
+            weight_decay=self._config.weight_decay, eps=self._config.eps,
+            amsgrad=False, maximize=False,
+        )  # fmt: skip
+        return [write, partial(setattr, self, "_state", state)]
 
-    def tensors(self) -> dict[str, Tensor]:
-        kept = self._adamw.state
+    def _zeros(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {
-            f"{key}.{name}": kept[p][key]
-            for name, p in self._parameters.items()
-            for key in KEYS
-            if p in kept
+            n: (torch.zeros_like(p.detach()), torch.zeros_like(p.detach()))
+            for n, p in self._parameters.items()
         }
 
-    def load(self, state: Mapping[str, Tensor], step_count: int) -> None:
-        expected = {f"{k}.{n}": p.detach() for n, p in self._parameters.items() for k in KEYS}
-        check_fits(expected, state)
-        for name, parameter in self._parameters.items():
-            entry = {"step": torch.tensor(float(step_count), device=parameter.device)}
-            for key in KEYS:
-                entry[key] = state[f"{key}.{name}"].to(parameter.device, torch.float32, copy=True)
-            self._adamw.state[parameter] = entry
+    def tensors(self) -> dict[str, Tensor]:
+        return _named(self._state)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        fresh = self._zeros()
+        check_fits(_named(fresh), state)
+        for name, tensor in _named(fresh).items():
+            tensor.copy_(state[name])
+        self._state = fresh
 
 
 def check_fits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
@@ -171,10 +164,10 @@ def check_fits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> N
             )
 
 
-def _named(state: Mapping[str, Sequence[Tensor | Moment8bit]]) -> dict[str, Tensor]:
-    named = {}
+def _named(state: Mapping[str, _Pair]) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
     for name, moments in state.items():
-        for key, moment in zip(KEYS, moments, strict=True):
+        for key, moment in zip(KEYS, cast(tuple[Tensor | Moment8bit, ...], moments), strict=True):
             if isinstance(moment, Moment8bit):
                 named[f"{key}.{name}"] = moment.codes
                 named[f"{key}_absmax.{name}"] = moment.absmax

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from pyengine.engine.optim.moments import CpuMoments, Moments, TorchMoments
+from pyengine.engine.uninterrupted import uninterrupted
 from pyengine.errors import ConfigError, NonFiniteError, RequestError
 
+Change = Callable[[], object]  # of C: see uninterrupted
 Schedule = Literal["constant", "linear", "cosine"]
 MAX_SKIPPED_STEPS = 5  # non-finite steps in a row after which training has failed
 
@@ -126,28 +130,18 @@ class Optimizer:
 
         Returns "lr", "grad_norm" before clipping, and "skipped", 1.0 or 0.0.
         """
-        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        norm = self._moments.grad_norm(gradients)
-        rate = self.config.rate(self.step_count)
-        if not math.isfinite(norm):
-            return {"lr": rate, "grad_norm": norm, "skipped": 1.0}
-        limit = self.config.max_grad_norm
-        scale = limit / norm if limit is not None and norm > limit else 1.0
-        self._moments.step(rate, scale, self.step_count - self.reset_at + 1)
-        self.step_count += 1
-        return {"lr": rate, "grad_norm": norm, "skipped": 0.0}
+        return self._update([])
 
     def apply(self) -> dict[str, float]:
         """A `step` of training: the gradients are cleared, and "step" says how many were made.
 
+        An interrupt finds weights, moments, counters and gradients all as before or all as after.
         Raises RequestError when there are no gradients, NonFiniteError where they were not finite
         MAX_SKIPPED_STEPS times in a row.
         """
         if all(p.grad is None for p in self._parameters.values()):
             raise RequestError("[step] there are no gradients: call forward_backward first")
-        result = self.step()
-        self.zero_grad()
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if result["skipped"] else 0
+        result = self._update(self._clearing())
         if self.skipped_in_a_row >= MAX_SKIPPED_STEPS:
             raise NonFiniteError(
                 f"[step] gradients were not finite {self.skipped_in_a_row} times in a row "
@@ -155,14 +149,39 @@ class Optimizer:
             )
         return result | {"step": float(self.step_count)}
 
-    def zero_grad(self) -> None:
-        for parameter in self._parameters.values():
-            parameter.grad = None
+    def _update(self, then: list[Change]) -> dict[str, float]:
+        """`step`, with further changes that belong to it."""
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        norm = self._moments.grad_norm(gradients)
+        rate = self.config.rate(self.step_count)
+        if not math.isfinite(norm):
+            uninterrupted(_set(self, "skipped_in_a_row", self.skipped_in_a_row + 1), *then)
+            return {"lr": rate, "grad_norm": norm, "skipped": 1.0}
+        limit = self.config.max_grad_norm
+        scale = limit / norm if limit is not None and norm > limit else 1.0
+        calls = self._moments.step_calls(rate, scale, self.step_count - self.reset_at + 1)
+        # Before they move: copies that are made anew too early are right, too late never.
+        torch.autograd.graph.increment_version(list(self._parameters.values()))
+        uninterrupted(
+            *calls,
+            _set(self, "step_count", self.step_count + 1),
+            _set(self, "skipped_in_a_row", 0),
+            *then,
+        )
+        return {"lr": rate, "grad_norm": norm, "skipped": 0.0}
 
-    def reset(self) -> None:
-        """Moments begin again from zero; the schedule of the learning rate goes on."""
-        self._moments = self._kind(self._parameters, self.config)
-        self.reset_at = self.step_count
+    def zero_grad(self) -> None:
+        """Drops all gradients."""
+        uninterrupted(*self._clearing())
+
+    def _clearing(self) -> list[Change]:
+        return [_set(p, "grad", None) for p in self._parameters.values()]
+
+    def reset_calls(self) -> list[Change]:
+        """Moments begin again from zero; the schedule of the learning rate goes on: changes that
+        are still to be made."""
+        fresh = self._kind(self._parameters, self.config)
+        return [_set(self, "_moments", fresh), _set(self, "reset_at", self.step_count)]
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Adam's moments by parameter name; empty before the first step.
@@ -182,5 +201,9 @@ class Optimizer:
         Raises CheckpointError for the state of another model or of other optimizer_bits.
         """
         if state or step_count > reset_at:
-            self._moments.load(state, step_count - reset_at)
+            self._moments.load(state)
         self.step_count, self.reset_at = step_count, reset_at
+
+
+def _set(owner: object, name: str, value: object) -> Change:
+    return partial(setattr, owner, name, value)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine.config import EngineConfig
+from pyengine.engine.guard import Guard, guarded
 from pyengine.engine.learn.learning import Learner
 from pyengine.errors import RequestError
 from pyengine.files import atomic_folder
@@ -24,6 +25,7 @@ class ExportCalls:
     """What `Engine` writes for others."""
 
     if TYPE_CHECKING:
+        _guard: Guard
         config: EngineConfig
         tokenizer: Tokenizer | None
         _policy: Decoder
@@ -38,20 +40,23 @@ class ExportCalls:
 
         def _refuse_without_masters(self, who: str) -> None: ...
 
+    @guarded
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """(name, gradient) under Hugging Face names and shapes, for every weight that has one.
 
         With LoRA, those of the adapters under the names of `peft`.
         """
-        yield from self._named(self._learner.gradients())
+        return iter(list(self._named(self._learner.gradients())))
 
+    @guarded
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, fp32 master) of what is trained, named as in `named_gradients`."""
-        yield from self._named({n: p.detach() for n, p in self._trained.items()})
+        return iter(list(self._named({n: p.detach() for n, p in self._trained.items()})))
 
     def _named(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         return hf_tensors(self.spec, tensors) if self._lora is None else peft_tensors(tensors)
 
+    @guarded
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes the policy as an fp32 Hugging Face folder that transformers loads; atomic.
 
@@ -67,6 +72,7 @@ class ExportCalls:
             if self.tokenizer is not None:
                 self.tokenizer.save(folder)
 
+    @guarded
     def save_adapter(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes the adapters as a folder that `peft` loads; atomic.
 

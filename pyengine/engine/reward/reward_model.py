@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,9 @@ from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine import memory
 from pyengine.engine.batch.packing import Tree, check_tree
 from pyengine.engine.config import DTYPES, device_of, dtype_name, packed_kind
+from pyengine.engine.guard import Guard, guarded
 from pyengine.engine.learn.backbone import Backbone
+from pyengine.engine.learn.gradients import drops_gradients
 from pyengine.engine.optim.optimizer import Optimizer, OptimizerConfig
 from pyengine.engine.persist import checkpoint as checkpoints
 from pyengine.engine.persist.engine_state import checkpoint_tokenizer, load_tokenizer
@@ -43,7 +45,7 @@ from pyengine.preferences.groups import Group, Preferences
 class RewardModel:
     """A decoder that judges responses: outputs of its last hidden state.
 
-    Make one with `from_pretrained`.
+    Make one with `from_pretrained`. Calls come one after another, as an engine's do: see guard.py.
 
     outputs       numbers a head gives: 1 is a reward, 2 k an embedding of `gpm`, 2 a mean and a
                   spread of `mean_variance`
@@ -74,6 +76,7 @@ class RewardModel:
         self.outputs, self.ensemble = heads
         self.reading: Reading | None = "reward" if self.outputs == 1 else reading
         self.tokenizer = tokenizer
+        self._guard = Guard()
         self.spec: DecoderSpec = decoder.spec
         self._decoder, self._lora, self._head = decoder, lora, head
         self._model_config = model_config
@@ -181,6 +184,7 @@ class RewardModel:
 
     # Judging
 
+    @guarded
     def rewards(self, groups: Sequence[Group]) -> list[list[Tensor]]:
         """What the head says: rewards(groups)[g][k] of response k of group g, float32.
 
@@ -207,6 +211,8 @@ class RewardModel:
 
     # Learning
 
+    @guarded
+    @drops_gradients
     def update(
         self,
         batch: Preferences,
@@ -217,11 +223,11 @@ class RewardModel:
         **options: Any,
     ) -> dict[str, float]:
         """One optimizer step: `forward_backward`, then `step`. Returns the metrics of both."""
-        metrics = self.forward_backward(
-            batch, loss, targets=targets, use_margins=use_margins, **options
-        )
-        return metrics | self.step()
+        metrics = self._forward_backward(batch, loss, targets, use_margins, options)
+        return metrics | self._step()
 
+    @guarded
+    @drops_gradients
     def forward_backward(
         self,
         batch: Preferences,
@@ -243,6 +249,16 @@ class RewardModel:
         "rewards/accuracies", "rewards/margins" and the like where the loss compares.
         Raises RequestError or ConfigError before any work; gradients are then as before.
         """
+        return self._forward_backward(batch, loss, targets, use_margins, options)
+
+    def _forward_backward(
+        self,
+        batch: Preferences,
+        loss: str,
+        targets: Targets | None,
+        use_margins: bool,
+        options: Mapping[str, Any],
+    ) -> dict[str, float]:
         lesson = make_lesson(batch, loss, self.outputs, targets, use_margins, options)
         lesson.check(self.ensemble, self.outputs)
         trees = self._checked("update", lesson.trees(batch))
@@ -262,25 +278,33 @@ class RewardModel:
         self.reading = lesson.reading
         return metrics | {"tokens": float(tokens)}
 
+    @guarded
+    @drops_gradients
     def step(self) -> dict[str, float]:
         """Applies the gathered gradients and clears them, as `Engine.step`.
 
         Raises RequestError when there are no gradients, NonFiniteError after MAX_SKIPPED_STEPS in a
         row whose gradients were not finite.
         """
+        return self._step()
+
+    def _step(self) -> dict[str, float]:
         self._backbone.settle()
         return self._optimizer.apply()
 
+    @guarded
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """(name, gradient) of every weight that has one, under Hugging Face names, the head's
         "score.weight"; of adapters under the names of `peft`."""
         found = self._backbone.gradients()
-        yield from hf_tensors(self.spec, found) if self._lora is None else peft_tensors(found)
+        named = list(hf_tensors(self.spec, found) if self._lora is None else peft_tensors(found))
         if self._head.weight.grad is not None:
-            yield SCORE, self._head.weight.grad
+            named.append((SCORE, self._head.weight.grad))
+        return iter(named)
 
     # Saving
 
+    @guarded
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes a folder that transformers loads as `...ForSequenceClassification`; atomic.
 
@@ -301,6 +325,7 @@ class RewardModel:
             if self.tokenizer is not None:
                 self.tokenizer.save(folder)
 
+    @guarded
     def save_checkpoint(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
         """Writes everything that `load_checkpoint` needs to go on bit for bit; atomic.
 

@@ -125,7 +125,8 @@ class PackedDecoder:
     def refresh(self, keep: bool = True) -> None:
         """Follows the masters. With `keep` every matrix that has changed is packed and stays;
         without, those that are not packed yet are from now on packed in passing, by `matrix`."""
-        changed = {n for n, p in self._sources().items() if self._differs(n, p)}
+        now = {n: (p, p._version, p.data_ptr()) for n, p in self._sources().items()}
+        changed = {name for name, state in now.items() if self._differs(name, state)}
         if changed:
             parameters = dict(self.decoder.named_parameters())
             for key, fused in self.table.items():
@@ -135,6 +136,8 @@ class PackedDecoder:
                 if changed.intersection(names) or key not in self._biases:
                     self._biases[key] = self._bias([parameters[name] for name in names])
             self.version += 1
+            # Last: what is interrupted before is found changed again, and no matrix stays old.
+            self._seen = now
         if keep:
             self._make_room()
             for key in [key for key in self.table if key in self._stale]:
@@ -211,12 +214,10 @@ class PackedDecoder:
         bias = torch.cat([b.detach().float() for b in biases])
         return bias.to(self.compute_dtype).float()
 
-    def _differs(self, name: str, parameter: Tensor) -> bool:
+    def _differs(self, name: str, now: _State) -> bool:
         """Whether the parameter was replaced, moved or written since the last refresh."""
-        now = (parameter, parameter._version, parameter.data_ptr())
         before = self._seen.get(name)
-        self._seen[name] = now
-        return before is None or before[0] is not parameter or before[1:] != now[1:]
+        return before is None or before[0] is not now[0] or before[1:] != now[1:]
 
     @torch.no_grad()
     def weights(self, longest: int) -> dict[str, Any]:

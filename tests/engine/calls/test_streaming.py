@@ -13,7 +13,6 @@ import pyengine as pe
 from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine.infer.generation import settings_of
 from pyengine.engine.infer.sampler import Sampler
-from pyengine.errors import RequestError
 
 PROMPTS = [random_ids(length, seed=length) for length in (5, 1, 17)]
 PARAMS = pe.SamplingParams(n=3, max_tokens=12, seed=2, logit_bias={2: 2.0})
@@ -302,39 +301,3 @@ def test_an_exception_in_the_callback_comes_out_and_leaves_the_engine_usable(eng
     assert session.statistics()["open"] == 0  # nothing of it goes on beside the next call
     assert engine.generate(PROMPTS, PARAMS) == expected
     assert engine.score(expected)[0][0].token_logprobs.tolist() == expected[0].responses[0].logprobs
-
-
-def test_a_call_within_a_callback_is_refused_and_the_outer_one_may_go_on(engine):
-    expected = engine.generate(PROMPTS, PARAMS)
-    messages = set()
-
-    def call_again(event: pe.TokenEvent) -> None:
-        for call in (lambda: engine.generate([[5]]), lambda: engine.score(expected)):
-            with pytest.raises(RequestError) as caught:
-                call()
-            messages.add(str(caught.value))
-
-    assert engine.generate(PROMPTS, PARAMS, stream=call_again) == expected
-    rule = (
-        "calls must come one after another but another call of generate or score is still running"
-    )
-    assert messages == {f"[generate] {rule}", f"[score] {rule}"}
-
-
-def test_a_call_of_another_thread_is_refused_while_one_runs(engine):
-    caught = []
-
-    def call(*counts: int) -> None:
-        def other() -> None:
-            try:
-                engine.generate([[5]])
-            except RequestError as error:
-                caught.append(str(error))
-
-        thread = threading.Thread(target=other)
-        thread.start()
-        thread.join()
-
-    groups = engine.generate(PROMPTS, PARAMS, progress=call)
-    assert caught
-    assert groups == engine.generate(PROMPTS, PARAMS)

@@ -1,0 +1,90 @@
+"""One call at a time over an engine's weights and pages."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from functools import wraps
+from types import CodeType
+from typing import Any, TypeVar, cast
+
+from pyengine.errors import EngineBusyError
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+_NOW = "now"
+
+
+class _Call:
+    """A call that runs: its name and its thread."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.thread = threading.get_ident()
+
+
+class Guard:
+    """Who works with the weights and pages of one engine: one `guarded` call or nobody.
+
+    A call that comes while another runs is refused and not waited for: it comes from another
+    thread, or from a callback of the call that runs, which would wait for itself.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[str, _Call] = {}  # one entry, put in and out by single steps of dict
+        self._taking_over = threading.Lock()
+
+    def enter(self, call: _Call) -> None:
+        """Raises EngineBusyError while another call runs."""
+        other = self._running.setdefault(_NOW, call)
+        if other is not call and not _is_live(other):
+            with self._taking_over:
+                if self._running.get(_NOW) is other:
+                    del self._running[_NOW]
+                other = self._running.setdefault(_NOW, call)
+        if other is not call:
+            raise EngineBusyError(
+                f"[{call.name}] calls must come one after another but {other.name} is still "
+                "running: neither its callbacks nor other threads may call the engine meanwhile"
+            )
+
+    def leave(self, call: _Call) -> None:
+        """The call is over, if it ever ran."""
+        if self._running.get(_NOW) is call:
+            del self._running[_NOW]
+
+
+def guarded(method: Method) -> Method:
+    """A method that reads or writes weights or pages, of a class that keeps a Guard as `_guard`: it
+    runs alone, or raises EngineBusyError.
+
+    What is guarded does not call what is guarded: within a call parts work by their inner methods.
+    """
+
+    @wraps(method)
+    def alone(self: Any, *args: Any, **kwargs: Any) -> Any:
+        guard, call = self._guard, _Call(method.__name__)
+        try:
+            guard.enter(call)
+            return method(self, *args, **kwargs)
+        finally:
+            guard.leave(call)
+
+    return cast(Method, alone)
+
+
+def _is_live(call: _Call) -> bool:
+    """Whether the frame of a call is still on its thread's stack: an interrupt may have cut it off
+    before it could leave."""
+    frame = sys._current_frames().get(call.thread)
+    while frame is not None:
+        if frame.f_code is _ALONE and frame.f_locals.get("call") is call:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _noop(self: Any) -> None: ...
+
+
+_ALONE: CodeType = guarded(_noop).__code__  # one code object for all wrappers
