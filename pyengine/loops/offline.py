@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from pyengine.errors import CheckpointError, ConfigError, RequestError
 from pyengine.loops.loop import Loop, Report
-from pyengine.loops.steps import Clock
+from pyengine.loops.steps import Clock, trainable
 from pyengine.loops.walk import PromptWalk
 from pyengine.preferences.groups import Preferences
 from pyengine.preferences.subset import num_examples, take_examples
@@ -72,7 +72,13 @@ class Offline(Loop):
                 f"[Offline] data must hold at least one {objective.unit} for {objective.name} but "
                 "holds none"
             )
+        if not trainable(data, objective):
+            raise ConfigError(
+                f"[Offline] data must hold at least two prompts for {objective.name}, whose "
+                "responses can be swapped to estimate the KL, but hold one"
+            )
         self._walk = PromptWalk(self.examples, seed)
+        self.rounds_without_update = 0
 
     @property
     def rounds(self) -> int:
@@ -98,10 +104,15 @@ class Offline(Loop):
     def _one_round(self) -> Report:
         clock = Clock()
         batch = self.batch(self.round)
-        report: Report = dict(clock("update", lambda: self.engine.update(batch, self.objective)))
+        report: Report = {}
+        # A step may hold the responses of one prompt only, where an objective needs another's.
+        if trainable(batch, self.objective):
+            report |= clock("update", lambda: self.engine.update(batch, self.objective))
+            report["tokens_per_s"] = report["tokens"] / max(clock.seconds["update"], 1e-9)
+        else:
+            self.rounds_without_update += 1
+        report["rounds_without_update"] = self.rounds_without_update
         self.last_groups = list(batch.groups)
-        seconds = max(clock.seconds["update"], 1e-9)
-        report["tokens_per_s"] = report["tokens"] / seconds
         report["epoch"] = (self.round + 1) / self.rounds_per_epoch
         return report | clock.report()
 
@@ -120,6 +131,7 @@ class Offline(Loop):
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
             "data_digest": _digest(self.data),
+            "rounds_without_update": self.rounds_without_update,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -128,12 +140,13 @@ class Offline(Loop):
         Raises CheckpointError for the state of other data, order or batches.
         """
         for name, mine in self.state_dict().items():
-            if name != "round" and state.get(name) != mine:
+            if name not in ("round", "rounds_without_update") and state.get(name) != mine:
                 raise CheckpointError(
                     f"[Offline] {name} must be what the saved run had, {state.get(name)!r}, "
                     f"but is {mine!r}"
                 )
         self.round = int(state["round"])
+        self.rounds_without_update = int(state["rounds_without_update"])
 
 
 def held_out_split(

@@ -173,3 +173,15 @@ def test_objectives_of_further_responses_run_an_epoch(engine, name, count):
     reports = list(loop.run(loop.rounds))
     assert [r["step"] for r in reports] == [1, 2]
     assert all(r["grad_norm"] > 0 for r in reports)
+
+
+def test_a_kl_of_other_prompts_needs_another_prompt(engine):
+    """One step of two prompts, and one of a single prompt, which is counted."""
+    feedback = Feedback.from_labels([[True, False], [False, True]])
+    two = pe.Preferences([group(0), group(1)], feedback=feedback)
+    with pytest.raises(ConfigError, match="at least two prompts for kto"):
+        make(engine, take_examples(two, "group", [0]), objective=objectives.KTO())
+    loop = make(engine, two, objective=objectives.KTO(), batch_size=3, shuffle=False)
+    reports = list(loop.run(2))
+    assert [r["rounds_without_update"] for r in reports] == [0, 1]
+    assert [r["step"] for r in reports] == [1, 1]

@@ -97,17 +97,19 @@ class RunFolder:
             return datetime.fromisoformat(saved["date"])
         return datetime.now().replace(microsecond=0)
 
-    def keep_inputs(self, inputs: Mapping[str, str], date: datetime, resumed: bool) -> None:
-        """Puts digests of what the run reads, and its date, on file; a resumed run's must be equal.
+    def require_inputs(self, inputs: Mapping[str, str]) -> None:
+        """Raises CheckpointError unless what the run reads has the digests on file.
 
-        Raises CheckpointError where they are not. A run from before they were kept has none.
+        A run from before they were kept has none.
         """
-        if resumed and self.inputs.exists():
+        if self.inputs.exists():
             saved = json.loads(self.inputs.read_text(encoding="utf-8"))
             require_same(saved["digests"], inputs, str(self.path))
-        elif not resumed:
-            kept = {"date": date.isoformat(), "digests": dict(inputs)}
-            atomic_write(self.inputs, json.dumps(kept, indent=2) + "\n")
+
+    def keep_inputs(self, inputs: Mapping[str, str], date: datetime) -> None:
+        """Puts digests of what the run reads, and its date, on file."""
+        kept = {"date": date.isoformat(), "digests": dict(inputs)}
+        atomic_write(self.inputs, json.dumps(kept, indent=2) + "\n")
 
     def cut(self, last_round: int) -> None:
         """Drop lines of rounds after `last_round`, and a line that a kill left half-written."""

@@ -126,12 +126,15 @@ class _Session:
     def prepare(self, resume: bool) -> None:
         """Data become tokens, so that what is wrong with them shows before the weights load."""
         self.inputs = self.run.inputs()
+        if resume:
+            self.folder.require_inputs(self.inputs)
         self.date = self.folder.date() if resume else datetime.now().replace(microsecond=0)
         self.run.prepare(ModelText.of(self.recipe.model, self.date), self.say)
 
     def open(self, resume: bool) -> None:
         has_run = self.folder.open(self.recipe, resume)
-        self.folder.keep_inputs(self.inputs, self.date, has_run)
+        if not has_run:
+            self.folder.keep_inputs(self.inputs, self.date)
         if resume and not has_run:
             self.say(f"nothing to resume in {self.folder.path}: starting from the first round")
         newest = checkpoints.newest_verified(self.folder.checkpoints) if has_run else None

@@ -39,6 +39,9 @@ def build(cls: type[T], data: Any, document: Document, prefix: str = "") -> T:
         if key not in fields:
             raise unknown_key(document, path, key, fields)
         registry = fields[key].metadata.get("registry")
+        if value is None and fields[key].default is None:
+            values[key] = None
+            continue
         if registry is not None:
             values[key] = part(registry, value, document, path)
             continue
