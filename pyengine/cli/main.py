@@ -16,6 +16,7 @@ from pyengine.cli import (
     doctor,
     generate,
     objectives,
+    parts,
     recipes,
     report,
     score,
@@ -24,7 +25,7 @@ from pyengine.cli import (
 from pyengine.errors import PyengineError
 
 _COMMANDS = (
-    demo, train, align, generate, chat, compare, score, recipes, objectives, report, doctor,
+    demo, train, align, generate, chat, compare, score, recipes, parts, objectives, report, doctor,
 )  # fmt: skip
 USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130
 

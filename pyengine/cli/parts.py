@@ -1,0 +1,70 @@
+"""`pyengine parts`: what a recipe can name, with each part's fields."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+from typing import Any
+
+from pyengine.cli.arguments import Commands
+from pyengine.errors import ConfigError
+from pyengine.objectives.available import OBJECTIVES
+from pyengine.preferences.pairings.available import PAIRINGS
+from pyengine.recipes.schema.load import RECIPES
+from pyengine.registry import Registry
+
+_REGISTRIES: tuple[Registry[Any], ...] = (RECIPES, OBJECTIVES, PAIRINGS)
+
+
+def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
+    """Add the command and its arguments."""
+    parser = commands.add_parser(
+        "parts", parents=[common], help="list what a recipe can name, or show one part's fields"
+    )
+    kinds = [registry.kind for registry in _REGISTRIES]
+    parser.add_argument("kind", nargs="?", choices=kinds, help="which kind of part")
+    parser.add_argument("name", nargs="?", help="which part of that kind")
+    parser.set_defaults(run=parts)
+
+
+def parts(args: argparse.Namespace) -> int:
+    """Print the names of each kind, or one part's description and fields."""
+    if args.name is not None:
+        print(describe(_registry(args.kind), args.name))
+        return 0
+    for registry in _REGISTRIES if args.kind is None else (_registry(args.kind),):
+        print(f"{registry.kind}:")
+        for cls in registry:
+            doc = (inspect.getdoc(cls) or "").splitlines()[0]
+            print(f"  {cls.name:<22} {doc}")
+    return 0
+
+
+def describe(registry: Registry[Any], name: str) -> str:
+    """A part's docstring, and each field with its default and rule. Raises ConfigError."""
+    lines = [inspect.getdoc(registry.class_of(name)) or "", ""]
+    for field in registry.fields(name).values():
+        default = "required" if _is_required(field) else f"default {_default(field)!r}"
+        rule = field.metadata.get("rule")
+        lines.append(f"  {field.name}: {default}{'' if rule is None else f', {rule.text}'}")
+    return "\n".join(lines).rstrip()
+
+
+def _registry(kind: str) -> Registry[Any]:
+    for registry in _REGISTRIES:
+        if registry.kind == kind:
+            return registry
+    raise ConfigError(f"[parts] kind must be one of the registries but is {kind!r}")
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    none = dataclasses.MISSING
+    return field.default is none and field.default_factory is none
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    assert field.default_factory is not dataclasses.MISSING
+    return field.default_factory()
