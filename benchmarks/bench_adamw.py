@@ -15,8 +15,9 @@ import torch
 from measuring import Measure
 from torch import Tensor, nn
 
-from pyengine.engine.optim.moments import state_bytes
-from pyengine.engine.optim.optimizer import Optimizer, OptimizerConfig
+from pyengine.engine.optim.adamw import AdamW
+from pyengine.engine.optim.optimizer import Optimizer
+from pyengine.engine.optim.optimizer_config import OptimizerConfig
 
 RATE, LIMIT = 1e-4, 1.0
 
@@ -55,7 +56,7 @@ def make(shape: Shape) -> dict[str, nn.Parameter]:
 def stepper(provider: str, parameters: dict[str, nn.Parameter]) -> Callable[[], object]:
     if provider != "torch":
         bits = 8 if provider.endswith("8bit") else 32
-        config = OptimizerConfig(RATE, max_grad_norm=LIMIT, optimizer_bits=bits)
+        config = OptimizerConfig(AdamW(RATE, bits=bits), max_grad_norm=LIMIT)
         return Optimizer(parameters, config).step
     weights = list(parameters.values())
     adamw = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0, fused=True)
@@ -88,7 +89,7 @@ def test_step(
     parameters = make(shape)
     bits = 8 if provider.endswith("8bit") else 32
     weights = sum(p.nbytes for p in parameters.values())
-    moments = sum(state_bytes(p.numel(), bits) for p in parameters.values())
+    moments = sum(AdamW(bits=bits).state_bytes(p.numel()) for p in parameters.values())
     clipping = 3 if provider == "torch" else 1  # torch reads twice and writes once
     measure(
         stepper(provider, parameters),

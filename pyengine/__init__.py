@@ -1,6 +1,6 @@
 """pyengine: sample, score, judge and update one set of weights in one process."""
 
-from pyengine import loops, objectives, ops, preferences
+from pyengine import loops, objectives, ops, optim, preferences
 from pyengine.engine import Engine, LoraConfig, RewardModel, SamplingParams, Score, TokenEvent
 from pyengine.preferences.groups import Comparison, Group, Preferences, Response
 from pyengine.runtime import get_num_threads, set_num_threads
@@ -22,6 +22,7 @@ __all__ = [
     "loops",
     "objectives",
     "ops",
+    "optim",
     "preferences",
     "set_num_threads",
 ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 
 from pyengine import _C
-from pyengine.engine.optim.optimizer import OptimizerConfig
+from pyengine.engine.optim.optimizer_config import OPTIMIZER_OPTIONS, OptimizerConfig
 from pyengine.errors import ConfigError
 from pyengine.models.lora import LoraConfig
 from pyengine.ops.linear import Kind
@@ -20,34 +22,111 @@ Reference = Literal["frozen", "none", "adapter"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
 
 
+# Fields that say where an engine runs and keeps its files: a checkpoint leaves them to the machine.
+PLACE_OPTIONS = ("device", "reference_cache", "snapshot_folder")
+
+
 @dataclass(frozen=True)
 class EngineConfig:
-    """Settings that a checkpoint carries. Raises ConfigError naming the field and its value.
+    """Every option of an engine: what `Engine.from_pretrained` takes, what a recipe's `engine`
+    section may say, and what a checkpoint keeps. Raises ConfigError naming the field and its value.
 
-    source  what the weights were first loaded from, for display
-    dtype   "float32", "bfloat16" or "int8", never "auto"
-    lora    the adapters that are trained instead of the weights; None: there are none
+    source     what the weights were first loaded from, for display
+    dtype      "float32", "bfloat16", "int8", or "auto" before the model is loaded
+    reference  "frozen", "none", "adapter", or before the model is loaded what else
+               `Engine.from_pretrained` takes
+    lora       the adapters that are trained instead of the weights, or before the model is loaded
+               their folder; None: there are none
+    optimizer  a recipe says it by OPTIMIZER_OPTIONS
+    The others are described where `Engine.from_pretrained` is.
     """
 
     source: str
-    dtype: str
-    reference: Reference
-    seed: int
-    kv_tokens: int | None
-    micro_batch_tokens: int | None
-    optimizer: OptimizerConfig
+    dtype: str = "auto"
+    reference: str | Path = "frozen"
+    seed: int = 0
+    kv_tokens: int | None = None
+    micro_batch_tokens: int | None = None
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     gradient_checkpointing: bool | None = None
-    lora: LoraConfig | None = None
+    lora: LoraConfig | str | None = None
+    device: str = "cpu"
+    reference_cache: str | None = None
+    snapshot_folder: str | None = None
 
     @property
     def trains(self) -> bool:
         """Whether there are fp32 masters to update and to save."""
         return self.dtype != "int8"
 
+    @property
+    def adapters(self) -> LoraConfig | None:
+        """`lora` of a loaded engine."""
+        assert not isinstance(self.lora, str)
+        return self.lora
+
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        """What `from_options` takes."""
+        own = [f.name for f in fields(cls) if f.name not in ("source", "optimizer")]
+        return (*own, *OPTIMIZER_OPTIONS)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], source: str | Path = "") -> Self:
+        """Of options as `Engine.from_pretrained` takes them, or as a file has them: paths and names
+        as strings, `lora` and `optimizer` as mappings, lists for tuples. No model is loaded.
+
+        Raises ConfigError for an unknown option and for a value that breaks its rule.
+        """
+        names = cls.option_names()
+        for name in options:
+            if name not in names:
+                raise ConfigError(
+                    f"[Engine] {name!r:.80} is no option of an engine; they are "
+                    f"{', '.join(sorted(names))}"
+                )
+        own = {n: value for n, value in options.items() if n not in OPTIMIZER_OPTIONS}
+        own["lora"] = _lora_of(own.get("lora"))
+        for name in PLACE_OPTIONS:
+            if isinstance(own.get(name), (Path, torch.device)):
+                own[name] = str(own[name])
+        optimizer = OptimizerConfig.from_options(options)
+        made = cls(source=str(source), optimizer=optimizer, **own)
+        check_device(made, device_of(made.device))
+        dtype_name(made.dtype, torch.device(made.device))
+        return made
+
+    def saved(self) -> dict[str, Any]:
+        """As a checkpoint keeps it: JSON, without what is the machine's."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in PLACE_OPTIONS}
+        lora = None if self.adapters is None else asdict(self.adapters)
+        return kept | {"optimizer": self.optimizer.saved(), "lora": lora}
+
+    @classmethod
+    def from_saved(cls, saved: Mapping[str, Any]) -> Self:
+        """Of what `saved` gave. Raises ConfigError, KeyError or TypeError where it is none."""
+        given = dict(saved)
+        given["optimizer"] = OptimizerConfig.from_saved(given["optimizer"])
+        given["lora"] = _lora_of(given.get("lora"))
+        made = cls(**given)
+        if made.reference not in get_args(Reference) or made.dtype == "auto":
+            raise ConfigError(
+                f"[Engine] dtype and reference must be a loaded engine's but are {made.dtype!r} "
+                f"and {made.reference!r:.80}"
+            )
+        return made
+
     def __post_init__(self) -> None:
         checks = {
-            "dtype": (self.dtype in DTYPES, "'auto', 'float32', 'bfloat16' or 'int8'"),
-            "reference": (self.reference in get_args(Reference), "'frozen', 'none' or 'adapter'"),
+            "dtype": (
+                self.dtype == "auto" or self.dtype in DTYPES,
+                "'auto', 'float32', 'bfloat16' or 'int8'",
+            ),
+            "reference": (
+                isinstance(self.reference, (str, Path)) and self.reference != "",
+                "'frozen', 'none', 'adapter', a model's path or the name of a snapshot in "
+                "snapshot_folder",
+            ),
             "seed": (
                 _is_int(self.seed) and -(2**63) <= self.seed < 2**63,
                 "an integer of 64 bits",
@@ -58,6 +137,8 @@ class EngineConfig:
                 self.gradient_checkpointing in (True, False, None),
                 "True, False or None",
             ),
+            "reference_cache": (_is_place(self.reference_cache), "a folder or None"),
+            "snapshot_folder": (_is_place(self.snapshot_folder), "a folder or None"),
         }
         for name, (valid, rule) in checks.items():
             if not valid:
@@ -71,6 +152,26 @@ class EngineConfig:
                 f"[Engine] lora needs weights that gradients pass through but dtype is "
                 f"{self.dtype!r}, which only samples and scores"
             )
+
+
+def _lora_of(lora: Any) -> LoraConfig | str | None:
+    if isinstance(lora, Mapping):
+        unknown = [name for name in lora if name not in {f.name for f in fields(LoraConfig)}]
+        if unknown:
+            raise ConfigError(f"[LoraConfig] {unknown[0]!r:.80} is not a field")
+        return LoraConfig(**lora)
+    if isinstance(lora, (str, Path)):
+        return str(lora)
+    if lora is None or isinstance(lora, LoraConfig):
+        return lora
+    raise ConfigError(
+        "[Engine] lora must be a LoraConfig, the path of an adapter's folder or None "
+        f"but is {lora!r:.80}"
+    )
+
+
+def _is_place(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value != "")
 
 
 def _is_int(value: Any) -> bool:

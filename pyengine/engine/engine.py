@@ -6,7 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 
@@ -35,7 +35,9 @@ from pyengine.engine.named.named_models import KEPT
 from pyengine.engine.named.references import asked_reference, load_reference
 from pyengine.engine.named.snapshot_calls import SnapshotCalls
 from pyengine.engine.named.snapshots import Snapshots
-from pyengine.engine.optim.optimizer import Optimizer, OptimizerConfig, Schedule
+from pyengine.engine.optim.optimizer import Optimizer
+from pyengine.engine.optim.optimizer_config import ADAMW_OPTIONS, Schedule
+from pyengine.engine.optim.update_rule import UpdateRule
 from pyengine.engine.persist import checkpoint as checkpoints
 from pyengine.engine.persist.engine_state import (
     checkpoint_content,
@@ -45,6 +47,7 @@ from pyengine.engine.persist.engine_state import (
     load_tokenizer,
     rebuilt_models,
     restored_snapshots,
+    saved_state,
 )
 from pyengine.engine.persist.export import ExportCalls
 from pyengine.engine.weights.packed_lora import engine_models, lora_settings
@@ -138,20 +141,21 @@ class Engine(SnapshotCalls, ExportCalls):
         device: str | torch.device = "cpu",
         dtype: str = "auto",
         reference: Reference | str | Path = "frozen",
-        learning_rate: float = 1e-6,
+        learning_rate: float | None = None,
         seed: int = 0,
         kv_tokens: int | None = None,
         micro_batch_tokens: int | None = None,
         *,
         lora: LoraConfig | str | Path | None = None,
+        optimizer: UpdateRule | None = None,
         schedule: Schedule = "constant",
         warmup_steps: int = 0,
         total_steps: int | None = None,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
+        weight_decay: float | None = None,
         max_grad_norm: float | None = 1.0,
-        optimizer_bits: int = 32,
+        optimizer_bits: int | None = None,
         gradient_checkpointing: bool | None = None,
         reference_cache: str | Path | None = None,
         snapshot_folder: str | Path | None = None,
@@ -180,27 +184,24 @@ class Engine(SnapshotCalls, ExportCalls):
                             folder
         lora                adapters to train instead of the weights, new ones or those of a folder
                             in the format of `peft`
-        The rest are AdamW's, see OptimizerConfig.
+        optimizer           one of pe.optim; None: AdamW of the options learning_rate (1e-6), betas,
+                            eps, weight_decay and optimizer_bits, which are refused beside it
+        schedule, warmup_steps, total_steps, max_grad_norm  see OptimizerConfig
         Raises ConfigError (setting or model option), ModelFileError (file).
         """
-        device = device_of(device)
-        asked = asked_reference(reference, snapshot_folder)
+        asked = {n: v for n, v in locals().items() if n not in ("cls", "path")}
+        # Of AdamW's options those that are given, so that they can be refused beside `optimizer`.
+        given = {n: v for n, v in asked.items() if n not in ADAMW_OPTIONS or v is not None}
+        return cls.from_config(EngineConfig.from_options(given, source=path))
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> Self:
+        """`from_pretrained` of the model at `config.source`, with the options as EngineConfig."""
+        path, lora, device = config.source, config.lora, device_of(config.device)
+        asked = asked_reference(config.reference, config.snapshot_folder)
         adapters, own = lora_settings(lora, asked.own)
-        config = EngineConfig(
-            source=str(path),
-            dtype=dtype_name(dtype, device),
-            reference=own,
-            seed=seed,
-            kv_tokens=kv_tokens,
-            micro_batch_tokens=micro_batch_tokens,
-            gradient_checkpointing=gradient_checkpointing,
-            optimizer=OptimizerConfig(
-                learning_rate, schedule, warmup_steps, total_steps,
-                betas, eps, weight_decay, max_grad_norm, optimizer_bits,
-            ),
-            lora=adapters,
-        )  # fmt: skip
-        check_device(config, device)
+        dtype = dtype_name(config.dtype, device)
+        config = dataclasses.replace(config, dtype=dtype, reference=own, lora=adapters)
         source = resolve(path)
         tokenizer = load_tokenizer(source)
         model = load_model(source, DTYPES[config.dtype])
@@ -208,7 +209,7 @@ class Engine(SnapshotCalls, ExportCalls):
         if asked.path is not None:
             frozen = load_reference(asked.path, policy.spec, policy.compute_dtype)
             config = dataclasses.replace(config, reference="frozen")
-        snapshots = Snapshots(policy, of_policy, snapshot_folder)
+        snapshots = Snapshots(policy, of_policy, config.snapshot_folder)
         snapshots.adopt_folder()
         snapshots.reference = asked.snapshot
         return cls(
@@ -220,7 +221,7 @@ class Engine(SnapshotCalls, ExportCalls):
             model.generation_config,
             config,
             device,
-            reference_cache,
+            config.reference_cache,
             snapshots,
         )
 
@@ -263,7 +264,7 @@ class Engine(SnapshotCalls, ExportCalls):
             micro_batch_tokens=self._micro_batch_tokens,
             optimizer_bits=self.config.optimizer.optimizer_bits,
             recompute=self._recompute,
-            lora=self.config.lora,
+            lora=self.config.adapters,
             # Without adapters it is the policy; a snapshot of them shares all else with it.
             shared_reference=self._lora is not None and self._reference in (self._policy, None),
             snapshots=min(len(self._models.others), KEPT),
@@ -313,11 +314,8 @@ class Engine(SnapshotCalls, ExportCalls):
 
     @guarded
     def reset_prefix_cache(self) -> None:
-        """Computes every prompt afresh from now on.
-
-        Keys and values of prompts and responses are kept until their pages are needed or the
-        weights change, and used again for tokens that begin alike. Results are the same either way.
-        """
+        """Computes every prompt afresh from now on: the same results. Keys and values are kept
+        until their pages are needed or the weights change, for tokens that begin alike."""
         self._inference.forget()
 
     # Scoring
@@ -366,11 +364,10 @@ class Engine(SnapshotCalls, ExportCalls):
     ) -> dict[str, float]:
         """Adds the gradient of scale times the batch's loss, in micro-batches.
 
-        Losses of several batches and objectives make one step so (C3PO, PPO-ptx).
-        Returns "loss" and the objective's metrics, averaged by weight over its comparisons,
-        responses or groups (`Objective.unit`), and "tokens" computed. When it raises or is
-        interrupted, all gathered gradients are dropped.
-        Raises RequestError before any work.
+        Losses of several batches and objectives make one step so (C3PO, PPO-ptx). Returns "loss"
+        and the objective's metrics, averaged by weight over its comparisons, responses or groups
+        (`Objective.unit`), and "tokens" computed. When it raises or is interrupted, all gathered
+        gradients are dropped. Raises RequestError before any work.
         """
         return self._forward_backward(batch, objective, scale)
 
@@ -458,15 +455,7 @@ class Engine(SnapshotCalls, ExportCalls):
             self._reference,
             self._lora,
             self._optimizer.state_tensors(),
-            state={
-                "step_count": self.step_count,
-                "skipped_in_a_row": self._optimizer.skipped_in_a_row,
-                "moments_reset_at": self._optimizer.reset_at,
-                "snapshots": self.snapshots,
-                "reference_snapshot": self.reference_snapshot,
-                "config": dataclasses.asdict(self.config),
-                "extra": extra or {},
-            },
+            state=saved_state(self.config, self._optimizer, self._snapshots, extra or {}),
             model={
                 "config.json": self._model_config,
                 "generation_config.json": self._generation_config,
@@ -487,14 +476,24 @@ class Engine(SnapshotCalls, ExportCalls):
         device: str | torch.device = "cpu",
         reference_cache: str | Path | None = None,
         snapshot_folder: str | Path | None = None,
+        *,
+        dtype: str | None = None,
+        kv_tokens: int | Literal["auto"] | None = None,
+        micro_batch_tokens: int | Literal["auto"] | None = None,
     ) -> Self:
         """The engine that `save_checkpoint` wrote, after verifying every file.
 
         `extra` holds the caller's data; the snapshots are those of then, put into `snapshot_folder`
-        (None: a temporary one). Raises CheckpointError naming file and rule.
+        (None: a temporary one). Where it runs is said anew, as in `from_pretrained`, and what else
+        is given takes the saved setting's place: no bit changes but by `dtype`.
+        kv_tokens, micro_batch_tokens  "auto": planned anew from this machine's memory
+        Raises CheckpointError naming file and rule, ConfigError for a setting.
         """
         content = checkpoints.read(path)
         state = engine_state(content, path)
+        anew = {"dtype": dtype, "kv_tokens": kv_tokens, "micro_batch_tokens": micro_batch_tokens}
+        places = {"device": device, "reference_cache": reference_cache}
+        state = state.on(**places, snapshot_folder=snapshot_folder, **anew)
         models = rebuilt_models(content, state, path)
         snapshots = restored_snapshots(models, state, content, path, snapshot_folder)
         engine = cls(
@@ -504,11 +503,12 @@ class Engine(SnapshotCalls, ExportCalls):
             content.model.get("generation_config.json", {}),
             state.config,
             device_of(device),
-            reference_cache,
+            state.config.reference_cache,
             snapshots,
         )
-        moments = content.tensors.get("optimizer", {})
-        engine._optimizer.load_state_tensors(moments, state.step_count, state.moments_reset_at)
+        if state.config.trains:
+            moments = content.tensors.get("optimizer", {})
+            engine._optimizer.load_state_tensors(moments, state.step_count, state.moments_reset_at)
         engine._optimizer.skipped_in_a_row = state.skipped_in_a_row
         engine.extra = state.extra
         engine._remember(Path(path), content.digests)

@@ -10,7 +10,7 @@ import torch
 
 from pyengine.engine.infer.sampler import page_bytes
 from pyengine.engine.learn.tape import saved_bytes_per_row
-from pyengine.engine.optim.moments import state_bytes
+from pyengine.engine.optim.adamw import state_bytes
 from pyengine.errors import ConfigError
 from pyengine.models.decoder import Decoder
 from pyengine.models.lora import LoraConfig, lora_numbers

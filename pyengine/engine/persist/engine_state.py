@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,16 @@ from typing import Any
 from torch import Tensor
 
 from pyengine.data.tokenizer import Tokenizer
-from pyengine.engine.config import DTYPES, EngineConfig
+from pyengine.engine.config import DTYPES, EngineConfig, check_device, device_of, dtype_name
 from pyengine.engine.named.snapshots import Snapshots
-from pyengine.engine.optim.optimizer import OptimizerConfig
+from pyengine.engine.optim.optimizer import Optimizer
 from pyengine.engine.persist.checkpoint import SNAPSHOT, Checkpoint
 from pyengine.engine.weights.packed_lora import frozen_base, restored_lora
 from pyengine.errors import CheckpointError, ConfigError, ModelFileError
 from pyengine.models.decoder import Decoder
 from pyengine.models.families import parse_config
 from pyengine.models.loader import build_decoder
-from pyengine.models.lora import Lora, LoraConfig
+from pyengine.models.lora import Lora
 from pyengine.models.source import ModelSource, resolve
 from pyengine.models.writer import hf_tensors
 
@@ -37,19 +37,44 @@ class EngineState:
     snapshots: tuple[str, ...] = ()
     reference_snapshot: str | None = None
 
+    def on(self, device: Any, **settings: Any) -> EngineState:
+        """The same with settings of this machine; None: as saved, "auto": planned anew.
+
+        Raises ConfigError.
+        """
+        given = {n: v for n, v in settings.items() if v is not None}
+        if "dtype" in given:
+            given["dtype"] = dtype_name(given["dtype"], device_of(device))
+        for name in ("kv_tokens", "micro_batch_tokens"):
+            if given.get(name) == "auto":
+                given[name] = None
+        for name in ("reference_cache", "snapshot_folder"):
+            if isinstance(given.get(name), Path):
+                given[name] = str(given[name])
+        config = replace(self.config, device=str(device), **given)
+        check_device(config, device_of(device))
+        return replace(self, config=config)
+
+
+def saved_state(
+    config: EngineConfig, optimizer: Optimizer, snapshots: Snapshots, extra: dict[str, Any]
+) -> dict[str, Any]:
+    """What `engine_state` reads back."""
+    return {
+        "step_count": optimizer.step_count,
+        "skipped_in_a_row": optimizer.skipped_in_a_row,
+        "moments_reset_at": optimizer.reset_at,
+        "snapshots": snapshots.names,
+        "reference_snapshot": snapshots.reference,
+        "config": config.saved(),
+        "extra": extra,
+    }
+
 
 def engine_state(content: Checkpoint, path: str | Path) -> EngineState:
     """Raises CheckpointError for a state that is not an engine's, ConfigError for its settings."""
     try:
-        settings = dict(content.state["config"])
-        optimizer = dict(settings.pop("optimizer"))
-        optimizer["betas"] = tuple(optimizer["betas"])
-        lora = settings.pop("lora", None)
-        config = EngineConfig(
-            **settings,
-            optimizer=OptimizerConfig(**optimizer),
-            lora=None if lora is None else LoraConfig(**lora),
-        )
+        config = EngineConfig.from_saved(content.state["config"])
         if not config.trains:
             raise ValueError(f"dtype {config.dtype!r} does not train")
         return EngineState(
@@ -89,9 +114,11 @@ def rebuilt_models(
         return rebuilt(content.model["config.json"], content.tensors[name], path, config.dtype)
 
     policy, lora = decoder_of("policy"), None
-    if config.lora is not None:
+    if not config.trains:
+        policy = policy.frozen_copy()
+    if config.adapters is not None:
         policy = frozen_base(policy)
-        lora = restored_lora(policy, config.lora, content.tensors.get("adapter", {}), path)
+        lora = restored_lora(policy, config.adapters, content.tensors.get("adapter", {}), path)
     if state.reference_snapshot is not None:
         return policy, None, lora
     if config.reference == "frozen":

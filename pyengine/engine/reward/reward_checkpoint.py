@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyengine.engine.optim.optimizer import OptimizerConfig
+from pyengine.engine.optim.optimizer_config import OptimizerConfig
 from pyengine.engine.persist.checkpoint import Checkpoint
 from pyengine.engine.persist.engine_state import checkpoint_content, rebuilt
 from pyengine.engine.weights.packed_lora import frozen_base, restored_lora
@@ -56,7 +56,7 @@ def reward_checkpoint(
         None,
         lora,
         moments,
-        {"reward_model": dataclasses.asdict(state)},
+        {"reward_model": dataclasses.asdict(state) | {"optimizer": state.optimizer.saved()}},
         {"config.json": model_config},
         {},
     )
@@ -68,8 +68,7 @@ def reward_state(content: Checkpoint, path: str | Path) -> RewardState:
     """Raises CheckpointError for a state that is not a reward model's."""
     try:
         given = dict(content.state["reward_model"])
-        optimizer, lora = dict(given.pop("optimizer")), given.pop("lora")
-        optimizer["betas"] = tuple(optimizer["betas"])
+        optimizer, lora = OptimizerConfig.from_saved(given.pop("optimizer")), given.pop("lora")
         outputs, ensemble = map(int, given.pop("heads"))
         if given["dtype"] not in ("float32", "bfloat16"):
             raise ValueError(f"dtype {given['dtype']!r} does not train")
@@ -77,7 +76,7 @@ def reward_state(content: Checkpoint, path: str | Path) -> RewardState:
             raise ValueError(f"reading {given['reading']!r} is none of {READINGS}")
         return RewardState(
             heads=(outputs, ensemble),
-            optimizer=OptimizerConfig(**optimizer),
+            optimizer=optimizer,
             lora=None if lora is None else LoraConfig(**lora),
             **given,
         )

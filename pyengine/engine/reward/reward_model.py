@@ -17,7 +17,8 @@ from pyengine.engine.config import DTYPES, device_of, dtype_name, packed_kind
 from pyengine.engine.guard import Guard, guarded
 from pyengine.engine.learn.backbone import Backbone
 from pyengine.engine.learn.gradients import drops_gradients
-from pyengine.engine.optim.optimizer import Optimizer, OptimizerConfig
+from pyengine.engine.optim.optimizer import Optimizer
+from pyengine.engine.optim.optimizer_config import OPTIMIZER_OPTIONS, OptimizerConfig
 from pyengine.engine.persist import checkpoint as checkpoints
 from pyengine.engine.persist.engine_state import checkpoint_tokenizer, load_tokenizer
 from pyengine.engine.reward.reward_checkpoint import (
@@ -111,7 +112,7 @@ class RewardModel:
         outputs: int | None = None,
         ensemble: int | None = None,
         dtype: str = "auto",
-        learning_rate: float = 1e-5,
+        learning_rate: float | None = None,
         seed: int = 0,
         *,
         device: str | torch.device = "cpu",
@@ -128,7 +129,7 @@ class RewardModel:
                   two is 1
         seed      of a new head's values
         lora      new adapters to train instead of the decoder's weights
-        optimizer further fields of OptimizerConfig
+        optimizer what `Engine.from_pretrained` takes beside the learning rate (1e-5), or instead
         Raises ConfigError (setting, a GPU), ModelFileError (file).
         """
         if device_of(device).type != "cpu":
@@ -145,10 +146,12 @@ class RewardModel:
             raise ConfigError(
                 f"[RewardModel] lora must be a LoraConfig or None but is {lora!r:.80}"
             )
-        unknown = optimizer.keys() - OptimizerConfig.__dataclass_fields__.keys()
+        unknown = optimizer.keys() - OPTIMIZER_OPTIONS
         if unknown:
             raise ConfigError(f"[RewardModel] {min(unknown)} is not a setting")
-        settings = OptimizerConfig(learning_rate, **optimizer)
+        if learning_rate is not None or optimizer.get("optimizer") is None:
+            optimizer["learning_rate"] = 1e-5 if learning_rate is None else learning_rate
+        settings = OptimizerConfig.from_options(optimizer)
         check_asked(outputs, ensemble)
         source = resolve(path)
         model = load_classifier(source, DTYPES[name])

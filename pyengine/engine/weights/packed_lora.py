@@ -188,20 +188,14 @@ class LoraGradients(Gradients):
 
 
 def lora_settings(
-    lora: LoraConfig | str | Path | None, reference: Reference
+    lora: LoraConfig | str | None, reference: Reference
 ) -> tuple[LoraConfig | None, Reference]:
     """The adapters' config, as far as it is known before their files are read, and the reference.
 
     New adapters add nothing, so that a frozen copy would be the base model: that is not copied.
-    Raises ConfigError for a `lora` of another type.
     """
     if lora is None or isinstance(lora, LoraConfig):
         return lora, "adapter" if lora is not None and reference == "frozen" else reference
-    if not isinstance(lora, (str, Path)):
-        raise ConfigError(
-            "[Engine] lora must be a LoraConfig, the path of an adapter's folder or None "
-            f"but is {lora!r:.80}"
-        )
     return LoraConfig(), reference
 
 

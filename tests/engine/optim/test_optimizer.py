@@ -8,11 +8,23 @@ import pytest
 import torch
 from torch import nn
 
-from pyengine.engine.optim.moments import TorchMoments, state_bytes
-from pyengine.engine.optim.optimizer import Optimizer, OptimizerConfig
+from pyengine.engine.optim.adamw import TorchMoments, state_bytes
+from pyengine.engine.optim.optimizer import Optimizer
+from pyengine.engine.optim.optimizer_config import OptimizerConfig
 from pyengine.errors import CheckpointError, ConfigError
 
 SHAPES = {"a": (7, 5), "b": (11,), "c": (3, 2)}
+
+
+def adamw(
+    learning_rate: float = 1e-6,
+    schedule: str = "constant",
+    warmup_steps: int = 0,
+    total_steps: int | None = None,
+    **options: object,
+) -> OptimizerConfig:
+    given = {"learning_rate": learning_rate, "schedule": schedule, "warmup_steps": warmup_steps}
+    return OptimizerConfig.from_options({**given, "total_steps": total_steps, **options})
 
 
 def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
@@ -37,14 +49,14 @@ def values(of: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
 def test_steps_equal_those_of_torch(weight_decay):
     ours, theirs = parameters(), parameters()
     options = {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": weight_decay}
-    config = OptimizerConfig(learning_rate=0.01, max_grad_norm=None, **options)
+    config = adamw(learning_rate=0.01, max_grad_norm=None, **options)
     optimizer = Optimizer(ours, config)
-    adamw = torch.optim.AdamW(theirs.values(), lr=0.01, fused=False, foreach=False, **options)
+    torchs = torch.optim.AdamW(theirs.values(), lr=0.01, fused=False, foreach=False, **options)
     for i in range(5):
         set_gradients(ours, i)
         set_gradients(theirs, i)
         optimizer.step()
-        adamw.step()
+        torchs.step()
         for name in SHAPES:
             torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-7)
 
@@ -53,7 +65,7 @@ def test_first_step_by_hand():
     """m = 0.1 g and v = 0.001 g^2, made unbiased g and g^2: a step of lr g / (|g| + eps) = lr."""
     weight = {"w": nn.Parameter(torch.tensor([1.0, 1.0]))}
     weight["w"].grad = torch.tensor([0.3, -20.0])
-    result = Optimizer(weight, OptimizerConfig(learning_rate=0.01, max_grad_norm=None)).step()
+    result = Optimizer(weight, adamw(learning_rate=0.01, max_grad_norm=None)).step()
     assert weight["w"].tolist() == pytest.approx([0.99, 1.01], abs=1e-7)
     assert result == {
         "lr": 0.01,
@@ -65,7 +77,7 @@ def test_first_step_by_hand():
 def test_a_step_is_seen_by_the_version_counter():
     """What is kept of a weight (its bf16 copy) is made anew when the counter moves."""
     weights = parameters()
-    optimizer = Optimizer(weights, OptimizerConfig())
+    optimizer = Optimizer(weights, adamw())
     before = {name: p._version for name, p in weights.items()}
     set_gradients(weights, 0)
     optimizer.step()
@@ -76,7 +88,7 @@ def test_weight_decay_is_decoupled_and_follows_the_rate():
     """Gradient 0: only the decay moves the weight, by the factor 1 - lr * decay."""
     weight = {"w": nn.Parameter(torch.tensor([2.0]))}
     weight["w"].grad = torch.zeros(1)
-    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, warmup_steps=2)
+    config = adamw(learning_rate=0.1, weight_decay=0.5, warmup_steps=2)
     Optimizer(weight, config).step()  # the rate is 0.05
     assert weight["w"].item() == pytest.approx(2.0 * (1 - 0.05 * 0.5), rel=1e-6)
 
@@ -87,18 +99,18 @@ def test_weight_decay_is_decoupled_and_follows_the_rate():
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (OptimizerConfig(2.0), [2.0] * 6),
-        (OptimizerConfig(2.0, warmup_steps=4), [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]),
+        (adamw(2.0), [2.0] * 6),
+        (adamw(2.0, warmup_steps=4), [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]),
         (
-            OptimizerConfig(2.0, "linear", warmup_steps=0, total_steps=4),
+            adamw(2.0, "linear", warmup_steps=0, total_steps=4),
             [2.0, 1.5, 1.0, 0.5, 0.0, 0.0],
         ),
         (
-            OptimizerConfig(2.0, "linear", warmup_steps=2, total_steps=4),
+            adamw(2.0, "linear", warmup_steps=2, total_steps=4),
             [1.0, 2.0, 2.0, 1.0, 0.0, 0.0],
         ),
         (
-            OptimizerConfig(2.0, "cosine", warmup_steps=1, total_steps=5),
+            adamw(2.0, "cosine", warmup_steps=1, total_steps=5),
             [2.0, 2.0, 1 + math.sqrt(0.5), 1.0, 1 - math.sqrt(0.5), 0.0, 0.0],
         ),
     ],
@@ -111,7 +123,7 @@ def test_schedule_values(config, expected):
 def test_steps_use_and_report_the_scheduled_rate():
     """Constant gradient sign: a step moves each weight by the rate itself."""
     weight = {"w": nn.Parameter(torch.zeros(1))}
-    optimizer = Optimizer(weight, OptimizerConfig(0.4, "linear", 2, 4, max_grad_norm=None))
+    optimizer = Optimizer(weight, adamw(0.4, "linear", 2, 4, max_grad_norm=None))
     moved = []
     for rate in (0.2, 0.4, 0.4, 0.2):
         before = weight["w"].item()
@@ -129,7 +141,7 @@ def test_gradients_over_the_limit_act_as_if_scaled_to_it():
     runs = []
     for limit in (0.5, None):
         weights = parameters()
-        optimizer = Optimizer(weights, OptimizerConfig(0.01, eps=1.0, max_grad_norm=limit))
+        optimizer = Optimizer(weights, adamw(0.01, eps=1.0, max_grad_norm=limit))
         for seed in (1, 2):
             set_gradients(weights, seed, scale=100.0)
             norm = math.sqrt(sum(p.grad.double().square().sum().item() for p in weights.values()))
@@ -148,7 +160,7 @@ def test_gradients_within_the_limit_keep_their_bits(limit):
     weights = parameters()
     set_gradients(weights, 1)
     before = {name: p.grad.clone() for name, p in weights.items()}
-    Optimizer(weights, OptimizerConfig(max_grad_norm=limit)).step()
+    Optimizer(weights, adamw(max_grad_norm=limit)).step()
     assert all(torch.equal(p.grad, before[name]) for name, p in weights.items())
 
 
@@ -158,7 +170,7 @@ def test_gradients_within_the_limit_keep_their_bits(limit):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_gradients_that_are_not_finite_change_nothing(bad):
     weights = parameters()
-    optimizer = Optimizer(weights, OptimizerConfig(learning_rate=0.1, weight_decay=0.1))
+    optimizer = Optimizer(weights, adamw(learning_rate=0.1, weight_decay=0.1))
     set_gradients(weights, 0)
     optimizer.step()
     before = values(weights)
@@ -178,7 +190,7 @@ def test_a_skipped_step_is_as_if_it_had_not_been():
     runs = []
     for skip in (False, True):
         weights = parameters()
-        optimizer = Optimizer(weights, OptimizerConfig(0.1, "linear", 1, 9))
+        optimizer = Optimizer(weights, adamw(0.1, "linear", 1, 9))
         for i in range(4):
             if skip and i == 2:
                 set_gradients(weights, 99)
@@ -193,7 +205,7 @@ def test_a_skipped_step_is_as_if_it_had_not_been():
 def test_a_parameter_without_a_gradient_is_left_alone():
     """A parameter without a gradient keeps its value and moments; its gradient stays None."""
     weights = parameters()
-    optimizer = Optimizer(weights, OptimizerConfig(0.1, weight_decay=0.1))
+    optimizer = Optimizer(weights, adamw(0.1, weight_decay=0.1))
     set_gradients(weights, 0)
     optimizer.step()
     before, kept = values(weights), {n: t.clone() for n, t in optimizer.state_tensors().items()}
@@ -217,7 +229,7 @@ def test_gradients_of_any_layout():
         if transposed:
             weights["a"].grad = weights["a"].grad.T.contiguous().T
             assert not weights["a"].grad.is_contiguous()
-        Optimizer(weights, OptimizerConfig(0.1)).step()
+        Optimizer(weights, adamw(0.1)).step()
         runs.append(values(weights))
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in SHAPES)
 
@@ -226,7 +238,7 @@ def test_gradients_of_any_layout():
 
 
 def test_state_continues_bit_for_bit():
-    config = OptimizerConfig(0.05, "cosine", 2, 20, weight_decay=0.01)
+    config = adamw(0.05, "cosine", 2, 20, weight_decay=0.01)
     whole, first = parameters(), parameters()
     straight, before = Optimizer(whole, config), Optimizer(first, config)
     for i in range(3):
@@ -246,12 +258,12 @@ def test_state_continues_bit_for_bit():
 
 def test_loaded_state_is_a_copy():
     weights = parameters()
-    optimizer = Optimizer(weights, OptimizerConfig(0.1))
+    optimizer = Optimizer(weights, adamw(0.1))
     set_gradients(weights, 0)
     optimizer.step()
     saved = {name: t.clone() for name, t in optimizer.state_tensors().items()}
     other = parameters(1)
-    loaded = Optimizer(other, OptimizerConfig(0.1))
+    loaded = Optimizer(other, adamw(0.1))
     loaded.load_state_tensors(saved, 1)
     kept = {name: t.clone() for name, t in saved.items()}
     set_gradients(other, 1)
@@ -260,7 +272,7 @@ def test_loaded_state_is_a_copy():
 
 
 def test_no_state_before_the_first_step():
-    optimizer = Optimizer(parameters(), OptimizerConfig())
+    optimizer = Optimizer(parameters(), adamw())
     assert optimizer.state_tensors() == {}
     optimizer.load_state_tensors({}, 0)
     assert optimizer.step_count == 0
@@ -290,7 +302,7 @@ def test_state_of_another_model_is_refused(change, message):
     changed = state()
     change(changed)
     with pytest.raises(CheckpointError) as caught:
-        Optimizer(parameters(), OptimizerConfig()).load_state_tensors(changed, 1)
+        Optimizer(parameters(), adamw()).load_state_tensors(changed, 1)
     assert str(caught.value) == f"[optimizer] {message}"
 
 
@@ -307,7 +319,7 @@ def large_parameters(seed=0):
 
 def test_8bit_state_takes_two_bytes_a_weight_and_small_tensors_keep_32():
     weights = large_parameters()
-    optimizer = Optimizer(weights, OptimizerConfig(0.1, optimizer_bits=8))
+    optimizer = Optimizer(weights, adamw(0.1, optimizer_bits=8))
     set_gradients(weights, 0)
     optimizer.step()
     state = optimizer.state_tensors()
@@ -330,7 +342,7 @@ def test_8bit_steps_stay_near_those_of_32_bits():
     for bits in (32, 8):
         weights = large_parameters()
         before = values(weights)
-        optimizer = Optimizer(weights, OptimizerConfig(0.01, optimizer_bits=bits))
+        optimizer = Optimizer(weights, adamw(0.01, optimizer_bits=bits))
         for i in range(10):
             set_gradients(weights, i % 3)
             optimizer.step()
@@ -342,7 +354,7 @@ def test_8bit_steps_stay_near_those_of_32_bits():
 
 
 def test_8bit_state_continues_bit_for_bit():
-    config = OptimizerConfig(0.05, "cosine", 2, 20, weight_decay=0.01, optimizer_bits=8)
+    config = adamw(0.05, "cosine", 2, 20, weight_decay=0.01, optimizer_bits=8)
     weights = large_parameters()
     straight = Optimizer(weights, config)
     for i in range(6):
@@ -364,41 +376,40 @@ def test_state_of_other_bits_is_refused():
     weights = large_parameters()
     states = {}
     for bits in (8, 32):
-        optimizer = Optimizer(weights, OptimizerConfig(0.1, optimizer_bits=bits))
+        optimizer = Optimizer(weights, adamw(0.1, optimizer_bits=bits))
         set_gradients(weights, 0)
         optimizer.step()
         states[bits] = optimizer.state_tensors()
     for bits, other in ((8, 32), (32, 8)):
-        optimizer = Optimizer(weights, OptimizerConfig(0.1, optimizer_bits=bits))
+        optimizer = Optimizer(weights, adamw(0.1, optimizer_bits=bits))
         with pytest.raises(CheckpointError, match=r"does not fit the model: exp_avg_absmax.large"):
             optimizer.load_state_tensors(states[other], 1)
         assert optimizer.state_tensors() == {}
     wrong = states[8] | {"exp_avg.large": torch.zeros(LARGE)}
     with pytest.raises(CheckpointError, match=r"exp_avg\.large must be torch\.uint8 but is"):
-        Optimizer(weights, OptimizerConfig(optimizer_bits=8)).load_state_tensors(wrong, 1)
+        Optimizer(weights, adamw(optimizer_bits=8)).load_state_tensors(wrong, 1)
 
 
 def test_8bit_state_is_of_the_cpu_only():
     weights = {"w": nn.Parameter(torch.zeros(3, device="meta"))}  # any device but the CPU
     with pytest.raises(ConfigError) as caught:
-        Optimizer(weights, OptimizerConfig(optimizer_bits=8))
+        Optimizer(weights, adamw(optimizer_bits=8))
     assert str(caught.value) == (
-        "[optimizer] optimizer_bits must be 32 on 'meta' but is 8: moments of 8 bits are on the "
-        "CPU only"
+        "[optimizer] bits must be 32 on 'meta' but is 8: moments of 8 bits are on the CPU only"
     )
 
 
 def test_torchs_moments_step_save_and_load_like_ours():
     """What runs on a GPU, here on the CPU."""
-    config = OptimizerConfig(0.05, "linear", 2, 20, weight_decay=0.1, max_grad_norm=1.0)
+    config = adamw(0.05, "linear", 2, 20, weight_decay=0.1, max_grad_norm=1.0)
     ours, theirs = parameters(), parameters()
     kernel, plain = Optimizer(ours, config), Optimizer(theirs, config)
-    plain._moments = TorchMoments(plain._parameters, config)
+    plain._moments = TorchMoments(plain._parameters, config.rule)
     for i in range(6):
         if i == 3:
             state = plain.state_tensors()
             plain = Optimizer(theirs, config)
-            plain._moments = TorchMoments(plain._parameters, config)
+            plain._moments = TorchMoments(plain._parameters, config.rule)
             plain.load_state_tensors(state, 3)
         for weights, optimizer in ((ours, kernel), (theirs, plain)):
             set_gradients(weights, i)
@@ -431,14 +442,14 @@ def test_torchs_moments_step_save_and_load_like_ours():
 )
 def test_settings_name_field_and_value(field, value, rule):
     with pytest.raises(ConfigError) as caught:
-        OptimizerConfig(**{field: value})
+        adamw(**{field: value})
     assert str(caught.value) == f"[optimizer] {field} must be {rule} but is {value!r}"
 
 
 @pytest.mark.parametrize("total_steps", [None, 3, 2, 3.5])
 def test_a_schedule_with_an_end_needs_total_steps(total_steps):
     with pytest.raises(ConfigError) as caught:
-        OptimizerConfig(schedule="cosine", warmup_steps=3, total_steps=total_steps)
+        adamw(schedule="cosine", warmup_steps=3, total_steps=total_steps)
     assert str(caught.value) == (
         "[optimizer] schedule 'cosine' needs an integer total_steps > warmup_steps (3) "
         f"but total_steps is {total_steps}"

@@ -1,48 +1,39 @@
-"""Adam's moments of a model and the step that moves its weights: our kernel on the CPU, torch's
-fused AdamW on a GPU."""
+"""AdamW: hyperparameters, moments and the step that moves the weights; our kernel on the CPU,
+torch's fused AdamW on a GPU."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyengine.engine.optim.update_rule import (
+    ABOVE_0,
+    AT_LEAST_0,
+    BETAS,
+    Change,
+    Moments,
+    Parameters,
+    UpdateRule,
+    check_fits,
+    contiguous,
+    elsewhere,
+)
 from pyengine.engine.weights.arena import Arena
-from pyengine.errors import CheckpointError
+from pyengine.errors import ConfigError
 from pyengine.ops.adamw import BLOCK, Moment8bit, adamw_grad_norm, adamw_steps
-
-if TYPE_CHECKING:
-    from pyengine.engine.optim.optimizer import OptimizerConfig
+from pyengine.rules import Rule, checked
 
 KEYS = ("exp_avg", "exp_avg_sq")
+BITS = Rule("32 or 8", lambda value: type(value) is int and value in (8, 32))
 MIN_8BIT_SIZE = 4096  # norms and biases stay in 32 bits: they are few and their gradients sparse
 
-Parameters = Mapping[str, nn.Parameter]
 _Pair = tuple[Tensor, Tensor] | tuple[Moment8bit, Moment8bit]
-
-
-class Moments(Protocol):
-    """What the optimizer keeps between steps."""
-
-    def grad_norm(self, gradients: Sequence[Tensor]) -> float:
-        """Euclidean norm of all gradients together."""
-        ...
-
-    def step_calls(self, rate: float, grad_scale: float, step: int) -> list[Callable[[], object]]:
-        """Step number `step`, from 1, of every parameter that has a gradient: see uninterrupted."""
-        ...
-
-    def tensors(self) -> dict[str, Tensor]:
-        """By name, as they are in memory; empty before the first step."""
-        ...
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Copies of what `tensors` gave. Raises CheckpointError for those of another model."""
-        ...
 
 
 def state_bytes(size: int, bits: int) -> int:
@@ -55,23 +46,23 @@ def state_bytes(size: int, bits: int) -> int:
 class CpuMoments:
     """In 32 bits, or in 8 for parameters of at least MIN_8BIT_SIZE elements."""
 
-    def __init__(self, parameters: Parameters, config: OptimizerConfig) -> None:
-        self._parameters, self._config = parameters, config
+    def __init__(self, parameters: Parameters, rule: AdamW) -> None:
+        self._parameters, self._rule = parameters, rule
         self._state: dict[str, _Pair] = {}
 
     def grad_norm(self, gradients: Sequence[Tensor]) -> float:
-        return adamw_grad_norm([_contiguous(g) for g in gradients])
+        return adamw_grad_norm([contiguous(g) for g in gradients])
 
-    def step_calls(self, rate: float, grad_scale: float, step: int) -> list[Callable[[], object]]:
+    def step_calls(self, rate: float, grad_scale: float, step: int) -> list[Change]:
         state = self._state or self._zeros()
         moved = {n: (p, p.grad) for n, p in self._parameters.items() if p.grad is not None}
         write = adamw_steps(
-            [(p, _contiguous(grad), *state[name]) for name, (p, grad) in moved.items()],
+            [(p, contiguous(grad), *state[name]) for name, (p, grad) in moved.items()],
             step=step,
             lr=rate,
-            betas=self._config.betas,
-            eps=self._config.eps,
-            weight_decay=self._config.weight_decay,
+            betas=self._rule.betas,
+            eps=self._rule.eps,
+            weight_decay=self._rule.weight_decay,
             grad_scale=grad_scale,
         )
         return [write, partial(setattr, self, "_state", state)]
@@ -79,7 +70,7 @@ class CpuMoments:
     def _zeros(self) -> dict[str, _Pair]:
         """They take memory when they are first written."""
         narrow = {
-            name: self._config.optimizer_bits == 8 and p.numel() >= MIN_8BIT_SIZE
+            name: self._rule.bits == 8 and p.numel() >= MIN_8BIT_SIZE
             for name, p in self._parameters.items()
         }
         wide = [p.numel() for name, p in self._parameters.items() if not narrow[name]]
@@ -105,8 +96,8 @@ class CpuMoments:
 class TorchMoments:
     """torch's fused AdamW, on any device."""
 
-    def __init__(self, parameters: Parameters, config: OptimizerConfig) -> None:
-        self._parameters, self._config = parameters, config
+    def __init__(self, parameters: Parameters, rule: AdamW) -> None:
+        self._parameters, self._rule = parameters, rule
         self._state: dict[str, tuple[Tensor, Tensor]] = {}
 
     def grad_norm(self, gradients: Sequence[Tensor]) -> float:
@@ -114,7 +105,7 @@ class TorchMoments:
         norms = torch._foreach_norm(list(gradients))
         return math.sqrt(sum(float(norm) ** 2 for norm in norms))
 
-    def step_calls(self, rate: float, grad_scale: float, step: int) -> list[Callable[[], object]]:
+    def step_calls(self, rate: float, grad_scale: float, step: int) -> list[Change]:
         state = self._state or self._zeros()
         names = [name for name, p in self._parameters.items() if p.grad is not None]
         weights = [self._parameters[name].detach() for name in names]
@@ -125,8 +116,8 @@ class TorchMoments:
         steps = torch.full((len(names),), float(step), device=weights[0].device)
         write = partial(
             torch._fused_adamw_, weights, gradients, m, v, [], list(steps),
-            lr=rate, beta1=self._config.betas[0], beta2=self._config.betas[1],
-            weight_decay=self._config.weight_decay, eps=self._config.eps,
+            lr=rate, beta1=self._rule.betas[0], beta2=self._rule.betas[1],
+            weight_decay=self._rule.weight_decay, eps=self._rule.eps,
             amsgrad=False, maximize=False,
         )  # fmt: skip
         return [write, partial(setattr, self, "_state", state)]
@@ -148,22 +139,6 @@ class TorchMoments:
         self._state = fresh
 
 
-def check_fits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError unless names, shapes and dtypes of `state` are the expected ones."""
-    if wrong := set(expected) ^ set(state):
-        raise CheckpointError(f"[optimizer] state does not fit the model: {sorted(wrong)[0]}")
-    for name, tensor in expected.items():
-        if state[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"[optimizer] {name} must have shape {tuple(tensor.shape)} "
-                f"but has {tuple(state[name].shape)}"
-            )
-        if state[name].dtype != tensor.dtype:
-            raise CheckpointError(
-                f"[optimizer] {name} must be {tensor.dtype} but is {state[name].dtype}"
-            )
-
-
 def _named(state: Mapping[str, _Pair]) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {}
     for name, moments in state.items():
@@ -176,5 +151,38 @@ def _named(state: Mapping[str, _Pair]) -> dict[str, Tensor]:
     return named
 
 
-def _contiguous(gradient: Tensor) -> Tensor:
-    return gradient if gradient.is_contiguous() else gradient.contiguous()
+@dataclass(frozen=True)
+class AdamW(UpdateRule):
+    """Adam with decoupled weight decay.
+
+    learning_rate  peak learning rate
+    bits           32, or 8: both moments in two bytes a weight instead of eight, blockwise dynamic
+                   quantisation; tensors of fewer than 4096 elements keep 32. On the CPU only
+    Source: arXiv:1711.05101; 8 bits, arXiv:2110.02861.
+    """
+
+    name: ClassVar[str] = "adamw"
+    learning_rate: float = checked(1e-6, AT_LEAST_0)
+    betas: tuple[float, float] = checked((0.9, 0.999), BETAS)
+    eps: float = checked(1e-8, ABOVE_0)
+    weight_decay: float = checked(0.0, AT_LEAST_0)
+    bits: int = checked(32, BITS)
+
+    @property
+    def state_bits(self) -> int:
+        """See UpdateRule."""
+        return self.bits
+
+    def moments(self, parameters: Parameters) -> Moments:
+        """See UpdateRule."""
+        device = elsewhere(parameters)
+        if device is not None and self.bits != 32:
+            raise ConfigError(
+                f"[optimizer] bits must be 32 on {device!r} but is {self.bits}: moments "
+                "of 8 bits are on the CPU only"
+            )
+        return (CpuMoments if device is None else TorchMoments)(parameters, self)
+
+    def state_bytes(self, size: int) -> int:
+        """See UpdateRule."""
+        return state_bytes(size, self.bits)
