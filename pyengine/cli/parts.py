@@ -8,13 +8,14 @@ import inspect
 from typing import Any
 
 from pyengine.cli.arguments import Commands
+from pyengine.engine.optim.available import OPTIMIZERS
 from pyengine.errors import ConfigError
 from pyengine.objectives.available import OBJECTIVES
 from pyengine.preferences.pairings.available import PAIRINGS
 from pyengine.recipes.schema.load import RECIPES
 from pyengine.registry import Registry
 
-_REGISTRIES: tuple[Registry[Any], ...] = (RECIPES, OBJECTIVES, PAIRINGS)
+_REGISTRIES: tuple[Registry[Any], ...] = (RECIPES, OBJECTIVES, PAIRINGS, OPTIMIZERS)
 
 
 def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:

@@ -156,8 +156,7 @@ class _Session:
     def _fresh_engine(self) -> Engine:
         return Engine.from_pretrained(
             self.recipe.model,
-            **self.recipe.engine.options(),
-            total_steps=self.run.total_steps,
+            **self.recipe.engine.options(self.run.total_steps),
             seed=self.recipe.seed,
         )
 
@@ -166,6 +165,8 @@ class _Session:
         return Engine.load_checkpoint(
             path,
             device=engine.device,
+            kv_tokens=engine.kv_tokens,
+            micro_batch_tokens=engine.micro_batch_tokens,
             reference_cache=engine.reference_cache,
             snapshot_folder=engine.snapshot_folder,
         )

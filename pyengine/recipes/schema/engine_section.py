@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pyengine.engine import LoraConfig
+from pyengine.engine.config import EngineConfig
+from pyengine.engine.optim.available import OPTIMIZERS
+from pyengine.engine.optim.optimizer_config import ADAMW_OPTIONS
 
 FOLDERS = ("reference_cache", "snapshot_folder")
 # A resumed run may have other ones.
@@ -24,14 +27,15 @@ class EngineSection:
     device: str = "cpu"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     reference: str = "frozen"
-    learning_rate: float = field(default=1e-6, metadata={"above": 0})
+    optimizer: dict[str, Any] | None = field(default=None, metadata={"registry": OPTIMIZERS})
+    learning_rate: float | None = field(default=None, metadata={"above": 0})
+    betas: tuple[float, ...] | None = None
+    eps: float | None = field(default=None, metadata={"above": 0})
+    weight_decay: float | None = field(default=None, metadata={"min": 0})
+    optimizer_bits: int | None = None
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = field(default=0, metadata={"min": 0})
-    betas: tuple[float, ...] = (0.9, 0.999)
-    eps: float = field(default=1e-8, metadata={"above": 0})
-    weight_decay: float = field(default=0.0, metadata={"min": 0})
     max_grad_norm: float | None = field(default=1.0, metadata={"above": 0})
-    optimizer_bits: int = 32
     lora: LoraConfig | str | None = None
     kv_tokens: int | None = field(default=None, metadata={"min": 1})
     micro_batch_tokens: int | None = field(default=None, metadata={"min": 1})
@@ -39,14 +43,24 @@ class EngineSection:
     reference_cache: str | None = None
     snapshot_folder: str | None = None
 
+    def __post_init__(self) -> None:
+        # What the engine would refuse is refused where the recipe is read.
+        EngineConfig.from_options(self.options(total_steps=2**31))
+
     @property
     def has_reference(self) -> bool:
         """Whether the engine will have one."""
         return self.reference != "none"
 
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of `Engine.from_pretrained`."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    def options(self, total_steps: int) -> dict[str, Any]:
+        """Keyword arguments of `Engine.from_pretrained` for a run of so many steps."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name in ("optimizer", *ADAMW_OPTIONS):  # AdamW's are not given beside an optimizer
+            if given[name] is None:
+                del given[name]
+        if "optimizer" in given:
+            given["optimizer"] = OPTIMIZERS.make(**given["optimizer"])
+        return given | {"total_steps": total_steps}
 
     def absolute(self, base: Path) -> EngineSection:
         """With the folders that it names below `base` where they are relative."""

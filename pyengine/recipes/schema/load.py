@@ -21,7 +21,7 @@ from pyengine.recipes.schema.strict_yaml import Document, read_document
 from pyengine.registry import Registry
 
 RECIPES: Registry[Recipe] = Registry(
-    "loop", OfflineRecipe, OnlineRecipe
+    "loops", OfflineRecipe, OnlineRecipe
 )  # by the name of their loop
 _OF_THE_ENGINE = tuple(f.name for f in dataclasses.fields(EngineSection))
 

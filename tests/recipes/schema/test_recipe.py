@@ -211,15 +211,24 @@ def test_engine_options_stand_at_the_top_or_in_their_section(tmp_path):
 
 
 def test_the_engine_section_has_every_option_of_from_pretrained():
-    import inspect
-
-    from pyengine.engine import Engine
+    from pyengine.engine.config import EngineConfig
     from pyengine.recipes.schema.engine_section import EngineSection
 
-    options = set(inspect.signature(Engine.from_pretrained).parameters)
+    options = set(EngineConfig.option_names())
     section = {f.name for f in dataclasses.fields(EngineSection)}
-    assert options - section == {"path", "seed", "total_steps"}
+    assert options - section == {"seed", "total_steps"}
     assert section <= options
+
+
+def test_an_optimizer_is_a_part_and_stands_alone(tmp_path):
+    text = MINIMAL + "engine:\n  optimizer: {name: adamw, learning_rate: 1e-4, bits: 8}\n"
+    recipe = load(tmp_path, text)
+    assert recipe.engine.optimizer == {"name": "adamw", "learning_rate": 1e-4, "bits": 8}
+    assert load(tmp_path, dump_recipe(recipe)) == recipe
+    with pytest.raises(ConfigError, match=r"\[r.yaml:4\] engine.*learning_rate.*optimizer"):
+        load(tmp_path, text + "  learning_rate: 1e-5\n")
+    with pytest.raises(ConfigError, match=r"\[r.yaml:5\] engine.optimizer: .*adamw.*'adam'"):
+        load(tmp_path, MINIMAL + "engine:\n  optimizer: adam\n")
 
 
 def test_lora_is_a_mapping_or_a_folder(tmp_path):
