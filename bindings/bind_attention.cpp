@@ -158,7 +158,8 @@ void check_sequences(const TensorArg& cu_seqlens, const TensorArg& first_positio
 
 void forward(py::object q_, py::object keys_, py::object values_, py::object cu_seqlens_,
              py::object first_positions_, py::object block_tables_, int64_t num_kv_heads,
-             int64_t page_tokens, py::object scale_, py::object out_, py::object lse_) {
+             int64_t page_tokens, py::object scale_, py::object out_, py::object lse_,
+             py::object window_) {
     const TensorArg q = borrow(kAttention, "q", q_), out = borrow(kAttention, "out", out_);
     const TensorArg keys = borrow(kAttention, "keys", keys_),
                     values = borrow(kAttention, "values", values_);
@@ -190,6 +191,11 @@ void forward(py::object q_, py::object keys_, py::object values_, py::object cu_
                             : scale_.cast<float>();
     if (!std::isfinite(scale))
         throw py::value_error("[attention] scale must be finite but is " + std::to_string(scale));
+    const int64_t window = window_.is_none() ? 0 : window_.cast<int64_t>();
+    if (window < 0 || (window == 0 && !window_.is_none())) {
+        throw py::value_error("[attention] window must be >= 1 or None but is " +
+                              std::to_string(window));
+    }
     check_same_device(q,
                       {&keys, &values, &cu_seqlens, &first_positions, &block_tables, &out, &lse});
     check_cpu(q);
@@ -201,6 +207,7 @@ void forward(py::object q_, py::object keys_, py::object values_, py::object cu_
                                     .block_tables = matrix(block_tables),
                                     .num_heads = H,
                                     .scale = scale,
+                                    .window = window,
                                     .out = heads_matrix(out),
                                     .lse = matrix(lse)};
     check_dtype(values, {keys.dtype});
@@ -220,7 +227,7 @@ void bind_attention(py::module_& m) {
     m.def("attention_forward", &forward, py::arg("q"), py::arg("keys"), py::arg("values"),
           py::arg("cu_seqlens"), py::arg("first_positions"), py::arg("block_tables"),
           py::arg("num_kv_heads"), py::arg("page_tokens"), py::arg("scale").none(true),
-          py::arg("out"), py::arg("lse") = py::none());
+          py::arg("out"), py::arg("lse") = py::none(), py::arg("window") = py::none());
 }
 
 }  // namespace pe::bindings

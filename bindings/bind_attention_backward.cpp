@@ -80,7 +80,7 @@ int threads_that_fit(const TensorArg& workspace, int64_t T, int64_t S, int64_t H
 void backward(py::object dout_, py::object q_, py::object k_, py::object v_, py::object out_,
               py::object lse_, py::object cu_seqlens_, py::object prefix_begin_,
               py::object prefix_rows_, py::object scale_, py::object dq_, py::object dk_,
-              py::object dv_, py::object workspace_) {
+              py::object dv_, py::object workspace_, py::object window_) {
     const TensorArg dout = borrow(kOp, "dout", dout_), q = borrow(kOp, "q", q_),
                     k = borrow(kOp, "k", k_), v = borrow(kOp, "v", v_),
                     out = borrow(kOp, "out", out_), lse = borrow(kOp, "lse", lse_);
@@ -117,6 +117,11 @@ void backward(py::object dout_, py::object q_, py::object k_, py::object v_, py:
         throw py::value_error("[attention_backward] scale must be finite but is " +
                               std::to_string(scale));
     }
+    const int64_t window = window_.is_none() ? 0 : window_.cast<int64_t>();
+    if (window < 0 || (window == 0 && !window_.is_none())) {
+        throw py::value_error("[attention_backward] window must be >= 1 or None but is " +
+                              std::to_string(window));
+    }
     check_same_device(q, {&dout, &k, &v, &out, &lse, &cu_seqlens, &prefix_begin, &prefix_rows, &dq,
                           &dk, &dv, &workspace});
     if (q.is_cuda) value_error(q, "must be on the CPU but is on " + q.device_text());
@@ -134,6 +139,7 @@ void backward(py::object dout_, py::object q_, py::object k_, py::object v_, py:
                                      .num_kv_heads = K,
                                      .head_dim = head_dim,
                                      .scale = scale,
+                                     .window = window,
                                      .dq = heads_matrix(dq),
                                      .dk = heads_matrix(dk),
                                      .dv = heads_matrix(dv),
@@ -152,7 +158,8 @@ void bind_attention_backward(py::module_& m) {
     m.def("attention_backward", &backward, py::arg("dout"), py::arg("q"), py::arg("k"),
           py::arg("v"), py::arg("out"), py::arg("lse"), py::arg("cu_seqlens"),
           py::arg("prefix_begin"), py::arg("prefix_rows"), py::arg("scale").none(true),
-          py::arg("dq"), py::arg("dk"), py::arg("dv"), py::arg("workspace"));
+          py::arg("dq"), py::arg("dk"), py::arg("dv"), py::arg("workspace"),
+          py::arg("window") = py::none());
 }
 
 }  // namespace pe::bindings

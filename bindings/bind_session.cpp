@@ -93,6 +93,9 @@ runtime::LayerWeights layer(const py::dict& d, const DecoderWeights& w, bool lay
     l.o = linear(d, "o", D, Q, w.compute);
     l.mlp_norm = norm(d, "mlp_norm", D, layer_norm);
     l.gated = item(d, "gated").cast<bool>();
+    const py::object window = item(d, "window");
+    l.window = window.is_none() ? 0 : window.cast<int64_t>();
+    if (l.window < 0) bad("window must be None or >= 1");
     l.residual_multiplier = item(d, "residual_multiplier").cast<float>();
     l.up = linear(d, "up", l.gated ? 2 * I : I, D, w.compute);
     l.down = linear(d, "down", D, I, w.compute);

@@ -262,6 +262,7 @@ def attention_forward(
     scale: float | None,
     out: Tensor,
     lse: Tensor | None = None,
+    window: int | None = None,
 ) -> None: ...
 def attention_backward_workspace_bytes(
     T: int, S: int, num_heads: int, num_kv_heads: int, head_dim: int
@@ -281,6 +282,7 @@ def attention_backward(
     dk: Tensor,
     dv: Tensor,
     workspace: Tensor,
+    window: int | None = None,
 ) -> None: ...
 def sample_workspace_bytes(V: int) -> int: ...
 def sample(

@@ -28,17 +28,18 @@ class PackedTrees:
     prefix_begin: Tensor
     prefix_rows: Tensor
     scale: float
+    window: int | None = None
 
     @property
     def mask(self) -> Tensor:
-        return seen(self.cu_seqlens, self.prefix_begin, self.prefix_rows)
+        return seen(self.cu_seqlens, self.prefix_begin, self.prefix_rows, self.window)
 
     def arguments(self) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(self).items() if name != "scale"}
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def backward(self, grad_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
         return pe.ops.attention_backward(
-            **self.arguments(), scale=self.scale, grad_dtype=grad_dtype
+            **self.arguments(), scale=self.scale, window=self.window, grad_dtype=grad_dtype
         )
 
 
@@ -51,6 +52,7 @@ def pack_trees(
     dtype: torch.dtype = torch.float32,
     dout_dtype: torch.dtype | None = None,
     scale: float | None = None,
+    window: int | None = None,
 ) -> PackedTrees:
     """A tree's numbers depend on its lengths alone, not on the trees beside it."""
     scale = head_dim**-0.5 if scale is None else scale
@@ -68,11 +70,11 @@ def pack_trees(
             tables[0].append(tables[0][-1] + length)
             tables[1].append(0)
             tables[2].append(prompt if i > 0 else 0)
-        mask = seen(*(torch.tensor(t) for t in tables))
+        mask = seen(*(torch.tensor(t) for t in tables), window=window)
         out, lse = tree_attention(*(x.double() for x in (q, k, v)), mask, scale)
         parts.append((dout, q, k, v, out.to(dtype), lse.float()))
         cu += [start + x for x in tables[0][1:]]
         begin += [start] * len(tables[1])
         rows += tables[2]
     ints = (torch.tensor(x, dtype=torch.int32) for x in (cu, begin, rows))
-    return PackedTrees(*(torch.cat(x) for x in zip(*parts, strict=True)), *ints, scale=scale)
+    return PackedTrees(*(torch.cat(x) for x in zip(*parts, strict=True)), *ints, scale, window)

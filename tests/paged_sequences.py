@@ -105,6 +105,7 @@ class PagedSequences:
         scale: float | None = None,
         out_dtype: torch.dtype | None = None,
         lse: Tensor | None = None,
+        window: int | None = None,
     ) -> Tensor:
         """Rows [begin, end) of sequence s for each (s, begin, end), one after the other."""
         return pe.ops.attention(
@@ -114,4 +115,5 @@ class PagedSequences:
             scale=scale,
             out_dtype=out_dtype,
             lse=lse,
+            window=window,
         )

@@ -63,8 +63,9 @@ class Tile {
         for (int64_t r = 0; r < after.count; ++r) fetch_query(head_of<Q>(a_.q, after, r));
         const int64_t last = position_[rows_.count - 1];
         const TilePair<F>& tile = tile_of<F>(rows_.count);
-        Block block = block_at(rows_, 0, last);
-        for (int64_t begin = 0; begin <= last; begin += kKeyBlock) {
+        const int64_t start = start_of(position_[0]);
+        Block block = block_at(rows_, start, last);
+        for (int64_t begin = start; begin <= last; begin += kKeyBlock) {
             const int64_t keys = last + 1 - begin < kKeyBlock ? last + 1 - begin : kKeyBlock;
             const Block next =
                 begin + keys <= last ? block_at(rows_, begin + kKeyBlock, last) : first_of(after);
@@ -126,7 +127,14 @@ class Tile {
 
     Block first_of(const Rows& rows) const {
         const int64_t first = ptr<int32_t>(a_.first_positions)[rows.sequence];
-        return block_at(rows, 0, first + (rows.begin + rows.count - 1) / G_);
+        return block_at(rows, start_of(first + rows.begin / G_),
+                        first + (rows.begin + rows.count - 1) / G_);
+    }
+
+    // The first block that a row at `position` sees.
+    int64_t start_of(int64_t position) const {
+        const int64_t hidden = a_.window > 0 ? position + 1 - a_.window : 0;
+        return hidden > 0 ? hidden / kKeyBlock * kKeyBlock : 0;
     }
 
     // One step of the online softmax: scores become probabilities relative to the new maximum.
@@ -136,15 +144,24 @@ class Tile {
             float* s = scores_ + r * kKeyBlock;
             const int64_t seen = position_[r] + 1 - begin;
             for (int64_t j = seen > 0 ? seen : 0; j < kKeyBlock; ++j) s[j] = kMinusInfinity;
+            const int64_t before = a_.window > 0 ? seen - a_.window : 0;
+            for (int64_t j = 0; j < before && j < kKeyBlock; ++j) s[j] = kMinusInfinity;
             const float largest = largest_of(
                 max(max(load16(s), load16(s + 16)), max(load16(s + 32), load16(s + 48))));
             next[r] = largest_[r] > largest ? largest_[r] : largest;
         }
-        store16(factor_, exp(load16(largest_) - load16(next)));
+        alignas(64) float started[16] = {};  // 0 where a row has seen no key yet
+        const float* base = next;
+        if (a_.window > 0) {
+            for (int64_t r = 0; r < rows_.count; ++r)
+                started[r] = next[r] == kMinusInfinity ? 0.0f : next[r];
+            base = started;
+        }
+        store16(factor_, exp(load16(largest_) - load16(base)));
         store16(largest_, load16(next));
         for (int64_t r = 0; r < rows_.count; ++r) {
             const float* s = scores_ + r * kKeyBlock;
-            const vec16 shift = broadcast16(next[r]);
+            const vec16 shift = broadcast16(base[r]);
             vec16 p[4];
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) {

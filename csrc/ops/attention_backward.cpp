@@ -11,10 +11,12 @@ namespace {
 
 constexpr int64_t kTasksPerThread = 4;  // fewer trees and kv heads are split into query heads
 
-// Up to 64 rows of a sequence. Its keys are seen by the tree's blocks from itself to `end`.
+// Up to 64 rows of a sequence. Its keys are seen by the tree's blocks from itself to `end`, as far as a window reaches.
 struct RowsBlock {
     int64_t row;  // of the call
     int32_t count, end;
+    int32_t position;  // of the first row in its text
+    int32_t first;     // of the blocks whose keys it sees
 };
 static_assert(sizeof(RowsBlock) <= kBlockWords * sizeof(float));
 
@@ -76,12 +78,14 @@ class Tree {
             for (int64_t row = 0; row < rows; row += kRowBlock) {
                 const int64_t count = rows - row < kRowBlock ? rows - row : kRowBlock;
                 s_.blocks[blocks_++] = {cu[sequence] + row, static_cast<int32_t>(count),
-                                        static_cast<int32_t>(end)};
+                                        static_cast<int32_t>(end),
+                                        static_cast<int32_t>(prefix[sequence] + row), 0};
             }
             if (sequence == heads.sequence) prompt_blocks_ = end;
         }
         for (int64_t b = 0; b < prompt_blocks_; ++b)
             s_.blocks[b].end = static_cast<int32_t>(blocks_);
+        if (a.window > 0) find_first();
     }
 
     void run(const Gathered& sums) {
@@ -89,7 +93,9 @@ class Tree {
         for (int64_t head = heads_.begin; head < heads_.end; ++head) {
             for (int64_t b = 0; b < blocks_; ++b) pack_queries(b, head);
             for (int64_t b = 0; b < blocks_; ++b) {
-                for (int64_t i = b; i < s_.blocks[b].end; ++i) step(b, i);
+                for (int64_t i = b; i < s_.blocks[b].end; ++i) {
+                    if (sees(b, i)) step(b, i);
+                }
                 keep(sums, b, head == heads_.begin);
             }
             dispatch_dtype(a_.dq.dtype, [&]<typename O>(O*) {
@@ -103,6 +109,23 @@ class Tree {
     }
 
   private:
+    // Whether a row of block i sees a key of block b, which stands before it in their text.
+    bool sees(int64_t b, int64_t i) const {
+        return a_.window == 0 || s_.blocks[i].position - last_position(b) < a_.window;
+    }
+
+    int64_t last_position(int64_t b) const {
+        return s_.blocks[b].position + s_.blocks[b].count - 1;
+    }
+
+    void find_first() const {
+        for (int64_t b = blocks_ - 1; b >= 0; --b) {
+            for (int64_t i = b; i < s_.blocks[b].end; ++i) {
+                if (sees(b, i)) s_.blocks[i].first = static_cast<int32_t>(b);
+            }
+        }
+    }
+
     // f(row in the tree's blocks, row of the call)
     template <typename F>
     void for_each_row(const F& f) const {
@@ -197,9 +220,9 @@ class Tree {
         for (int64_t row = 0; row < rows; row += kGradientRows) {
             const int64_t seen =
                 diagonal && row + kGradientRows < keys ? row + kGradientRows : keys;
-            gradient_rows<W, ByWord>(pairs + row, s_.k_along + words(b), hd_,
-                                     (seen + W::kPack - 1) / W::kPack, hd_,
-                                     s_.dq + (i * kRowBlock + row) * hd_, hd_, b == 0);
+            gradient_rows<W, ByWord>(
+                pairs + row, s_.k_along + words(b), hd_, (seen + W::kPack - 1) / W::kPack, hd_,
+                s_.dq + (i * kRowBlock + row) * hd_, hd_, b == s_.blocks[i].first);
         }
     }
 
@@ -207,18 +230,21 @@ class Tree {
     void probabilities(int64_t b, int64_t i, int64_t key) const {
         const int64_t rows = up_to_16(s_.blocks[i].count), all = hd_ / W::kPack;
         const int64_t first = b == i ? key / 16 * 16 : 0;
+        const bool far = a_.window > 0 && last_position(i) - s_.blocks[b].position >= a_.window;
         const uint32_t *k = s_.k_across + words(b) + key, *v = s_.v_across + words(b) + key;
         gradient_rows<W, ByWord>(k, s_.q_across + words(i) + first, kRowBlock, all, rows - first,
                                  s_.scores + first, kRowBlock, true);
         gradient_rows<W, ByWord>(v, s_.dout_across + words(i) + first, kRowBlock, all, rows - first,
                                  s_.dp + first, kRowBlock, true);
         for (int64_t row = first; row < rows; row += kLanes) {
-            for (int64_t j = 0; j < kGradientRows; j += 2) softmax(b, i, key + j, j, row);
+            for (int64_t j = 0; j < kGradientRows; j += 2) softmax(b, i, key + j, j, row, far);
         }
     }
 
-    // Two keys, of which the first two lines of `at` in scores and dp hold the products, and kLanes rows.
-    PE_INLINE void softmax(int64_t b, int64_t i, int64_t key, int64_t at, int64_t row) const {
+    // Two keys, of which the first two lines of `at` in scores and dp hold the products, and kLanes rows,
+    // some of which do not see them any more (`far`).
+    PE_INLINE void softmax(int64_t b, int64_t i, int64_t key, int64_t at, int64_t row,
+                           bool far) const {
         const vec lse = load(s_.lse + i * kRowBlock + row);
         const vec delta = load(s_.delta + i * kRowBlock + row);
         vec p[2], ds[2];
@@ -231,6 +257,14 @@ class Tree {
                 const bool real = key + j < s_.blocks[b].count;
                 const int64_t before = real ? key + j - row : kLanes;  // rows that do not see it
                 const ivec hidden = lanes() < ivec{} + static_cast<int32_t>(before);
+                p[j] = hidden ? broadcast(0.0f) : p[j];
+                ds[j] = hidden ? broadcast(0.0f) : ds[j];
+            }
+            if (far) {
+                const int64_t apart =
+                    s_.blocks[i].position + row - (s_.blocks[b].position + key + j);
+                const int64_t near = a_.window > apart ? a_.window - apart : 0;
+                const ivec hidden = lanes() >= ivec{} + static_cast<int32_t>(near);
                 p[j] = hidden ? broadcast(0.0f) : p[j];
                 ds[j] = hidden ? broadcast(0.0f) : ds[j];
             }

@@ -149,6 +149,7 @@ void Decoder::attention(StepBatch& batch, int64_t layer) {
                                              batch.table_width, batch.table_width},
                             .num_heads = w.num_heads,
                             .scale = w.attention_scale,
+                            .window = w.layers[static_cast<size_t>(layer)].window,
                             .out = attended_.view(T),
                             .lse = {}});
 }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pyengine.models.config import ConfigReader, common_sizes
 from pyengine.models.rope import parse_rope
 from pyengine.models.spec import DecoderSpec, Family, HfTensor, LayerSpec
+from pyengine.models.windows import layer_windows
 
 
 def _parse_llama(reader: ConfigReader) -> DecoderSpec:
@@ -25,11 +28,12 @@ def _parse_llama(reader: ConfigReader) -> DecoderSpec:
 def _parse_mistral(reader: ConfigReader) -> DecoderSpec:
     sizes = common_sizes(reader, kv_heads_required=True)
     rope = parse_rope(reader, sizes["max_positions"])
-    # Within the window, sliding and full attention are the same, so the window is the longest
-    # sequence that is computed exactly. A config without the key means 4096, null means none.
+    # A config without the key means 4096, null means none.
+    window = None
     if reader.get("sliding_window") is not None or not reader.has("sliding_window"):
         window = reader.integer("sliding_window", 4096)
-        sizes["max_positions"] = min(sizes["max_positions"], window)
+    num_layers, max_positions = sizes.pop("num_layers"), sizes["max_positions"]
+    windows = layer_windows(reader, window, [True] * num_layers, max_positions)
     for key in ("attention_bias", "mlp_bias"):
         reader.only(key, False)
     layer = LayerSpec(
@@ -40,7 +44,7 @@ def _parse_mistral(reader: ConfigReader) -> DecoderSpec:
         qk_norm=False,
         rope=rope,
     )
-    layers = (layer,) * sizes.pop("num_layers")
+    layers = tuple(replace(layer, window=window) for window in windows)
     return DecoderSpec(family="mistral", layers=layers, **sizes)
 
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from pyengine.models.config import ConfigReader, common_sizes, show
 from pyengine.models.llama import llama_tensors
-from pyengine.models.qwen2 import any_slides
 from pyengine.models.rope import parse_rope
 from pyengine.models.spec import DecoderSpec, Family, LayerSpec
+from pyengine.models.windows import layer_windows
 
 
 def _parse_smollm3(reader: ConfigReader) -> DecoderSpec:
@@ -28,16 +28,18 @@ def _parse_smollm3(reader: ConfigReader) -> DecoderSpec:
         rope=parse_rope(reader, sizes["max_positions"], default_theta=2_000_000.0),
     )
     rotates = _rotates(reader, num_layers)
-    # Within the window, sliding and full attention are the same.
-    uses_window = reader.boolean("use_sliding_window", False)
-    if reader.get("sliding_window") is None:
-        uses_window = False
-    if any_slides(reader, num_layers, uses_window, not all(rotates)):
+    window = None
+    if reader.boolean("use_sliding_window", False) and reader.get("sliding_window") is not None:
         window = reader.integer("sliding_window")
-        sizes["max_positions"] = min(sizes["max_positions"], window)
+    reader.get("sliding_window")  # null, or not used
+    slides = [not each for each in rotates]
+    windows = layer_windows(reader, window, slides, sizes["max_positions"])
     for unread in ("max_window_layers", "pretraining_tp"):  # published files carry them
         reader.get(unread)
-    layers = tuple(rotated if each else replace(rotated, rope=None) for each in rotates)
+    layers = tuple(
+        replace(rotated, rope=rotated.rope if each else None, window=window)
+        for each, window in zip(rotates, windows, strict=True)
+    )
     return DecoderSpec(family="smollm3", layers=layers, **sizes)
 
 

@@ -45,6 +45,7 @@ class LayerSpec:
     qk_norm     RMS norms of every head's q and k
     rope        how q and k are rotated; None: not at all
     residual_multiplier  of what attention and MLP add to the residual stream
+    window      how many tokens a token sees, itself the last; None: all before it
     """
 
     activation: Literal["silu_glu", "gelu_tanh"]
@@ -54,6 +55,7 @@ class LayerSpec:
     qk_norm: bool
     rope: RopeSpec | None
     residual_multiplier: float = 1.0
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class DecoderSpec:
         """What digests in files are made of. Layers that are all alike and use no newer option are
         written as one, as before they had a description of their own: older files are still known.
         """
-        layer = replace(self.layers[0], residual_multiplier=1.0)
+        layer = replace(self.layers[0], residual_multiplier=1.0, window=None)
         plain = replace(
             self,
             layers=(layer,) * self.num_layers,

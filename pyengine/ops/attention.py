@@ -19,6 +19,7 @@ def attention(
     num_kv_heads: int,
     page_tokens: int,
     scale: float | None = None,
+    window: int | None = None,
     out_dtype: torch.dtype | None = None,
     lse: Tensor | None = None,
     out: Tensor | None = None,
@@ -33,6 +34,7 @@ def attention(
     num_kv_heads     K; query head h reads head h // (H / K)
     page_tokens      16, 32 or 64
     scale            default: hd ** -0.5
+    window           how many keys a row sees, its own the last; None: all
     out_dtype        float32 or bfloat16; default: that of q
     out              (T, H, hd) float32 or bfloat16, or None: takes the result
     lse              (T, H) float32 or None: takes log sum_j exp(scale * q k_j), for the gradient
@@ -59,5 +61,6 @@ def attention(
         scale,
         out,
         lse,
+        window,
     )
     return out

@@ -20,6 +20,7 @@ def attention_backward(
     prefix_rows: Tensor,
     *,
     scale: float | None = None,
+    window: int | None = None,
     grad_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv of softmax(scale * q k^T) v, each row seeing its prompt and its own sequence.
@@ -33,6 +34,7 @@ def attention_backward(
                   starts a tree with s as its prompt; the responses of a prompt follow it
     prefix_begin  (S,) int32: first row of that prompt; where prefix_rows is 0 it is not read
     scale         default: hd ** -0.5
+    window        how many keys a row sees of its prompt and sequence, its own the last; None: all
     grad_dtype    float32 or bfloat16; default: that of q
     Returns dq (T, H, hd), dk and dv (T, K, hd). A prompt's dk and dv sum over its own rows and all
     its responses. For bfloat16, probabilities are rounded to it before they are multiplied.
@@ -68,5 +70,6 @@ def attention_backward(
         dk,
         dv,
         workspace,
+        window,
     )
     return dq, dk, dv

@@ -163,37 +163,30 @@ def test_published_configs_with_their_extra_keys_are_read() -> None:
     assert parse_config(gpt2) == parse_config(GPT2)
 
 
+SLIDES = {"sliding_window": 50, "use_sliding_window": True}
+
+
 @pytest.mark.parametrize(
-    ("config", "max_positions"),
+    ("config", "windows"),
     [
-        (MISTRAL | {"sliding_window": 50}, 50),
-        (MISTRAL | {"sliding_window": None}, 128),
-        (MISTRAL | {"max_position_embeddings": 32768}, 4096),
-        (QWEN2 | {"sliding_window": 50, "use_sliding_window": False}, 128),
-        (QWEN2 | {"sliding_window": 50, "use_sliding_window": True}, 128),  # 28 full layers
-        (QWEN2 | {"sliding_window": 50, "use_sliding_window": True, "max_window_layers": 1}, 50),
-        (
-            QWEN3
-            | {
-                "sliding_window": 50,
-                "use_sliding_window": True,
-                "layer_types": ["full_attention", "sliding_attention"],
-            },
-            50,
-        ),
-        (QWEN3 | {"layer_types": ["full_attention", "full_attention"]}, 128),
-        (SMOLLM3 | {"sliding_window": 50, "use_sliding_window": True}, 128),  # all layers rotate
-        (
-            SMOLLM3 | {"sliding_window": 50, "use_sliding_window": True, "no_rope_layers": [1, 0]},
-            50,
-        ),
-        (SMOLLM3 | {"use_sliding_window": True, "no_rope_layers": [1, 0]}, 128),
+        (MISTRAL | {"sliding_window": 50}, [50, 50]),
+        (MISTRAL | {"sliding_window": None}, [None, None]),
+        (MISTRAL, [None, None]),  # 4096, and there are 128 positions
+        (MISTRAL | {"max_position_embeddings": 32768}, [4096, 4096]),
+        (QWEN2 | {"sliding_window": 50, "use_sliding_window": False}, [None, None]),
+        (QWEN2 | SLIDES, [None, None]),  # 28 full layers
+        (QWEN2 | SLIDES | {"max_window_layers": 1}, [None, 50]),
+        (QWEN3 | SLIDES | {"layer_types": ["sliding_attention", "full_attention"]}, [50, None]),
+        (QWEN3 | {"layer_types": ["full_attention", "full_attention"]}, [None, None]),
+        (SMOLLM3 | SLIDES, [None, None]),  # all layers rotate
+        (SMOLLM3 | SLIDES | {"no_rope_layers": [1, 0]}, [None, 50]),
+        (SMOLLM3 | {"use_sliding_window": True, "no_rope_layers": [1, 0]}, [None, None]),
     ],
 )
-def test_the_window_is_the_longest_exact_sequence(
-    config: dict[str, Any], max_positions: int
-) -> None:
-    assert parse_config(config).max_positions == max_positions
+def test_windows_of_the_layers(config: dict[str, Any], windows: list[int | None]) -> None:
+    spec = parse_config(config)
+    assert [layer.window for layer in spec.layers] == windows
+    assert spec.max_positions == config["max_position_embeddings"]
 
 
 @pytest.mark.parametrize("case", CASES)

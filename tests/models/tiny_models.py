@@ -83,12 +83,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         _WIDE | {"rope_parameters": _YARN | {"attention_factor": 1.3, "truncate": False}},
     ),
     "mistral": ("mistral", {"sliding_window": None}),
-    "mistral-window": ("mistral", {"sliding_window": 40}),
+    "mistral-window": ("mistral", {"sliding_window": 12, "max_position_embeddings": 160}),
     "qwen2": ("qwen2", {}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2-window": (
         "qwen2",
-        {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1},
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
     ),
     "qwen3": ("qwen3", _WIDE),
     "qwen3-bias-tied": ("qwen3", _WIDE | {"attention_bias": True, "tie_word_embeddings": True}),
@@ -99,7 +99,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "pad_token_id": None,
             "no_rope_layer_interval": 2,
             "use_sliding_window": True,
-            "sliding_window": 40,
+            "sliding_window": 17,
         },
     ),
     "granite": (
@@ -149,8 +149,10 @@ def causal(spec: DecoderSpec) -> Attend:
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))  # (1, heads, T, hd)
+        every = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool)
+        seen = every.tril() & every.triu(1 - (spec.layers[layer].window or q.shape[2]))
         out = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=spec.attention_scale, enable_gqa=True
+            q, k, v, seen, scale=spec.attention_scale, enable_gqa=True
         )
         return out[0].transpose(0, 1)
 

@@ -148,7 +148,8 @@ class Reference {
         const int64_t hd = s_.head_dim, kv_head = h / (s_.heads / s_.kv_heads);
         const double scale = 1.0f / std::sqrt(static_cast<float>(hd));
         double total = 0;
-        for (size_t j = 0; j <= t; ++j) {
+        const size_t seen = s_.window == 0 ? t + 1 : std::min(at(s_.window), t + 1);
+        for (size_t j = t + 1 - seen; j <= t; ++j) {
             double score = 0;
             for (int64_t i = 0; i < hd; ++i)
                 score += qkv[t][at(h * hd + i)] * qkv[j][at((s_.heads + kv_head) * hd + i)];

@@ -21,6 +21,7 @@ struct TinyShape {
                            // a gated MLP
     bool qk_norm = true;
     float multiplier = 1.0f;  // of embeddings, and of what a layer adds
+    int64_t window = 0;       // of every layer
     bool rotates(size_t layer) const { return !classic && (multiplier == 1.0f || layer > 0); }
     // More than one block of words, and not a multiple of a panel; heads are padded to 16.
     int64_t vocab = 300, hidden = 48, heads = 4, kv_heads = 2, head_dim = 12, inner = 72;
@@ -32,7 +33,8 @@ struct TinyShape {
     std::string text() const {
         const char* kinds[] = {"f32", "bf16", "i8"};
         return std::string(kinds[static_cast<int>(kind)]) + (classic ? " classic" : " gated") +
-               (qk_norm ? " with q/k norm" : "") + (multiplier == 1.0f ? "" : " with multipliers");
+               (qk_norm ? " with q/k norm" : "") + (multiplier == 1.0f ? "" : " with multipliers") +
+               (window == 0 ? "" : " and windows");
     }
 };
 
@@ -152,6 +154,7 @@ class TinyDecoder {
                                 .gated = !s_.classic,
                                 .cos = rotates ? cos_.view() : pe::MatrixView{},
                                 .sin = rotates ? sin_.view() : pe::MatrixView{},
+                                .window = s_.window,
                                 .residual_multiplier = s_.multiplier});
         }
         w.final_norm = final_norm_.view();
@@ -195,7 +198,7 @@ inline std::vector<TinyShape> tiny_shapes() {
             {.kind = P::kF32, .classic = true, .qk_norm = false},
             {.kind = P::kBF16, .qk_norm = false},
             {.kind = P::kBF16, .classic = true},
-            {.kind = P::kBF16, .multiplier = 0.7f},
+            {.kind = P::kBF16, .multiplier = 0.7f, .window = 9},
             {.kind = P::kI8}};
 }
 

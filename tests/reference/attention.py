@@ -7,23 +7,30 @@ from reference.kv_cache import gather
 from torch import Tensor
 
 
-def masked_scores(q: Tensor, k: Tensor, first: int, scale: float) -> Tensor:
+def masked_scores(
+    q: Tensor, k: Tensor, first: int, scale: float, window: int | None = None
+) -> Tensor:
     """(H, n, first + n), -inf where a row does not see the key."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     scores = torch.einsum("ihd,jhd->hij", q, k) * scale
-    hidden = torch.arange(k.shape[0])[None, :] > first + torch.arange(q.shape[0])[:, None]
+    ago = first + torch.arange(q.shape[0])[:, None] - torch.arange(k.shape[0])[None, :]
+    hidden = (ago < 0) | (ago >= (window or k.shape[0]))
     return scores.masked_fill(hidden, float("-inf"))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, first: int, scale: float) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, first: int, scale: float, window: int | None = None
+) -> Tensor:
     """q (n, H, hd) at positions first, first + 1, ...; k, v (first + n, K, hd) -> (n, H, hd)."""
     v = v.repeat_interleave(q.shape[1] // v.shape[1], 1)
-    return torch.einsum("hij,jhd->ihd", masked_scores(q, k, first, scale).softmax(-1), v)
+    return torch.einsum("hij,jhd->ihd", masked_scores(q, k, first, scale, window).softmax(-1), v)
 
 
-def log_sum_exp(q: Tensor, k: Tensor, first: int, scale: float) -> Tensor:
+def log_sum_exp(
+    q: Tensor, k: Tensor, first: int, scale: float, window: int | None = None
+) -> Tensor:
     """log sum_j exp(scale * q . k_j) over the keys that a row sees: (n, H)."""
-    return masked_scores(q, k, first, scale).logsumexp(-1).T
+    return masked_scores(q, k, first, scale, window).logsumexp(-1).T
 
 
 def attention(
@@ -37,6 +44,7 @@ def attention(
     page_tokens: int,
     scale: float,
     dtype: torch.dtype = torch.float64,
+    window: int | None = None,
 ) -> Tensor:
     """Everything computed in `dtype`; q is first rounded to the pages' dtype, as the op does."""
     out = torch.empty(q.shape, dtype=dtype)
@@ -50,5 +58,5 @@ def attention(
             keys, values, block_tables[s], first + n, num_kv_heads, q.shape[2], page_tokens
         )
         rounded = q[rows].to(keys.dtype)
-        out[rows] = attend(rounded.to(dtype), k.to(dtype), v.to(dtype), first, scale)
+        out[rows] = attend(rounded.to(dtype), k.to(dtype), v.to(dtype), first, scale, window)
     return out

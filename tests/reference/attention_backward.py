@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def seen(cu_seqlens: Tensor, prefix_begin: Tensor, prefix_rows: Tensor) -> Tensor:
+def seen(
+    cu_seqlens: Tensor, prefix_begin: Tensor, prefix_rows: Tensor, window: int | None = None
+) -> Tensor:
     """(T, T) bool: which rows each row sees."""
     cu = cu_seqlens.tolist()
     mask = torch.zeros(cu[-1], cu[-1], dtype=torch.bool)
@@ -14,8 +16,8 @@ def seen(cu_seqlens: Tensor, prefix_begin: Tensor, prefix_rows: Tensor) -> Tenso
         zip(prefix_begin.tolist(), prefix_rows.tolist(), strict=True)
     ):
         for i in range(cu[s], cu[s + 1]):
-            mask[i, begin : begin + rows] = True
-            mask[i, cu[s] : i + 1] = True
+            visible = [*range(begin, begin + rows), *range(cu[s], i + 1)]
+            mask[i, visible[-window:] if window else visible] = True
     return mask
 
 

@@ -134,7 +134,7 @@ class TreeModel:
         v = take(v.shape, dtype).copy_(v)
         pages.write(k, v)
         lse = take((rows, spec.num_heads), torch.float32) if saves else None
-        attended = pages.attend(q, spec, take(q.shape, dtype), lse)
+        attended = pages.attend(q, spec, index, take(q.shape, dtype), lse)
         after = take(x.shape, x.dtype).copy_(x)
         self._add(attended.view(rows, -1), f"{name}.o", after, layer.residual_multiplier)
         mlp_normed, mlp_norm = _norm(block.mlp_norm, after, take(x.shape, dtype))
@@ -265,7 +265,7 @@ class TreeModel:
         )
         dq, dk, dv = pages.attend_backward(
             dattended.view(saved.q.shape), saved.q, saved.k, saved.v, saved.attended, saved.lse,
-            self._spec.attention_scale,
+            self._spec, index,
         )  # fmt: skip
         # Where a norm follows on the way back, float32 until then.
         dtype = self._dtype if saved.q_norm is None else torch.float32

@@ -95,7 +95,9 @@ class TreePages:
                      page_tokens=PAGE_TOKENS)  # fmt: skip
         kv_cache(k, v, self.keys, self.values, self.slots, page_tokens=PAGE_TOKENS)
 
-    def attend(self, q: Tensor, spec: DecoderSpec, out: Tensor, lse: Tensor | None) -> Tensor:
+    def attend(
+        self, q: Tensor, spec: DecoderSpec, layer: int, out: Tensor, lse: Tensor | None
+    ) -> Tensor:
         """What each row of q (T, H, hd) reads, in `out`; `lse` (T, H) takes its softmax's sum."""
         return attention(
             q,
@@ -107,12 +109,21 @@ class TreePages:
             num_kv_heads=spec.num_kv_heads,
             page_tokens=PAGE_TOKENS,
             scale=spec.attention_scale,
+            window=spec.layers[layer].window,
             lse=lse,
             out=out,
         )
 
     def attend_backward(
-        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        spec: DecoderSpec,
+        layer: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """dq (T, H, hd), dk and dv (T, K, hd) of what `attend` returned; no page is read."""
         return attention_backward(
@@ -125,7 +136,8 @@ class TreePages:
             self.cu_seqlens,
             self.prefix_begin,
             self.prefix_rows,
-            scale=scale,
+            scale=spec.attention_scale,
+            window=spec.layers[layer].window,
         )
 
 

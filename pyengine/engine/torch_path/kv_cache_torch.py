@@ -22,6 +22,7 @@ class KVCache:
     ) -> None:
         shape = (slots, spec.num_kv_heads, capacity, spec.head_dim)
         self.scale = spec.attention_scale
+        self.windows = [layer.window for layer in spec.layers]
         # Zeros: what is not written yet is masked, but 0 * NaN of fresh memory would still be NaN.
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.num_layers)]
         self.values = [
@@ -59,8 +60,9 @@ class PrefillAttention:
             if repeat > 1:
                 key, value = (x.repeat_interleave(repeat, dim=1) for x in (key, value))
             query = q[start:end].transpose(0, 1)[None]
+            mask = _window_mask(end - start, self._cache.windows[layer], q.device)
             y = F.scaled_dot_product_attention(
-                query, key, value, is_causal=True, scale=self._cache.scale
+                query, key, value, mask, is_causal=mask is None, scale=self._cache.scale
             )
             out.append(y[0].transpose(0, 1))
         return out[0] if len(out) == 1 else torch.cat(out)
@@ -74,8 +76,11 @@ class DecodeAttention:
         self._slots = torch.arange(len(positions), device=positions.device)
         self._positions = positions
         self._length = int(positions.max()) + 1
-        columns = torch.arange(self._length, device=positions.device)
-        self._mask = (columns[None] <= positions[:, None])[:, None, None]  # (B, 1, 1, L)
+        ago = positions[:, None] - torch.arange(self._length, device=positions.device)[None]
+        self._masks = {  # (B, 1, 1, L)
+            window: ((ago >= 0) & (ago < (window or self._length)))[:, None, None]
+            for window in set(cache.windows)
+        }
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
@@ -88,7 +93,15 @@ class DecodeAttention:
             q.view(B, K, H // K, hd),
             keys[:, :, : self._length],
             values[:, :, : self._length],
-            attn_mask=self._mask,
+            attn_mask=self._masks[self._cache.windows[layer]],
             scale=self._cache.scale,
         )
         return y.reshape(B, H, hd)
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """(L, L) bool: row i sees column j; None where it sees all before it."""
+    if window is None or window >= length:
+        return None
+    every = torch.ones(length, length, dtype=torch.bool, device=device)
+    return every.tril() & every.triu(1 - window)

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from pyengine.engine.batch.packing import PackedBatch
 from pyengine.models.decoder import Decoder
+from pyengine.models.spec import DecoderSpec
 from pyengine.ops import linear_logprob
 
 
 def token_logps(decoder: Decoder, batch: PackedBatch) -> Tensor:
     """(N,) float32 log-prob of every response token, differentiable in the decoder's weights."""
-    attend = TreeAttention(batch, decoder.spec.attention_scale)
+    attend = TreeAttention(batch, decoder.spec)
     hidden = decoder(batch.token_ids, batch.positions, attend)
     return linear_logprob(
         hidden.index_select(0, batch.source_rows), decoder.head_weight(), batch.targets
@@ -27,20 +28,26 @@ def token_logps(decoder: Decoder, batch: PackedBatch) -> Tensor:
 class TreeAttention:
     """Attention over a packed batch: response rows see the prompt and their own past."""
 
-    def __init__(self, batch: PackedBatch, scale: float) -> None:
-        self._scale = scale
+    def __init__(self, batch: PackedBatch, spec: DecoderSpec) -> None:
+        self._scale = spec.attention_scale
+        self._windows = [layer.window for layer in spec.layers]
         self._rows = list(pairwise(batch.tree_rows))
         device = batch.token_ids.device
-        self._masks = [
-            None if sum(n > 0 for n in responses) <= 1 else tree_mask(prompt, responses, device)
-            for prompt, responses in batch.segments
-        ]
+        self._masks = {
+            window: [
+                None
+                if window is None and sum(n > 0 for n in responses) <= 1
+                else tree_mask(prompt, responses, device, window)
+                for prompt, responses in batch.segments
+            ]
+            for window in set(self._windows)
+        }
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (T, H, hd), k and v (T, K, hd) -> (T, H, hd)."""
-        repeat = q.shape[1] // k.shape[1]
+        repeat, masks = q.shape[1] // k.shape[1], self._masks[self._windows[layer]]
         out = []
-        for (start, end), mask in zip(self._rows, self._masks, strict=True):
+        for (start, end), mask in zip(self._rows, masks, strict=True):
             query, key, value = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
             if repeat > 1:
                 key, value = (x.repeat_interleave(repeat, dim=1) for x in (key, value))
@@ -51,10 +58,17 @@ class TreeAttention:
         return out[0] if len(out) == 1 else torch.cat(out)
 
 
-def tree_mask(prompt: int, responses: Sequence[int], device: torch.device) -> Tensor:
+def tree_mask(
+    prompt: int, responses: Sequence[int], device: torch.device, window: int | None = None
+) -> Tensor:
     """(L, L) bool: row i may see column j. Rows are the prompt's, then each response's."""
     owner = torch.cat(
         [torch.full((n,), i, device=device) for i, n in enumerate([prompt, *responses])]
     )
     causal = torch.ones(len(owner), len(owner), dtype=torch.bool, device=device).tril()
-    return causal & ((owner[:, None] == owner[None]) | (owner[None] == 0))
+    mask = causal & ((owner[:, None] == owner[None]) | (owner[None] == 0))
+    if window is None:
+        return mask
+    positions = [*range(prompt), *(prompt + i for n in responses for i in range(n))]
+    at = torch.tensor(positions, device=device)
+    return mask & (at[:, None] - at[None] < window)

@@ -247,12 +247,13 @@ class PackedDecoder:
     def _layer(self, index: int, rotation: Rotation | None) -> dict[str, Any]:
         block = self.decoder.layers[index]
         assert isinstance(block, Block)
-        cos, sin, _ = rotation or (None, None, None)
+        layer, (cos, sin, _) = self.decoder.spec.layers[index], rotation or (None, None, None)
         fields: dict[str, Any] = {
             "gated": self.table[f"layers.{index}.up"].gated,
             "cos": cos,
             "sin": sin,
-            "residual_multiplier": self.decoder.spec.layers[index].residual_multiplier,
+            "residual_multiplier": layer.residual_multiplier,
+            "window": layer.window,
             **_norm("attn_norm", block.attn_norm),
             **_norm("q_norm", block.attn.q_norm),
             **_norm("k_norm", block.attn.k_norm),

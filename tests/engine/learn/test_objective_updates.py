@@ -109,7 +109,7 @@ def test_a_kl_needs_a_reference(make_engine) -> None:
 
 def log_softmax(decoder: Decoder, packed: PackedBatch) -> Tensor:
     """(N, V) in torch, of the response tokens."""
-    attend = TreeAttention(packed, decoder.spec.attention_scale)
+    attend = TreeAttention(packed, decoder.spec)
     hidden = decoder(packed.token_ids, packed.positions, attend)[packed.source_rows]
     return torch.log_softmax(hidden @ decoder.head_weight().T, -1)
 

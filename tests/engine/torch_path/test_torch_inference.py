@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from models.tiny_models import save_hf
 from tiny_batches import random_ids, shift
 
 import pyengine as pe
@@ -65,6 +67,18 @@ def assert_same(ours: list[pe.Group], expected: list[pe.Group]) -> None:
 )
 def test_what_is_sampled_is_what_the_session_samples(engine, make_torch, params):
     assert_same(make_torch().generate(PROMPTS, params), engine.generate(PROMPTS, params))
+
+
+@pytest.mark.parametrize("case", ["mistral-window", "smollm3-window", "granite"])
+def test_families_whose_layers_differ(case: str, tmp_path: Path) -> None:
+    """Windows of 12 and 17 tokens, shorter than prompts and responses."""
+    save_hf(case, tmp_path)
+    engine, other = (
+        pe.Engine.from_pretrained(tmp_path, dtype="float32", kv_tokens=4096) for _ in range(2)
+    )
+    prompts = [[(7 * i + k) % 97 for i in range(length)] for k, length in enumerate((25, 3, 14))]
+    params = pe.SamplingParams(n=2, max_tokens=24, temperature=0.9, ignore_eos=True, seed=3)
+    assert_same(with_torch(other).generate(prompts, params), engine.generate(prompts, params))
 
 
 @pytest.mark.parametrize("model", ["policy", "reference"])

@@ -1,4 +1,5 @@
 // attention: out[i,h,:] = sum_j softmax_j(scale * q[i,h,:] . k[j,h/G,:]) v[j,h/G,:] over the keys j <= position of row i
+//              and, with a window, j > position - window
 // shapes       q, out (T, H*hd), row stride free, last dim contiguous; keys, values: kv_pages.h, K heads of head_dim hd,
 //              H = K*G; rows cu_seqlens[s] to cu_seqlens[s+1] are sequence s, (S+1,); first_positions (S,) of its first
 //              row; block_tables (S, W) its pages in order; its keys and values up to the last row are in the pages
@@ -11,6 +12,7 @@
 //              inputs). Keys are walked in blocks of 64 from position 0, with one online softmax state for a row and head:
 //                s = (q . k) * scale, one chain over head_dim; -inf past the row's position
 //                m' = max(m, max s);  f = exp(m - m');  p = exp(s - m')
+//              (m' taken for 0 while no key was seen: such blocks change nothing, and those before all windows are left out)
 //                l = l * f + (p[j] + p[j+16]) + (p[j+32] + p[j+48]) in 16 lanes j, folded once at the end
 //                acc = acc * f, then one chain over the block's keys; out = acc / l, and +0 for -0; lse = m + log(l)
 //              In bf16 pages p is rounded for the last chain, and both chains walk pairs, odd element first. Denormal
@@ -34,6 +36,7 @@ struct AttentionForwardArgs {
     MatrixView block_tables;
     int64_t num_heads = 0;
     float scale = 1.0f;
+    int64_t window = 0;  // keys that a row sees, its own included; 0: all
     MatrixView out;
     MatrixView lse = {};  // null: not wanted
 };

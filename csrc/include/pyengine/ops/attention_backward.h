@@ -1,7 +1,8 @@
 // attention_backward: the gradient of attention over packed prompt trees, where each response sees its prompt and itself
 // shapes       q, out, dout, dq (T, H*hd), k, v, dk, dv (T, K*hd), row stride free, last dim contiguous; H = K*G, query head h
 //              reads kv head h/G; lse (T, H) as the forward pass wrote it; rows cu_seqlens[s] to cu_seqlens[s+1] are sequence s,
-//              (S+1,); row i of sequence s sees the prefix_rows[s] rows of its prompt, and its own sequence's rows up to i
+//              (S+1,); row i of sequence s sees the prefix_rows[s] rows of its prompt, and its own sequence's rows up to i;
+//              with a window only the last `window` of them
 // trees        prefix_rows[s] = 0 starts a tree with s as its prompt; the sequences that follow it with prefix_rows[s] = the
 //              prompt's rows are its responses. A sequence without rows is allowed
 // dtypes       q, k, v, out f32 or bf16 (same); dout, dq, dk, dv each f32 or bf16; lse f32; cu_seqlens, prefix_rows i32
@@ -41,6 +42,7 @@ struct AttentionBackwardArgs {
     int64_t num_kv_heads = 0;
     int64_t head_dim = 0;  // 1 to kMaxHeadDim
     float scale = 1.0f;
+    int64_t window = 0;  // keys that a row sees, its own included; 0: all
     MatrixView dq;
     MatrixView dk;
     MatrixView dv;

@@ -34,6 +34,7 @@ struct LayerWeights {
     LinearWeights down;
     bool gated = true;                 // silu(gate) * up; else gelu_tanh(up)
     MatrixView cos, sin;               // (positions, head_dim / 2) of the rotation; null: none
+    int64_t window = 0;                // keys that a row sees, its own included; 0: all
     float residual_multiplier = 1.0f;  // of what attention and MLP add to the residual stream
 };
 
