@@ -19,7 +19,6 @@ from pyengine.errors import ConfigError, ModelFileError
 from pyengine.models.decoder import Decoder
 from pyengine.models.families import family_of
 from pyengine.models.gguf import read_gguf
-from pyengine.models.head_reading import READINGS, Reading, is_reading
 from pyengine.models.hf_folder import read_headers, read_json, read_tensors
 from pyengine.models.loader import build_decoder, checked_headers
 from pyengine.models.source import ModelSource, resolve
@@ -46,7 +45,7 @@ class LoadedClassifier:
     score: Tensor | None
     heads: tuple[int, int] | None
     source: str
-    reading: Reading | None = None
+    reading: str | None = None
 
 
 def load_classifier(
@@ -75,7 +74,7 @@ def load_classifier(
         _check_score(score, decoder, config, source.path)
         config["architectures"] = [_architecture(config)]  # by the head, whatever the file says
     heads = None if score is None else _heads(config, len(score), source.path)
-    reading = None if heads is None else _reading(config, heads[0], source.path)
+    reading = None if heads is None else config[_OURS].get("reading")
     return LoadedClassifier(decoder, config, score, heads, source.name, reading)
 
 
@@ -140,16 +139,6 @@ def _heads(config: Mapping[str, Any], rows: int, path: Path) -> tuple[int, int] 
     return outputs, ensemble
 
 
-def _reading(config: Mapping[str, Any], outputs: int, path: Path) -> Reading | None:
-    named = config[_OURS].get("reading")
-    if named is None or is_reading(named, outputs):
-        return named
-    raise ModelFileError(
-        f"[{path}] reading of {_OURS} must be one of {READINGS} and fit {outputs} outputs "
-        f"but is {named!r:.80}"
-    )
-
-
 def write_classifier(
     folder: str | Path,
     decoder: Decoder,
@@ -157,7 +146,7 @@ def write_classifier(
     score: Tensor,
     heads: tuple[int, int],
     pad_token_id: int | None,
-    reading: Reading | None = None,
+    reading: str | None = None,
 ) -> None:
     """Writes a folder that transformers loads as the family's `...ForSequenceClassification`.
 

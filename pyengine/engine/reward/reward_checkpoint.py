@@ -17,8 +17,8 @@ from pyengine.engine.weights.packed_lora import frozen_base, restored_lora
 from pyengine.errors import CheckpointError
 from pyengine.models.classifier import SCORE, headless
 from pyengine.models.decoder import Decoder
-from pyengine.models.head_reading import READINGS, Reading
 from pyengine.models.lora import Lora, LoraConfig
+from pyengine.preferences.head_reading import READINGS, Reading
 
 _HEAD = "head"  # the file of the head
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine.calls.requests import stop_ids
-from pyengine.errors import ConfigError
+from pyengine.errors import ConfigError, ModelFileError
 from pyengine.models.classifier import SCORE, LoadedClassifier, is_classifier
 from pyengine.ops.linear import linear, linear_backward, linear_pack, linear_pack_columns
+from pyengine.preferences.head_reading import READINGS, Reading, is_reading
 
 INITIAL_STD = 0.02
 
@@ -81,6 +82,17 @@ def head_sizes(
             f"{said}, but are {outputs} and {ensemble}"
         )
     return found
+
+
+def reading_of(model: LoadedClassifier, outputs: int) -> Reading | None:
+    """What the folder says that outputs mean. Raises ModelFileError for what they cannot."""
+    named = model.reading
+    if named is None or is_reading(named, outputs):
+        return named
+    raise ModelFileError(
+        f"[{model.source}] reading of the head must be one of {READINGS} and fit {outputs} outputs "
+        f"but is {named!r:.80}"
+    )
 
 
 def padding_of(config: dict[str, Any], tokenizer: Tokenizer | None, vocab_size: int) -> int | None:

@@ -27,7 +27,13 @@ from pyengine.engine.reward.reward_checkpoint import (
     reward_parts,
     reward_state,
 )
-from pyengine.engine.reward.reward_head import RewardHead, check_asked, head_sizes, padding_of
+from pyengine.engine.reward.reward_head import (
+    RewardHead,
+    check_asked,
+    head_sizes,
+    padding_of,
+    reading_of,
+)
 from pyengine.engine.reward.reward_training import Targets, make_lesson
 from pyengine.engine.weights.packed_lora import frozen_base
 from pyengine.errors import ConfigError, RequestError
@@ -35,12 +41,12 @@ from pyengine.files import atomic_folder
 from pyengine.models.adapter_format import peft_tensors
 from pyengine.models.classifier import SCORE, load_classifier, write_classifier
 from pyengine.models.decoder import Decoder
-from pyengine.models.head_reading import Reading
 from pyengine.models.lora import Lora, LoraConfig
 from pyengine.models.source import resolve
 from pyengine.models.spec import DecoderSpec
 from pyengine.models.writer import check_save_folder, hf_tensors
 from pyengine.preferences.groups import Group, Preferences
+from pyengine.preferences.head_reading import Reading
 
 
 class RewardModel:
@@ -174,7 +180,7 @@ class RewardModel:
             name,
             micro_batch_tokens,
             gradient_checkpointing,
-            model.reading,
+            reading_of(model, heads[0]),
         )
 
     @property

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pyengine.engine.batch.packing import Tree
 from pyengine.errors import ConfigError, RequestError
-from pyengine.models.head_reading import Reading
 from pyengine.objectives.core.reward_losses import gpm_score, reward_loss
 from pyengine.preferences.groups import Comparison, Preferences
+from pyengine.preferences.head_reading import Reading
 
 Targets = Sequence[Sequence[float | None]]
 Place = tuple[int, int]  # group, response

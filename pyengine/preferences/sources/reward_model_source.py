@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pyengine.errors import ConfigError
-from pyengine.models.head_reading import READINGS, Reading, is_reading
 from pyengine.objectives.core.reward_losses import gpm_score
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
 from pyengine.preferences.groups import Group
+from pyengine.preferences.head_reading import READINGS, Reading, is_reading
 
 Combine = Literal["mean", "min", "mean_minus_variance"]
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import pyengine as pe
 from pyengine.engine.batch.packing import Tree, pack
-from pyengine.errors import ConfigError, NonFiniteError, RequestError
+from pyengine.errors import ConfigError, ModelFileError, NonFiniteError, RequestError
 
 VOCABULARY = 97
 LOSSES = {
@@ -211,6 +211,12 @@ def test_what_outputs_mean_is_asked_for_unless_the_folder_says(
         ):
             assert again.reading == model.reading == reading
             assert pe.preferences.RewardModelSource(again).reading == reading
+    file = tmp_path / "gpm" / "config.json"
+    config = json.loads(file.read_text())
+    config["pyengine_head"]["reading"] = "reward"
+    file.write_text(json.dumps(config))
+    with pytest.raises(ModelFileError, match=r"fit 2 outputs but is 'reward'"):
+        pe.RewardModel.from_pretrained(tmp_path / "gpm")
     heads = pe.RewardModel.from_pretrained(tmp_path / "labels", ensemble=2)
     assert pe.preferences.RewardModelSource(heads).reading == "reward"
 
