@@ -13,7 +13,9 @@ import pyengine
 from pyengine import _C
 from pyengine.cli.arguments import Commands, add_dtype
 from pyengine.engine.config import device_of, dtype_name
-from pyengine.engine.memory import memory_plan, plan_kv_tokens, plan_micro_batch_tokens
+from pyengine.engine.memory import MemoryUse, memory_plan, plan_sizes
+from pyengine.engine.memory_budget import ROOT, budget, host_free_bytes
+from pyengine.errors import ConfigError
 from pyengine.models.loader import read_spec
 from pyengine.models.lora import LoraConfig
 from pyengine.models.pypi import cache_dir
@@ -47,29 +49,21 @@ def plan_facts(model: str, dtype: str, rank: int | None = None) -> list[tuple[st
     """
     spec, device = read_spec(model), device_of("cpu")
     name = dtype_name(dtype, device)
-    compute = torch.float32 if name == "float32" else torch.bfloat16
-    kv_tokens = plan_kv_tokens(spec, compute, device, None)
-    micro_batch_tokens = plan_micro_batch_tokens(spec, compute, device, None)
-    plan, plan_8bit = (
-        memory_plan(
-            spec,
-            name,
-            device,
-            has_reference=True,
-            kv_tokens=kv_tokens,
-            micro_batch_tokens=micro_batch_tokens,
-            optimizer_bits=bits,
-            lora=None if rank is None else LoraConfig(r=rank),
-            shared_reference=rank is not None,
-        )
+    found = budget(device)
+    adapters = None if rank is None else LoraConfig(r=rank)
+    uses = [
+        MemoryUse(spec, name, device, "copy" if rank is None else "shared", bits, adapters)
         for bits in (32, 8)
-    )
+    ]
+    sizes = plan_sizes(uses[0], found.free, loaded=False)
+    plan, plan_8bit = (memory_plan(use, sizes, found) for use in uses)
     saved = (plan.total - plan_8bit.total) / 2**20
     return [
         ("model", f"{model}: {spec.family}, {spec.num_layers} layers, {name}"),
         ("optimizer", f"optimizer_bits=8 takes {saved:.0f} MiB less than the plan"),
-        ("kv_tokens", f"{kv_tokens}; micro_batch_tokens {micro_batch_tokens}"),
+        ("kv_tokens", f"{sizes.kv_tokens}; micro_batch_tokens {sizes.micro_batch_tokens}"),
         ("memory plan", str(plan)),
+        *([] if (why := plan.refusal(learns=name != "int8")) is None else [("no room", why)]),
     ]
 
 
@@ -130,12 +124,11 @@ def _dtype_advice() -> str:
 
 def _memory() -> str:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
+        free, source = host_free_bytes(ROOT)
+    except ConfigError:
         return "unknown"
-    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-    total, free = kib["MemTotal"] * 1024, kib.get("MemAvailable", kib["MemFree"]) * 1024
-    return f"{_gib(free)} available of {_gib(total)}"
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{_gib(free)} available of {_gib(total)} ({source})"
 
 
 def _cache() -> str:

@@ -31,7 +31,7 @@ from pyengine.engine.infer.generation import Progress
 from pyengine.engine.infer.inference import check_model, mixture_of
 from pyengine.engine.learn.gradients import drops_gradients
 from pyengine.engine.learn.training import checked_batch, checked_scale, forward_backward, measure
-from pyengine.engine.named.named_models import KEPT
+from pyengine.engine.memory_budget import LEDGER, budget
 from pyengine.engine.named.references import asked_reference, load_reference
 from pyengine.engine.named.snapshot_calls import SnapshotCalls
 from pyengine.engine.named.snapshots import Snapshots
@@ -57,7 +57,7 @@ from pyengine.models.loader import load_model
 from pyengine.models.lora import Lora, LoraConfig
 from pyengine.models.source import resolve
 from pyengine.models.spec import DecoderSpec
-from pyengine.objectives.core.objective import Objective
+from pyengine.objectives.core.objective import Objective, SideOutput
 from pyengine.preferences.groups import Group, Preferences
 
 
@@ -100,23 +100,22 @@ class Engine(SnapshotCalls, ExportCalls):
         self._lora = lora
         self._trained = dict(self._policy.named_parameters()) if lora is None else lora.parameters
         self._optimizer = Optimizer(self._trained, config.optimizer)
-        self._kv_tokens = memory.plan_kv_tokens(self.spec, self.dtype, device, config.kv_tokens)
-        asked = config.micro_batch_tokens
-        self._recompute = memory.plan_recompute(
-            self.spec, self.dtype, device, config.gradient_checkpointing, asked
-        )
-        self._micro_batch_tokens = memory.plan_micro_batch_tokens(
-            self.spec, self.dtype, device, asked, self._recompute
+        self._snapshots = Snapshots(decoder, lora, None) if snapshots is None else snapshots
+        self.config = dataclasses.replace(config, lora=None if lora is None else lora.config)
+        self._sizes = memory.planned_sizes(
+            "Engine",
+            self._memory_use(),
+            config.kv_tokens,
+            config.micro_batch_tokens,
+            config.gradient_checkpointing,
         )
         # What was planned goes into checkpoints: a resumed run must cut its batches alike.
         self.config = dataclasses.replace(
-            config,
-            kv_tokens=self._kv_tokens,
-            micro_batch_tokens=self._micro_batch_tokens,
-            lora=None if lora is None else lora.config,
+            self.config,
+            kv_tokens=self._sizes.kv_tokens,
+            micro_batch_tokens=self._sizes.micro_batch_tokens,
         )
         self._stop_ids = stop_ids(tokenizer, model_config, generation_config)
-        self._snapshots = Snapshots(decoder, lora, None) if snapshots is None else snapshots
         self._inference, self._learner, self._models = make_parts(
             self._policy,
             self._reference,
@@ -124,13 +123,16 @@ class Engine(SnapshotCalls, ExportCalls):
             self.config,
             device,
             reference_cache,
-            self._recompute,
+            self._sizes.recompute,
             tokenizer,
             self._stop_ids,
             self._snapshots,
         )
         # Files of a checkpoint whose tensors never change: name -> where it is, SHA-256.
         self._written: dict[str, tuple[Path, str]] = {}
+        self._has_room: set[tuple[SideOutput, ...]] = set()  # updates that memory was found for
+        if device.type == "cpu":
+            LEDGER.enter(self, Engine._untouched_bytes)
 
     # Loading
 
@@ -247,28 +249,33 @@ class Engine(SnapshotCalls, ExportCalls):
 
     @property
     def kv_tokens(self) -> int:
-        return self._kv_tokens
+        return self._sizes.kv_tokens
 
     @property
     def micro_batch_tokens(self) -> int:
-        return self._micro_batch_tokens
+        return self._sizes.micro_batch_tokens
 
-    def memory_plan(self) -> memory.MemoryPlan:
-        """What each part of this engine takes when all is in use, and what is free."""
-        return memory.memory_plan(
-            self.spec,
-            self.config.dtype,
-            self.device,
-            has_reference=self.has_reference,
-            kv_tokens=self._kv_tokens,
-            micro_batch_tokens=self._micro_batch_tokens,
-            optimizer_bits=self.config.optimizer.optimizer_bits,
-            recompute=self._recompute,
-            lora=self.config.adapters,
-            # Without adapters it is the policy; a snapshot of them shares all else with it.
-            shared_reference=self._lora is not None and self._reference in (self._policy, None),
-            snapshots=min(len(self._models.others), KEPT),
+    def memory_plan(self, objective: Objective | None = None) -> memory.MemoryPlan:
+        """What each part of this engine takes when all of it is in use, and what is free.
+
+        objective  of the updates: what it takes of tokens' whole distributions counts too
+        """
+        side = () if objective is None else objective.side_outputs
+        use, found = self._memory_use(), budget(self.device, besides=self)
+        return memory.memory_plan(use, self._sizes, found, side, self._held_bytes())
+
+    def _memory_use(self) -> memory.MemoryUse:
+        return memory.use_of(
+            self.config, self._policy, self._reference, self._snapshots, self.device
         )
+
+    def _held_bytes(self) -> dict[str, int]:
+        return self._inference.held_bytes | self._learner.held_bytes | self._optimizer.held_bytes
+
+    def _untouched_bytes(self) -> int:
+        return memory.untouched_bytes(self._memory_use(), self._sizes, self._held_bytes())
+
+    # Sampling
 
     @guarded
     def generate(
@@ -382,12 +389,15 @@ class Engine(SnapshotCalls, ExportCalls):
             self.spec.vocab_size,
             self.max_positions,
         )
+        if objective.side_outputs not in self._has_room:
+            self.memory_plan(objective).check_update()
+            self._has_room.add(objective.side_outputs)
         try:
             return forward_backward(
                 self._learner,
                 examples,
                 objective,
-                self._micro_batch_tokens,
+                self.micro_batch_tokens,
                 self.device,
                 scale,
             )
@@ -409,7 +419,7 @@ class Engine(SnapshotCalls, ExportCalls):
             self.spec.vocab_size,
             self.max_positions,
         )
-        return measure(self._learner, examples, objective, self._micro_batch_tokens, self.device)
+        return measure(self._learner, examples, objective, self.micro_batch_tokens, self.device)
 
     @guarded
     @drops_gradients

@@ -3,36 +3,159 @@ what an engine's parts take."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
 
 import torch
 
+from pyengine.engine.config import EngineConfig
 from pyengine.engine.infer.sampler import page_bytes
 from pyengine.engine.learn.tape import saved_bytes_per_row
+from pyengine.engine.memory_budget import Budget, budget, mib
+from pyengine.engine.named.named_models import KEPT
+from pyengine.engine.named.snapshots import Snapshots
 from pyengine.engine.optim.adamw import state_bytes
-from pyengine.errors import ConfigError
+from pyengine.errors import ConfigError, RequestError
 from pyengine.models.decoder import Decoder
-from pyengine.models.lora import LoraConfig, lora_numbers
+from pyengine.models.lora import LoraConfig, adapter_sizes
 from pyengine.models.spec import DecoderSpec
+from pyengine.objectives.core.objective import SideOutput
 
-KV_SHARE = 0.25
+KV_SHARE = 0.25  # of what is left beside weights, packed matrices, gradients and moments
 ACTIVATION_SHARE = 0.3
 MAX_KV_TOKENS = 1 << 20
+LEAST_KV_TOKENS = 1 << 9  # what a smaller share is raised to, where it fits
 MAX_MICRO_BATCH_TOKENS = 1 << 16
 LEAST_MICRO_BATCH_TOKENS = 1 << 11  # below, layers are computed again rather than kept
 
+# Parts that take memory when an update comes; the others do when the engine samples or scores.
+LEARNING = ("packed by columns", "gradients", "optimizer", "activations", "side outputs")
 
-def available_bytes(device: torch.device) -> int:
-    """Memory that can be taken now: free on the GPU, or MemAvailable of the host."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise ConfigError(
-        "[memory] /proc/meminfo has no MemAvailable: pass kv_tokens and micro_batch_tokens"
+# Whose matrices a reference has: a copy that is loaded with the engine, those of the policy without
+# its adapters, or a snapshot's of weights or of adapters, read when it is asked.
+ReferenceMemory = Literal["none", "copy", "shared", "snapshot", "adapters"]
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """What decides how much memory an engine takes.
+
+    dtype      "float32", "bfloat16" or "int8", which does not train
+    lora       the adapters that are trained instead of the weights
+    snapshots  in memory beside the reference
+    """
+
+    spec: DecoderSpec
+    dtype: str
+    device: torch.device
+    reference: ReferenceMemory = "none"
+    optimizer_bits: int = 32
+    lora: LoraConfig | None = None
+    snapshots: int = 0
+
+    @property
+    def compute(self) -> torch.dtype:
+        """What activations and pages hold."""
+        return torch.float32 if self.dtype == "float32" else torch.bfloat16
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Parts that are in memory as soon as there is an engine."""
+        return ("weights", "adapters", *(("reference",) if self.reference == "copy" else ()))
+
+
+def use_of(
+    config: EngineConfig,
+    policy: Decoder,
+    reference: Decoder | None,
+    snapshots: Snapshots,
+    device: torch.device,
+) -> MemoryUse:
+    """Of an engine with these models."""
+    kind: ReferenceMemory = "none"
+    if (name := snapshots.reference) is not None:
+        kind = "adapters" if snapshots.kind(name) == "adapter" else "snapshot"
+    elif reference is not None:
+        kind = "shared" if reference is policy else "copy"
+    return MemoryUse(
+        policy.spec,
+        config.dtype,
+        device,
+        kind,
+        config.optimizer.optimizer_bits,
+        config.adapters,
+        min(len([each for each in snapshots.names if each != name]), KEPT),
     )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens of the KV cache and of a forward/backward, and whether layers are computed again."""
+
+    kv_tokens: int
+    micro_batch_tokens: int
+    recompute: bool
+
+
+def plan_sizes(
+    use: MemoryUse,
+    free: int,
+    kv_tokens: int | None = None,
+    micro_batch_tokens: int | None = None,
+    recompute: bool | None = None,
+    *,
+    loaded: bool = True,
+) -> Sizes:
+    """What was asked for, else shares of what is left of `free` bytes beside the engine's own.
+
+    loaded  whether `free` is what the loaded weights have left
+    Where updates have no room what is left beside sampling is planned: see MemoryPlan.refusal.
+    """
+    fixed = [(n, size) for n, size in _parts(use, 0, 0) if not (loaded and n in use.loaded)]
+    left = free - sum(size for name, size in fixed if name not in LEARNING)
+    room = left - sum(size for name, size in fixed if name in LEARNING)
+    if kv_tokens is None:
+        per_token = kv_bytes_per_token(use.spec, use.compute)
+        fit = int((room if room >= 0 else left) * KV_SHARE) // per_token
+        least = min(LEAST_KV_TOKENS, left // per_token)
+        kv_tokens = _power_of_two(min(max(fit, least), MAX_KV_TOKENS))
+    share = max(room, 0) * ACTIVATION_SHARE
+    if recompute is None or use.device.type != "cpu":
+        tokens = LEAST_MICRO_BATCH_TOKENS if micro_batch_tokens is None else micro_batch_tokens
+        needed = tokens * activation_bytes_per_token(use.spec, use.compute, use.device)
+        recompute = use.device.type == "cpu" and needed > share
+    if micro_batch_tokens is None:
+        per_token = activation_bytes_per_token(use.spec, use.compute, use.device, recompute)
+        micro_batch_tokens = _power_of_two(min(int(share) // per_token, MAX_MICRO_BATCH_TOKENS))
+    return Sizes(kv_tokens, micro_batch_tokens, recompute)
+
+
+def planned_sizes(
+    who: str,
+    use: MemoryUse,
+    kv_tokens: int | None,
+    micro_batch_tokens: int | None,
+    recompute: bool | None,
+) -> Sizes:
+    """`plan_sizes` from what is free now, of an engine that was loaded.
+
+    Raises ConfigError, with the arithmetic, where what samples and scores has no room.
+    """
+    asked = kv_tokens, micro_batch_tokens, recompute
+    try:
+        found = budget(use.device)
+    except ConfigError:
+        if None in asked:
+            raise
+        found = Budget(1 << 62, "not known here")  # all was asked for: nothing is to be planned
+    sizes = plan_sizes(use, found.free, *asked)
+    if why := memory_plan(use, sizes, found, held={}).refusal(learns=False):
+        raise ConfigError(
+            f"[{who}] {why}: a smaller kv_tokens, reference='none' or dtype='int8' takes less"
+        )
+    return sizes
 
 
 def activation_bytes_per_token(
@@ -50,134 +173,177 @@ def activation_bytes_per_token(
     return 4 * (spec.num_layers * per_layer + 4 * spec.hidden_size)
 
 
+def side_bytes_per_token(spec: DecoderSpec, dtype: torch.dtype, side: Sequence[SideOutput]) -> int:
+    """Bytes that an objective's side outputs take for one response token."""
+    gradient, total = 4 * spec.hidden_size, 0
+    for each in side:
+        if each.name == "kl":  # hidden states of the reference, and a layer of its forward pass
+            total += gradient + spec.hidden_size * dtype.itemsize + saved_bytes_per_row(spec, dtype)
+        elif each.name == "entropy":
+            total += gradient
+        elif each.name == "alternatives":  # hidden state, direction and gradient of each word
+            total += each.count * (2 * gradient + spec.hidden_size * dtype.itemsize)
+    return total
+
+
 def kv_bytes_per_token(spec: DecoderSpec, dtype: torch.dtype) -> int:
     """Bytes that one token of one sequence takes in the cache."""
     return page_bytes(spec, dtype, 16) // 16
 
 
-def plan_kv_tokens(
-    spec: DecoderSpec, dtype: torch.dtype, device: torch.device, asked: int | None
-) -> int:
-    """Tokens of KV cache: what was asked for, else what a quarter of the free memory holds."""
-    if asked is not None:
-        return asked
-    fit = int(available_bytes(device) * KV_SHARE) // kv_bytes_per_token(spec, dtype)
-    return _power_of_two(min(fit, MAX_KV_TOKENS))
-
-
-def plan_recompute(
-    spec: DecoderSpec,
-    dtype: torch.dtype,
-    device: torch.device,
-    asked: bool | None,
-    micro_batch_tokens: int | None,
-) -> bool:
-    """Whether layers are computed again: what was asked for, else if memory is too small."""
-    if asked is not None or device.type != "cpu":
-        return bool(asked)
-    tokens = LEAST_MICRO_BATCH_TOKENS if micro_batch_tokens is None else micro_batch_tokens
-    needed = tokens * activation_bytes_per_token(spec, dtype, device)
-    return needed > available_bytes(device) * ACTIVATION_SHARE
-
-
-def plan_micro_batch_tokens(
-    spec: DecoderSpec,
-    dtype: torch.dtype,
-    device: torch.device,
-    asked: int | None,
-    recompute: bool = False,
-) -> int:
-    """Tokens of a forward/backward: what was asked for, else what 30 % of the free memory holds."""
-    if asked is not None:
-        return asked
-    per_token = activation_bytes_per_token(spec, dtype, device, recompute)
-    fit = int(available_bytes(device) * ACTIVATION_SHARE) // per_token
-    return _power_of_two(min(fit, MAX_MICRO_BATCH_TOKENS))
-
-
 def _power_of_two(fit: int) -> int:
     """The largest one that fits, so that a little more or less free memory plans the same size."""
-    return 1 << max(fit.bit_length() - 1, 0)
+    return 1 << max(fit.bit_length() - 1, 0) if fit > 0 else 1
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What an engine takes when all of it is in use: (part, bytes), and what is free now."""
+    """What an engine takes when all of it is in use.
+
+    parts   (part, bytes)
+    budget  what is free now
+    held    part -> bytes of it that are in memory already
+    """
 
     parts: list[tuple[str, int]]
-    available: int
+    budget: Budget
+    held: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def available(self) -> int:
+        """Bytes that are free now."""
+        return self.budget.free
 
     @property
     def total(self) -> int:
         """Bytes of all parts."""
         return sum(size for _, size in self.parts)
 
+    @property
+    def coming(self) -> list[tuple[str, int]]:
+        """(part, bytes) that are not in memory yet."""
+        return [(name, max(size - self.held.get(name, 0), 0)) for name, size in self.parts]
+
+    @property
+    def untouched(self) -> int:
+        """Bytes of `coming`."""
+        return sum(size for _, size in self.coming)
+
+    def refusal(self, learns: bool) -> str | None:
+        """Why there is no room for what is to come, with the arithmetic; None where it fits.
+
+        learns  whether updates are to come, or only samples and scores
+        """
+        coming = [(n, size) for n, size in self.coming if size and (learns or n not in LEARNING)]
+        needed = sum(size for _, size in coming)
+        if needed <= self.budget.free:
+            return None
+        return f"memory must hold {_sum(coming)} = {mib(needed)} more but there are {self.budget}"
+
+    def check_update(self) -> None:
+        """Raises RequestError, with the arithmetic, where an update has no room."""
+        if why := self.refusal(learns=True):
+            raise RequestError(
+                f"[update] {why}: optimizer_bits=8, lora or fewer micro_batch_tokens take less"
+            )
+
     def __str__(self) -> str:
-        parts = " + ".join(f"{name} {_mib(size)}" for name, size in self.parts if size)
-        return f"{parts} = {_mib(self.total)} at most; {_mib(self.available)} available"
+        return f"{_sum(self.parts)} = {mib(self.total)} at most; {self.budget}"
+
+
+def untouched_bytes(use: MemoryUse, sizes: Sizes, held: Mapping[str, int]) -> int:
+    """What an engine was planned and has not in memory yet."""
+    return memory_plan(use, sizes, Budget(0, ""), held=held).untouched
+
+
+def _sum(parts: Sequence[tuple[str, int]]) -> str:
+    return " + ".join(f"{name} {mib(size)}" for name, size in parts if size)
 
 
 def memory_plan(
-    spec: DecoderSpec,
-    dtype: str,
-    device: torch.device,
-    *,
-    has_reference: bool,
+    use: MemoryUse,
+    sizes: Sizes,
+    found: Budget,
+    side: Sequence[SideOutput] = (),
+    held: Mapping[str, int] | None = None,
+) -> MemoryPlan:
+    """Of an engine with these sizes.
+
+    side  what the objective of its updates takes beside log-probs
+    held  part -> bytes of it that are in memory; None: the engine is still to be loaded
+    """
+    parts = _parts(use, sizes.kv_tokens, sizes.micro_batch_tokens, sizes.recompute, side)
+    if held is not None:
+        held = {**held, **{name: size for name, size in parts if name in use.loaded}}
+    return MemoryPlan(parts, found, held or {})
+
+
+def _parts(
+    use: MemoryUse,
     kv_tokens: int,
     micro_batch_tokens: int,
-    optimizer_bits: int = 32,
     recompute: bool = False,
-    lora: LoraConfig | None = None,
-    shared_reference: bool = False,
-    snapshots: int = 0,
-) -> MemoryPlan:
-    """Of an engine of `dtype` ("float32", "bfloat16" or "int8", which does not train).
-
-    lora              the adapters that are trained instead of the weights
-    shared_reference  the reference is the model without them
-    snapshots         in memory beside the reference
-    """
+    side: Sequence[SideOutput] = (),
+) -> list[tuple[str, int]]:
+    spec, dtype, lora, on_cpu = use.spec, use.dtype, use.lora, use.device.type == "cpu"
     sizes = _parameter_sizes(spec)
     matrices = sum(n for ndim, n in sizes if ndim == 2)
     others = sum(n for ndim, n in sizes if ndim != 2)  # norms and biases
-    adapters, adapted = (0, 0) if lora is None else lora_numbers(spec, lora)
-    trained = matrices + others if lora is None else adapters
-    moments = sum(state_bytes(n, optimizer_bits) for _, n in sizes)
-    if lora is not None:
-        moments = 8 * adapters  # at most: those of small tensors stay in 32 bits
+    adapters, adapted = _lora_sizes(spec, lora)
+    trained = [n for _, n in sizes] if lora is None else adapters
     trains = dtype != "int8"
     stored = 4 if dtype == "float32" else 2
-    packed = {"float32": 4, "bfloat16": 2, "int8": 1}[dtype] if device.type == "cpu" else 0
+    packed = {"float32": 4, "bfloat16": 2, "int8": 1}[dtype] if on_cpu else 0
     # Tables of embeddings and learned positions are read as they are; a tied head is packed beside.
     tables = (0 if spec.tied_head else spec.vocab_size) + (
         spec.max_positions if spec.learned_positions else 0
     )
     multiplied = matrices - tables * spec.hidden_size
-    of_reference = 0 if not has_reference else adapted if shared_reference else multiplied
     has_masters, as_multiplied = trains and lora is None, stored * matrices + 4 * others
-    of_snapshot = as_multiplied + packed * multiplied
-    if lora is not None:  # at most: those of adapters are stored as such
-        of_snapshot = 4 * adapted + packed * adapted
+    # At most: snapshots of adapters are stored as such, combined ones as what they adapt.
+    of_snapshot = as_multiplied if lora is None else 4 * adapted
+    packed_snapshot = multiplied if lora is None else adapted
+    of_reference, packed_reference = {
+        "none": (0, 0),
+        "copy": (as_multiplied, multiplied),
+        "shared": (0, adapted),
+        "snapshot": (of_snapshot, packed_snapshot),
+        "adapters": (4 * sum(adapters), adapted),
+    }[use.reference]
     head = spec.vocab_size * spec.hidden_size
-    on_cpu = device.type == "cpu"
-    compute = torch.float32 if dtype == "float32" else torch.bfloat16
-    per_token = activation_bytes_per_token(spec, compute, device, recompute)
-    parts = [
-        ("weights", 4 * (matrices + others) if has_masters else as_multiplied),
-        ("adapters", 4 * adapters),
-        ("bf16 copies", 2 * matrices if dtype == "bfloat16" and has_masters and not on_cpu else 0),
-        ("reference", as_multiplied if has_reference and not shared_reference else 0),
-        ("snapshots", snapshots * of_snapshot),
-        ("packed", packed * (multiplied + of_reference)),
-        ("packed by columns", packed * (head + _layer_elements(spec)) if trains else 0),
-        ("KV cache", kv_tokens * kv_bytes_per_token(spec, compute)),
-        ("gradients", 4 * trained if trains else 0),
-        ("optimizer", moments if trains else 0),
-        ("activations", micro_batch_tokens * per_token if trains else 0),
+    # A side output's gradient of the head is a chain of its own.
+    chains = sum(each.name != "sum_squares" for each in side) if lora is None else 0
+    rows = micro_batch_tokens * side_bytes_per_token(spec, use.compute, side)
+    per_token = activation_bytes_per_token(spec, use.compute, use.device, recompute)
+    learning = [
+        ("packed by columns", packed * (head + _layer_elements(spec))),
+        ("gradients", 4 * sum(trained)),
+        ("optimizer", sum(state_bytes(n, use.optimizer_bits) for n in trained)),
+        ("activations", micro_batch_tokens * per_token),
+        ("side outputs", 4 * head * chains + rows),
     ]
-    return MemoryPlan(parts, available_bytes(device))
+    return [
+        ("weights", 4 * (matrices + others) if has_masters else as_multiplied),
+        ("adapters", 4 * sum(adapters)),
+        ("bf16 copies", 2 * matrices if dtype == "bfloat16" and has_masters and not on_cpu else 0),
+        ("reference", of_reference),
+        ("snapshots", use.snapshots * (of_snapshot + packed * packed_snapshot)),
+        ("packed", packed * (multiplied + packed_reference)),
+        ("KV cache", kv_tokens * kv_bytes_per_token(spec, use.compute)),
+        *((name, size if trains else 0) for name, size in learning),
+    ]
 
 
+def _lora_sizes(spec: DecoderSpec, lora: LoraConfig | None) -> tuple[list[int], int]:
+    """Elements of every A and B, and of the matrices that they change."""
+    if lora is None:
+        return [], 0
+    shapes = adapter_sizes(spec, lora)
+    numbers = [rank * side for rank, rows, columns in shapes for side in (columns, rows)]
+    return numbers, sum(rows * columns for _, rows, columns in shapes)
+
+
+@lru_cache(maxsize=8)
 def _parameter_sizes(spec: DecoderSpec) -> list[tuple[int, int]]:
     """(dimensions, elements) of every parameter."""
     with torch.device("meta"):
@@ -191,7 +357,3 @@ def _layer_elements(spec: DecoderSpec) -> int:
     gated = any(layer.activation == "silu_glu" for layer in spec.layers)
     inner = (3 if gated else 2) * spec.intermediate_size
     return spec.hidden_size * (heads + inner)
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"

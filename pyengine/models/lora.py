@@ -225,14 +225,13 @@ class Lora:
         return merged.requires_grad_(False)
 
 
-def lora_numbers(spec: DecoderSpec, config: LoraConfig) -> tuple[int, int]:
-    """How many numbers the adapters have, and how many the matrices that they change."""
+def adapter_sizes(spec: DecoderSpec, config: LoraConfig) -> list[tuple[int, int, int]]:
+    """(rank, rows, columns) of every adapter: of B (rows, rank) and A (rank, columns)."""
     with torch.device("meta"):
         decoder = Decoder(spec)
-    trained, changed, parts_of = 0, 0, adaptable(spec)
+    parts_of = adaptable(spec)
+    found = []
     for module in config.modules(spec):
         shapes = [decoder.get_parameter(f"{part}.weight").shape for part in parts_of[module]]
-        rows, columns = sum(s[0] for s in shapes), shapes[0][1]
-        trained += config.rank(module) * (rows + columns)
-        changed += rows * columns
-    return trained, changed
+        found.append((config.rank(module), sum(s[0] for s in shapes), shapes[0][1]))
+    return found

@@ -11,7 +11,7 @@ from models.tiny_models import save_hf
 
 from pyengine.errors import ConfigError
 from pyengine.models.loader import load_model
-from pyengine.models.lora import Lora, LoraConfig, adaptable, lora_numbers
+from pyengine.models.lora import Lora, LoraConfig, adaptable, adapter_sizes
 from pyengine.models.module_pattern import RULE
 
 
@@ -140,5 +140,7 @@ def test_what_is_merged(tmp_path: Path) -> None:
 def test_numbers_are_counted(llama: Any) -> None:
     config = LoraConfig(r=3, targets=["k_proj", "down_proj"])
     lora = Lora(llama, config)
+    sizes = adapter_sizes(llama.spec, config)
+    assert sizes == 2 * [(3, 24, 48), (3, 48, 80)]
     trained = sum(p.numel() for p in lora.parameters.values())
-    assert lora_numbers(llama.spec, config) == (trained, 2 * (24 * 48 + 48 * 80))
+    assert trained == sum(rank * (rows + columns) for rank, rows, columns in sizes)

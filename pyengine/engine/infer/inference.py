@@ -50,6 +50,10 @@ class Inference(Protocol):
     def drop_reference(self) -> None:
         """Lets go of the reference, since a snapshot takes its place."""
 
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """By part of the memory plan: what is in memory."""
+
 
 class SessionInference:
     """On the CPU. Weights are packed when they are first needed.
@@ -116,6 +120,11 @@ class SessionInference:
         """See Inference."""
         if "reference" in self.sampler.models:
             self.release(self.sampler.models["reference"])
+
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """See Inference."""
+        return self.sampler.held_bytes
 
     def forget(self) -> None:
         """See Inference."""
@@ -184,6 +193,11 @@ class TorchInference:
     def drop_reference(self) -> None:
         """See Inference."""
         self._decoders.pop("reference", None)
+
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """Nothing is packed, and pages last as long as a call."""
+        return {}
 
 
 def check_model(who: str, model: str, has_reference: bool, snapshots: Sequence[str] = ()) -> None:

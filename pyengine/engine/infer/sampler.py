@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyengine import _C
-from pyengine.engine.weights.arena import untouched
+from pyengine.engine.weights.arena import resident_bytes, untouched
 from pyengine.engine.weights.packed import PackedDecoder
 from pyengine.models.spec import DecoderSpec
 
@@ -86,6 +86,13 @@ class Sampler:
         if self._opened is not None and name in dict(self._opened):
             self._session, self._opened = None, None
         self.models.pop(name, None)
+
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """By part of the memory plan: packed matrices, and the pool as far as it was written."""
+        unique = {id(model): model.num_bytes for model in list(self.models.values())}
+        pool = 0 if self._pool is None else resident_bytes(self._pool)
+        return {"packed": sum(unique.values()), "KV cache": pool}
 
     def forget(self) -> None:
         """Nothing that is in the pages now is used again."""

@@ -70,6 +70,13 @@ class Backbone:
             self._model.backward_hidden(tape, part.contiguous(), self._gradients)
         return sum(len(batch.token_ids) for batch in batches)
 
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """By part of the memory plan: what is in memory."""
+        gradients = 0 if self._gradients is None else self._gradients.num_bytes
+        held = self._model.held_bytes
+        return held | {"gradients": gradients, "packed": self._packed.num_bytes}
+
     def settle(self) -> None:
         """Parameters' `grad` become whole: to be called before they are applied."""
         if self._gradients is not None:

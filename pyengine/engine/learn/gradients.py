@@ -118,6 +118,11 @@ class Gradients:
             for name, parameter in self._parameters.items():
                 parameter.grad = self._views[name]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the buffers, without side outputs' chains."""
+        return sum(view.nbytes for view in self._views.values())
+
     def is_open(self) -> bool:
         """Whether there are gradients that no step has taken."""
         return any(p.grad is not None for p in self._parameters.values())

@@ -79,6 +79,10 @@ class Learner(Protocol):
     def gradients(self) -> dict[str, Tensor]:
         """By parameter name, of those that have one."""
 
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """By part of the memory plan: what is in memory."""
+
 
 class CachedReference:
     """A reference's log-probs: large batches of what has not been computed yet.
@@ -272,6 +276,12 @@ class KernelLearner(_WithModels):
             return {}
         return self._gradients.totals()
 
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """See Learner."""
+        gradients = 0 if self._gradients is None else self._gradients.num_bytes
+        return self._policy.held_bytes | {"gradients": gradients}
+
 
 def _passing_logps(model: PackedDecoder, batch: PackedBatch) -> Tensor:
     return TreeModel(model, keep=False).token_logps(batch)
@@ -323,3 +333,8 @@ class TorchLearner(_WithModels):
     def gradients(self) -> dict[str, Tensor]:
         """See Learner."""
         return {n: p.grad for n, p in self._policy.named_parameters() if p.grad is not None}
+
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """Autograd's memory comes and goes: only gradients stay."""
+        return {"gradients": sum(g.nbytes for g in self.gradients().values())}

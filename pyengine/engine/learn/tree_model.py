@@ -46,6 +46,14 @@ class TreeModel:
         self._dtype = packed.compute_dtype
         self._arena = Arena()
 
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """By part of the memory plan: what an update's passes have left in memory."""
+        return {
+            "activations": self._arena.num_bytes,
+            "packed by columns": self.packed.scratch.num_bytes,
+        }
+
     @torch.no_grad()
     def token_logps(self, batch: PackedBatch) -> Tensor:
         """(N,) float32 log-prob of every response token."""

@@ -81,6 +81,10 @@ class Snapshots:
     def __contains__(self, name: object) -> bool:
         return name in self._known
 
+    def kind(self, name: str) -> Kind:
+        """What its file holds."""
+        return self._known[name].kind
+
     def check_known(self, who: str, name: Any) -> str:
         """Raises RequestError for a name of no snapshot."""
         if not isinstance(name, str) or name not in self._known:

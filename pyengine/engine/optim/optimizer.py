@@ -77,6 +77,11 @@ class Optimizer:
         )
         return {"lr": rate, "grad_norm": norm, "skipped": 0.0}
 
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """By part of the memory plan: what the moments take; nothing before the first step."""
+        return {"optimizer": sum(t.nbytes for t in self.state_tensors().values())}
+
     def zero_grad(self) -> None:
         """Drops all gradients."""
         uninterrupted(*self._clearing())

@@ -17,6 +17,7 @@ from pyengine.engine.config import DTYPES, device_of, dtype_name, packed_kind
 from pyengine.engine.guard import Guard, guarded
 from pyengine.engine.learn.backbone import Backbone
 from pyengine.engine.learn.gradients import drops_gradients
+from pyengine.engine.memory_budget import LEDGER, budget
 from pyengine.engine.optim.optimizer import Optimizer
 from pyengine.engine.optim.optimizer_config import OPTIMIZER_OPTIONS, OptimizerConfig
 from pyengine.engine.persist import checkpoint as checkpoints
@@ -47,6 +48,8 @@ from pyengine.models.spec import DecoderSpec
 from pyengine.models.writer import check_save_folder, hf_tensors
 from pyengine.preferences.groups import Group, Preferences
 from pyengine.preferences.head_reading import Reading
+
+_CPU = torch.device("cpu")
 
 
 class RewardModel:
@@ -88,25 +91,29 @@ class RewardModel:
         self._decoder, self._lora, self._head = decoder, lora, head
         self._model_config = model_config
         self.pad_token_id = padding_of(model_config, tokenizer, self.spec.vocab_size)
-        cpu, compute = torch.device("cpu"), DTYPES[dtype]
-        recompute = memory.plan_recompute(
-            self.spec, compute, cpu, gradient_checkpointing, micro_batch_tokens
+        adapters = None if lora is None else lora.config
+        self._memory_use = memory.MemoryUse(
+            self.spec, dtype, _CPU, optimizer_bits=optimizer.optimizer_bits, lora=adapters
+        )
+        self._sizes = memory.planned_sizes(
+            "RewardModel", self._memory_use, 0, micro_batch_tokens, gradient_checkpointing
         )
         self._backbone = Backbone(
             decoder,
             packed_kind(dtype),
             lora,
-            recompute,
-            memory.plan_micro_batch_tokens(self.spec, compute, cpu, micro_batch_tokens, recompute),
+            self._sizes.recompute,
+            self._sizes.micro_batch_tokens,
         )
         self._trained = self._backbone.parameters | {SCORE: head.weight}
         self._optimizer = Optimizer(self._trained, optimizer)
+        LEDGER.enter(self, RewardModel._untouched_bytes)
         self.extra: dict[str, Any] = {}
         self._state = RewardState(
             heads,
             dtype,
             optimizer,
-            None if lora is None else lora.config,
+            adapters,
             micro_batch_tokens,
             gradient_checkpointing,
         )
@@ -143,7 +150,7 @@ class RewardModel:
                 "[RewardModel] device must be 'cpu', whose kernels read hidden states, but is "
                 f"{str(device)!r}"
             )
-        name = dtype_name(dtype, torch.device("cpu"))
+        name = dtype_name(dtype, _CPU)
         if name not in ("float32", "bfloat16"):
             raise ConfigError(
                 f"[RewardModel] dtype must be 'auto', 'float32' or 'bfloat16' but is {dtype!r}"
@@ -190,6 +197,15 @@ class RewardModel:
     @property
     def step_count(self) -> int:
         return self._optimizer.step_count
+
+    def _untouched_bytes(self) -> int:
+        held = self._backbone.held_bytes | self._optimizer.held_bytes
+        return memory.untouched_bytes(self._memory_use, self._sizes, held)
+
+    def _check_room(self) -> None:
+        held = self._backbone.held_bytes | self._optimizer.held_bytes
+        found = budget(_CPU, besides=self)
+        memory.memory_plan(self._memory_use, self._sizes, found, (), held).check_update()
 
     # Judging
 
@@ -271,6 +287,8 @@ class RewardModel:
         lesson = make_lesson(batch, loss, self.outputs, targets, use_margins, options)
         lesson.check(self.ensemble, self.outputs)
         trees = self._checked("update", lesson.trees(batch))
+        if not self._backbone.gradients() and self.step_count == 0:
+            self._check_room()
         metrics: dict[str, float] = {}
 
         def slopes(states: Tensor) -> Tensor:

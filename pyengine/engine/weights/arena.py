@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 from collections.abc import Iterable
 from typing import Self
@@ -22,6 +23,19 @@ def untouched(count: int) -> Tensor:
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def resident_bytes(memory: Tensor) -> int:
+    """How much of what `untouched` gave has been written: the system's pages that are there. 0, as
+    if nothing was, where the system does not tell."""
+    pages = -(-memory.nbytes // mmap.PAGESIZE)
+    flags = ctypes.create_string_buffer(pages)
+    start, size = ctypes.c_void_p(memory.data_ptr()), ctypes.c_size_t(memory.nbytes)
+    mincore = getattr(ctypes.CDLL(None), "mincore", None)
+    if mincore is None or mincore(start, size, flags) != 0:
+        return 0
+    there = torch.frombuffer(flags, dtype=torch.uint8)
+    return min(int((there & 1).sum()) * mmap.PAGESIZE, memory.nbytes)
 
 
 def _aligned(num_bytes: int) -> int:
@@ -45,6 +59,11 @@ class Arena:
         arena = cls()
         arena.reset(sum(_aligned(size) for size in sizes))
         return arena
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it keeps."""
+        return 0 if self._memory is None else self._memory.nbytes
 
     def reset(self, num_bytes: int) -> None:
         """Room for `num_bytes` and no tensor in it."""

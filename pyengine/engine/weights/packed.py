@@ -80,6 +80,11 @@ class Scratch:
         self._held[size] = name, out
         return out
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it keeps."""
+        return sum(out.num_bytes for _, out in self._held.values())
+
     def forget(self, owner: PackedDecoder) -> None:
         """Lets go of a decoder that will not ask again; the memory stays for others."""
         for size, (name, out) in self._held.items():

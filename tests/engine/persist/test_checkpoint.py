@@ -32,6 +32,7 @@ from tiny_batches import (
 
 import pyengine as pe
 from pyengine.engine import memory
+from pyengine.engine.memory_budget import Budget
 from pyengine.engine.persist import checkpoint as checkpoints
 from pyengine.errors import CheckpointError, RequestError
 from pyengine.files import sha256_file
@@ -62,7 +63,7 @@ def assert_same_engine(one: pe.Engine, other: pe.Engine) -> None:
 def test_planned_sizes_go_on_when_memory_has_changed(make_engine, tmp_path, monkeypatch):
     engine = make_engine()
     engine.save_checkpoint(tmp_path / "step-0")
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 1_000_000)
+    monkeypatch.setattr(memory, "budget", lambda device: Budget(1_500_000_000, "less"))
     assert make_engine().kv_tokens != engine.kv_tokens
     loaded = pe.Engine.load_checkpoint(tmp_path / "step-0")
     assert loaded.kv_tokens == engine.kv_tokens

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyengine.engine.weights.arena import Arena, untouched
+from pyengine.engine.weights.arena import Arena, resident_bytes, untouched
 
 SMAPS = Path("/proc/self/smaps")
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
@@ -42,3 +42,13 @@ def test_an_arena_that_fits_gives_zeros_that_do_not_overlap() -> None:
     for i, tensor in enumerate(tensors):
         tensor.fill_(i + 1)
     assert all(torch.equal(t, torch.full_like(t, i + 1)) for i, t in enumerate(tensors))
+
+
+def test_what_was_written_is_resident():
+    memory = untouched(64 << 20)
+    assert resident_bytes(memory) == 0
+    memory[5 << 20] = 1
+    few = resident_bytes(memory)
+    assert 0 < few <= 4 << 20  # one page, which may be a large one
+    memory.fill_(1)
+    assert resident_bytes(memory) == 64 << 20
