@@ -37,6 +37,10 @@ class CheckpointError(PyengineError, RuntimeError):
     """A checkpoint that cannot be written, verified or read."""
 
 
+class CacheError(PyengineError, RuntimeError):
+    """A cache's file that is locked by another program, on a full disk, or damaged."""
+
+
 class NonFiniteError(PyengineError, ArithmeticError):
     """Loss or gradients stayed NaN or infinite for too many steps in a row."""
 

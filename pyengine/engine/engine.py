@@ -102,13 +102,8 @@ class Engine(SnapshotCalls, ExportCalls):
         self._optimizer = Optimizer(self._trained, config.optimizer)
         self._snapshots = Snapshots(decoder, lora, None) if snapshots is None else snapshots
         self.config = dataclasses.replace(config, lora=None if lora is None else lora.config)
-        self._sizes = memory.planned_sizes(
-            "Engine",
-            self._memory_use(),
-            config.kv_tokens,
-            config.micro_batch_tokens,
-            config.gradient_checkpointing,
-        )
+        asked = config.kv_tokens, config.micro_batch_tokens, config.gradient_checkpointing
+        self._sizes = memory.planned_sizes("Engine", self._memory_use(), *asked)
         # What was planned goes into checkpoints: a resumed run must cut its batches alike.
         self.config = dataclasses.replace(
             self.config,
@@ -337,7 +332,8 @@ class Engine(SnapshotCalls, ExportCalls):
         """Log-probs of every response: scores[g][k] for response k of group g.
 
         Each group's prompt is computed once. On the CPU the log-probs of sampled tokens are those
-        that `generate` returned, bit for bit.
+        that `generate` returned, bit for bit. Those of the reference are kept, and updates take
+        them from there.
         model     "policy", "reference" or a snapshot's name
         progress  called with (groups done, groups in all)
         Raises RequestError for an unknown model, or ids and lengths the model cannot take, naming
@@ -347,10 +343,11 @@ class Engine(SnapshotCalls, ExportCalls):
         trees = [Tree(g.prompt_ids, [r.token_ids for r in g.responses]) for g in groups]
         for i, tree in enumerate(trees):
             check_tree("score", i, tree, self.spec.vocab_size, self.max_positions)
-        return [
-            [Score(r, float(r.double().sum())) for r in responses]
-            for responses in self._inference.score(model, trees, progress)
-        ]
+        if model == "reference" and self.config.trains:  # where updates look too
+            scores = self._learner.reference_scores(trees, progress)
+        else:
+            scores = self._inference.score(model, trees, progress)
+        return [[Score(r, float(r.double().sum())) for r in responses] for responses in scores]
 
     # Learning
 
@@ -442,6 +439,17 @@ class Engine(SnapshotCalls, ExportCalls):
                 f"[{who}] an engine of dtype '{self.config.dtype}' only samples and scores: load "
                 "the model in 'float32' or 'bfloat16'"
             )
+
+    def close(self) -> None:
+        """Lets go of the file of `reference_cache`, as the engine's end does; also on leaving
+        `with engine:`. All calls go on, and what they compute then stays in memory."""
+        self._learner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # Saving
 

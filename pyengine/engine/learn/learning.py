@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pyengine.engine.batch.packing import PackedBatch, Tree, micro_batches, pack
+from pyengine.engine.batch.packing import PackedBatch, Tree
+from pyengine.engine.learn.cached_logps import CachedReference, NamedLogps, ScoreProgress
 from pyengine.engine.learn.gradients import Gradients
 from pyengine.engine.learn.logprob_cache import LogprobCache
 from pyengine.engine.learn.side_outputs import SidePass, side_passes, values_of
 from pyengine.engine.learn.tape import Tape
 from pyengine.engine.learn.tree_model import TreeModel
-from pyengine.engine.named.named_models import Model, NamedModels
+from pyengine.engine.named.named_models import NamedModels
 from pyengine.engine.torch_path.tree_model_torch import token_logps
 from pyengine.engine.weights.packed import PackedDecoder
 from pyengine.engine.weights.packed_lora import LoraGradients, PackedLora
+from pyengine.errors import NonFiniteError
 from pyengine.models.decoder import Decoder
 from pyengine.objectives.core.objective import KL, SideOutput
-
-REFERENCE_BATCH_TOKENS = 4096
 
 # Takes d loss / d log-probs (N,), and d loss / d side outputs by name where they have one, and adds
 # the gradient that follows; to be called once.
@@ -56,6 +56,17 @@ class Learner(Protocol):
     def model_logps(self, name: str, trees: Sequence[Tree]) -> list[Tensor]:
         """The same under a snapshot by its name, or "reference"."""
 
+    def reference_scores(
+        self, trees: Sequence[Tree], progress: ScoreProgress | None
+    ) -> list[list[Tensor]]:
+        """(R,) float32 on the CPU for each response of each tree, from where updates find theirs.
+
+        Raises NonFiniteError where the weights give log-probs that are not finite.
+        """
+
+    def close(self) -> None:
+        """Lets go of the file that keeps log-probs."""
+
     def has_model(self, name: str) -> bool:
         """Whether `model_logps` knows a name."""
 
@@ -84,86 +95,12 @@ class Learner(Protocol):
         """By part of the memory plan: what is in memory."""
 
 
-class CachedReference:
-    """A reference's log-probs: large batches of what has not been computed yet.
-
-    compute  (N,) float32 log-probs of a packed batch
-    """
-
-    def __init__(
-        self, compute: Callable[[PackedBatch], Tensor], cache: LogprobCache, device: torch.device
-    ) -> None:
-        self._compute = compute
-        self._cache = cache
-        self._device = device
-
-    def logps(self, trees: Sequence[Tree]) -> list[Tensor]:
-        """See Learner.reference_logps."""
-        keys = [[self._cache.key(t.prompt_ids, r) for r in t.responses] for t in trees]
-        found = {key: self._cache.find(key) for of_tree in keys for key in of_tree}
-        missing = [
-            Tree(t.prompt_ids, [r for r, k in zip(t.responses, of_tree, strict=True)
-                                if found[k] is None])
-            for t, of_tree in zip(trees, keys, strict=True)
-        ]  # fmt: skip
-        missing = [t for t in missing if t.responses]
-        for part in micro_batches([t.num_rows for t in missing], REFERENCE_BATCH_TOKENS):
-            batch = pack([missing[i] for i in part], self._device)
-            pieces = iter(torch.split(self._compute(batch).cpu(), batch.cu_seqlens.diff().tolist()))
-            for tree in (missing[i] for i in part):
-                for response in tree.responses:
-                    key = self._cache.key(tree.prompt_ids, response)
-                    found[key] = next(pieces).clone()
-                    self._cache.store(key, cast(Tensor, found[key]))
-        return [
-            torch.cat([torch.empty(0), *(cast(Tensor, found[k]) for k in of_tree)]).to(self._device)
-            for of_tree in keys
-        ]
-
-
-class NamedLogps(Generic[Model]):
-    """Log-probs under snapshots, kept by the digest of their weights.
-
-    compute  (N,) float32 log-probs of a packed batch under a model
-    """
-
-    def __init__(
-        self,
-        named: NamedModels[Model],
-        compute: Callable[[Model, PackedBatch], Tensor],
-        cache: LogprobCache,
-        device: torch.device,
-    ) -> None:
-        self._named, self._compute = named, compute
-        self._cache, self._device = cache.of(b""), device
-
-    def has(self, name: str) -> bool:
-        """Whether a name is a snapshot's, or "reference" where one stands for it."""
-        return (self._named.source(name) or "") in self._named.snapshots
-
-    def model(self, name: str) -> Model:
-        """A snapshot, loaded."""
-        source = self._named.source(name)
-        assert source is not None
-        return self._named.take([source])[source]
-
-    def logps(self, name: str, trees: Sequence[Tree]) -> list[Tensor]:
-        """See Learner.model_logps. The model is loaded only where something is missing."""
-        source = self._named.source(name)
-        assert source is not None
-
-        def compute(batch: PackedBatch) -> Tensor:
-            return self._compute(self._named.take([source])[source], batch)
-
-        cache = self._cache.of(self._named.snapshots.digest(source))
-        return CachedReference(compute, cache, self._device).logps(trees)
-
-
 class _WithModels:
     """What learners have in common: a reference of their own, and snapshots by name."""
 
     _reference: CachedReference | None
     _named: NamedLogps[PackedDecoder] | NamedLogps[Decoder] | None
+    _cache: LogprobCache
 
     @torch.no_grad()
     def reference_logps(self, trees: Sequence[Tree]) -> list[Tensor] | None:
@@ -173,11 +110,45 @@ class _WithModels:
     @torch.no_grad()
     def model_logps(self, name: str, trees: Sequence[Tree]) -> list[Tensor]:
         """See Learner."""
+        return self._logps(name, trees, None, None)
+
+    @torch.no_grad()
+    def reference_scores(
+        self, trees: Sequence[Tree], progress: ScoreProgress | None
+    ) -> list[list[Tensor]]:
+        """See Learner."""
+        scores = []
+        logps = self._logps("reference", trees, self._keep_reference, progress)
+        for g, (tree, of_tree) in enumerate(zip(trees, logps, strict=True)):
+            pieces = torch.split(of_tree.cpu(), [len(r) for r in tree.responses])
+            for k, piece in enumerate(pieces):
+                if not bool(piece.isfinite().all()):
+                    raise NonFiniteError(
+                        "[score] logits must be finite but the weights give NaN or infinity for "
+                        f"groups[{g}].responses[{k}]"
+                    )
+            scores.append([piece.clone() for piece in pieces])
+        return scores
+
+    def _logps(
+        self,
+        name: str,
+        trees: Sequence[Tree],
+        prepare: Callable[[], object] | None,
+        progress: ScoreProgress | None,
+    ) -> list[Tensor]:
         if self._named is not None and self._named.has(name):
-            return self._named.logps(name, trees)
+            return self._named.logps(name, trees, prepare, progress)
         assert name == "reference"
         assert self._reference is not None
-        return self._reference.logps(trees)
+        return self._reference.logps(trees, prepare, progress)
+
+    def _keep_reference(self) -> None:
+        """Called before a reference is computed that a caller asks, not an update."""
+
+    def close(self) -> None:
+        """See Learner."""
+        self._cache.close()
 
     def has_model(self, name: str) -> bool:
         """See Learner."""
@@ -187,6 +158,7 @@ class _WithModels:
     def drop_reference(self) -> None:
         """See Learner."""
         self._reference = None
+        self._cache = self._cache.of(b"")  # the file alone: it holds the decoder no longer
 
 
 class KernelLearner(_WithModels):
@@ -204,12 +176,14 @@ class KernelLearner(_WithModels):
         named: NamedModels[PackedDecoder] | None = None,
     ) -> None:
         device = torch.device("cpu")
+        self._cache = cache
         self._policy = TreeModel(policy, recompute)
         self._own: TreeModel | None = None  # the reference that is no snapshot
         self._reference = None
         self._named = None if named is None else NamedLogps(named, _passing_logps, cache, device)
         if reference is not None:
-            # Frozen and asked once a step, in large batches: packing again is a hundredth of that.
+            # Asked once a step, in large batches, packing again is a hundredth of that; asked in
+            # small ones it stays packed, see _keep_reference.
             self._own = TreeModel(reference, keep=False)
             self._reference = CachedReference(self._own.token_logps, cache, device)
         self._gradients: Gradients | None = None
@@ -250,6 +224,10 @@ class KernelLearner(_WithModels):
         """See Learner."""
         super().drop_reference()
         self._own = None
+
+    def _keep_reference(self) -> None:
+        """It is packed once and stays so: what is asked for may be a few tokens, many times."""
+        self._whole_reference().packed.refresh()
 
     def _whole_reference(self) -> TreeModel:
         if self._named is not None and self._named.has("reference"):
@@ -299,6 +277,7 @@ class TorchLearner(_WithModels):
         named: NamedModels[Decoder] | None = None,
     ) -> None:
         self._policy = policy
+        self._cache = cache
         self._reference = None
         self._named = None if named is None else NamedLogps(named, token_logps, cache, device)
         if reference is not None:

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import threading
+import weakref
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pyengine import _C
-from pyengine.errors import ConfigError
+from pyengine.errors import CacheError, ConfigError
 from pyengine.models.decoder import Decoder
 
 MEMORY_BYTES = 1 << 28
+LOCK_SECONDS = 30.0  # how long another program may hold the file
 _FILE = "logprobs.sqlite3"
 
 
@@ -80,43 +84,70 @@ class LogprobCache:
         return digest.digest()
 
     def find(self, key: bytes) -> Tensor | None:
-        """(R,) float32, or None."""
+        """(R,) float32, or None. Raises CacheError where the file cannot be read."""
         return self._store.find(key)
 
-    def store(self, key: bytes, logprobs: Tensor) -> None:
-        """Takes (R,) float32, which nobody may change later."""
-        self._store.store(key, logprobs)
+    def store(self, logprobs: Mapping[bytes, Tensor]) -> None:
+        """Takes (R,) float32 by key, which nobody may change later: one transaction.
+
+        Raises CacheError where the file cannot be written; they are in memory then, and are written
+        with those that come next.
+        """
+        self._store.store(logprobs)
+
+    def close(self) -> None:
+        """Lets the file go; what comes later stays in memory. Done with the cache's end at last."""
+        self._store.close()
 
 
 class _Store:
-    """Tensors by key, in memory and in a file."""
+    """Tensors by key, in memory and in a file; for any thread."""
 
     def __init__(self, folder: str | Path | None, memory_bytes: int) -> None:
+        self._lock = threading.RLock()
         self._memory: OrderedDict[bytes, Tensor] = OrderedDict()
         self._bytes, self._most_bytes = 0, memory_bytes
-        self.file = None if folder is None else _open(Path(folder))
+        self._unwritten: dict[bytes, Tensor] = {}
+        self.file: sqlite3.Connection | None = None
+        self._path = Path()
+        if folder is not None:
+            self._path = Path(folder) / _FILE
+            self.file = _open(Path(folder))
+            self._end = weakref.finalize(self, self.file.close)
+
+    def close(self) -> None:
+        with self._lock:
+            if self.file is not None:
+                self.file = None
+                self._end()
 
     def find(self, key: bytes) -> Tensor | None:
-        found = self._memory.get(key)
-        if found is not None:
-            self._memory.move_to_end(key)
-        elif self.file is not None:
-            row = self.file.execute("SELECT logprobs FROM logprobs WHERE key = ?", (key,))
-            if (data := row.fetchone()) is not None:
-                values = array("f")
-                values.frombytes(data[0])
-                found = torch.tensor(values, dtype=torch.float32)
-                self._keep(key, found)
-        return found
+        with self._lock:
+            found = self._memory.get(key)
+            if found is not None:
+                self._memory.move_to_end(key)
+            elif self.file is not None:
+                with _named_errors(self._path, "read"):
+                    row = self.file.execute("SELECT logprobs FROM logprobs WHERE key = ?", (key,))
+                    data = row.fetchone()
+                if data is not None:
+                    values = array("f")
+                    values.frombytes(data[0])
+                    found = torch.tensor(values, dtype=torch.float32)
+                    self._keep(key, found)
+            return found
 
-    def store(self, key: bytes, logprobs: Tensor) -> None:
-        self._keep(key, logprobs)
-        if self.file is not None:
-            with self.file:
-                self.file.execute(
-                    "INSERT OR REPLACE INTO logprobs VALUES (?, ?)",
-                    (key, logprobs.numpy().tobytes()),
-                )
+    def store(self, logprobs: Mapping[bytes, Tensor]) -> None:
+        with self._lock:
+            for key, values in logprobs.items():
+                self._keep(key, values)
+            if self.file is None:
+                return
+            self._unwritten.update(logprobs)
+            rows = [(key, values.numpy().tobytes()) for key, values in self._unwritten.items()]
+            with _named_errors(self._path, "written"), self.file:
+                self.file.executemany("INSERT OR REPLACE INTO logprobs VALUES (?, ?)", rows)
+            self._unwritten.clear()
 
     def _keep(self, key: bytes, logprobs: Tensor) -> None:
         if key in self._memory:  # twice in one batch
@@ -128,10 +159,22 @@ class _Store:
             self._bytes -= dropped.nbytes + len(old)
 
 
+@contextmanager
+def _named_errors(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise CacheError(
+            f"[reference_cache] {path} must be free to be {what} within {LOCK_SECONDS:g} s, on a "
+            f"disk with room, but sqlite says: {error}"
+        ) from error
+
+
 def _open(folder: Path) -> sqlite3.Connection:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = sqlite3.connect(folder / _FILE)
+        # Used under the store's lock, by whatever thread.
+        file = sqlite3.connect(folder / _FILE, timeout=LOCK_SECONDS, check_same_thread=False)
         file.execute("CREATE TABLE IF NOT EXISTS logprobs (key BLOB PRIMARY KEY, logprobs BLOB)")
         file.commit()
     except (OSError, sqlite3.Error) as error:
