@@ -5,9 +5,11 @@ groups and responses, and everything that is known about them.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
@@ -24,9 +26,12 @@ from pyengine.preferences.groups import Comparison, Group, Preferences
 class LossBatch:
     """A whole batch: T trees with S responses in all, each counted through the batch.
 
+    What is asked for every part of it is summed up once: it is not to be changed.
+
     trees        the groups that count, each with only the responses that do
     starts       (T + 1) the first response of each tree
-    comparisons  with `group` a tree, and winner and loser counted through the batch
+    comparisons  in the order of trees, with `group` a tree, and winner and loser counted through
+                 the batch
     auxiliary    of each comparison, the further responses that it takes, counted alike
     weight       of each comparison, response or tree: the objective's unit
     columns      name -> (S,) float64 numbers of the responses; NaN where there is none
@@ -48,7 +53,7 @@ class LossBatch:
         ids = [i for tree in self.trees for r in tree.responses for i in r]
         return torch.tensor(ids, dtype=torch.int64)
 
-    @property
+    @cached_property
     def total_weight(self) -> float:
         """Sum of the weights."""
         return sum(self.weight)
@@ -56,9 +61,21 @@ class LossBatch:
     @property
     def total_tokens(self) -> int:
         """Response tokens."""
-        return sum(len(r) for tree in self.trees for r in tree.responses)
+        return self._first_tokens[-1]
 
-    @property
+    @cached_property
+    def _first_tokens(self) -> list[int]:
+        """(T + 1) the first response token of each tree."""
+        sizes = (sum(map(len, tree.responses)) for tree in self.trees)
+        return list(accumulate(sizes, initial=0))
+
+    @cached_property
+    def _first_comparisons(self) -> list[int]:
+        """(T + 1) the first comparison of each tree."""
+        counts = Counter(c.group for c in self.comparisons)
+        return list(accumulate((counts[t] for t in range(len(self.trees))), initial=0))
+
+    @cached_property
     def crosses_groups(self) -> bool:
         """Whether a comparison takes the log-prob of another group's response."""
         return any(
@@ -81,8 +98,8 @@ class LossBatch:
         """Of the trees `part`; log-probs and cu_seqlens are theirs alone."""
         device, dtype = policy_logps.device, policy_logps.dtype
         first, last = self.starts[part.start], self.starts[part.stop]
-        places = [i for i, c in enumerate(self.comparisons) if c.group in part]
-        chosen = [self.comparisons[i] for i in places]
+        places = range(*(self._first_comparisons[t] for t in (part.start, part.stop)))
+        chosen = self.comparisons[places.start : places.stop]
         units = {"comparison": places, "response": range(first, last), "group": part}[unit]
         sizes = [self.starts[t + 1] - self.starts[t] for t in part]
 
@@ -92,9 +109,7 @@ class LossBatch:
         def numbers(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
-        tokens = [sum(map(len, t.responses)) for t in self.trees]
-        before = sum(tokens[: part.start])
-        mine = slice(before, before + sum(tokens[part.start : part.stop]))
+        mine = slice(self._first_tokens[part.start], self._first_tokens[part.stop])
         return LossInputs(
             policy_token_logps=policy_logps,
             reference_token_logps=reference_logps,

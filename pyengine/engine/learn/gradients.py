@@ -49,25 +49,37 @@ class RowGradient:
 
     def __init__(self, num_rows: int, width: int) -> None:
         self._slots = torch.full((num_rows,), -1)
+        self._count = 0  # of rows that have a sum
         self._ids = torch.empty(0, dtype=torch.long)
         self._sums = torch.empty(0, width)
 
     def add(self, ids: Tensor, dx: Tensor) -> None:
         """Goes on with each row's chain over its tokens, in the order of `ids`."""
-        new = torch.tensor(sorted(set(ids[self._slots[ids] < 0].tolist())), dtype=torch.long)
-        self._slots[new] = torch.arange(len(self._ids), len(self._ids) + len(new))
-        self._ids = torch.cat([self._ids, new])
-        self._sums = torch.cat([self._sums, dx.new_zeros(len(new), dx.shape[1])])
+        new: Tensor = torch.unique(ids[self._slots[ids] < 0])
+        if len(new):
+            first, self._count = self._count, self._count + len(new)
+            self._make_room()
+            self._slots[new] = torch.arange(first, self._count)
+            self._ids[first : self._count] = new
+            self._sums[first : self._count] = 0
         self._sums.index_add_(0, self._slots[ids], dx)
+
+    def _make_room(self) -> None:
+        """Twice as much where there is too little, so that sums are seldom copied."""
+        if self._count > len(self._ids):
+            size = min(max(self._count, 2 * len(self._ids)), len(self._slots))
+            more = size - len(self._ids)
+            self._ids = torch.cat([self._ids, self._ids.new_empty(more)])
+            self._sums = torch.cat([self._sums, self._sums.new_empty(more, self._sums.shape[1])])
 
     def add_to(self, table: Tensor) -> Tensor:
         """The table (num_rows, width) itself, with every row's sum added once."""
-        return table.index_add_(0, self._ids, self._sums)
+        return table.index_add_(0, self._ids[: self._count], self._sums[: self._count])
 
     def clear(self) -> None:
         """No row has a gradient."""
         self._slots.fill_(-1)  # all: an interrupt may have come before `_ids` knew of them
-        self._ids, self._sums = self._ids[:0], self._sums[:0]
+        self._count = 0
 
 
 class Gradients:

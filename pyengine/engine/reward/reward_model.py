@@ -287,7 +287,7 @@ class RewardModel:
         lesson = make_lesson(batch, loss, self.outputs, targets, use_margins, options)
         lesson.check(self.ensemble, self.outputs)
         trees = self._checked("update", lesson.trees(batch))
-        if not self._backbone.gradients() and self.step_count == 0:
+        if self.step_count == 0 and not self._backbone.gradients():
             self._check_room()
         metrics: dict[str, float] = {}
 

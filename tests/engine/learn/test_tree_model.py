@@ -113,6 +113,21 @@ def test_packing_in_passing_changes_no_bit(case: Path, dtype: str) -> None:
     assert torch.equal(in_passing.token_logps(batch), all_kept.token_logps(batch))
 
 
+def test_rows_of_a_table_are_seldom_copied():
+    """One new row at a time, and none: memory grows by doubling, as far as the table's rows."""
+    rows = 100
+    gradient, sizes = RowGradient(rows, 3), []
+    for i in [*range(rows), *range(rows)]:
+        gradient.add(torch.tensor([i, i]), torch.ones(2, 3))
+        sizes.append(len(gradient._sums))
+    assert sorted(set(sizes)) == [1, 2, 4, 8, 16, 32, 64, 100]
+    assert torch.equal(gradient.add_to(torch.zeros(rows, 3)), torch.full((rows, 3), 4.0))
+    gradient.clear()
+    gradient.add(torch.tensor([7]), torch.ones(1, 3))
+    assert gradient.add_to(torch.zeros(rows, 3)).sum() == 3
+    assert len(gradient._sums) == rows
+
+
 def test_a_row_gradient_goes_on_like_a_whole_table() -> None:
     """Rows come again, in one call and in the next, and are gone after `clear`."""
     generator = torch.Generator().manual_seed(0)
