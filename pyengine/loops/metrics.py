@@ -60,7 +60,9 @@ def feedback_metrics(feedback: Feedback, pairs: Pairs) -> dict[str, float | int 
     """
     valid = [r for row in feedback.rewards for r in row if r is not None]
     mean = math.fsum(valid) / len(valid) if valid else None
-    gaps = [c.margin for c in pairs.comparisons if c.margin is not None]
+    rewards = feedback.rewards
+    sides = [(rewards[c.group][c.winner], rewards[c.group][c.loser]) for c in pairs.comparisons]
+    gaps = [won - lost for won, lost in sides if won is not None and lost is not None]
     metrics: dict[str, float | int | None] = {
         "objective/scores": mean,
         "objective/scores_std": _std(valid, mean),

@@ -44,6 +44,12 @@ class Feedback:
     preference_matrix: Sequence[Sequence[Sequence[float | None]]] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("rewards", "labels"):
+            if name in self.columns:
+                raise RequestError(
+                    f"[Feedback] columns must not hold {name!r}, which would stand beside "
+                    f"Feedback.{name}: give it as {name}="
+                )
         sizes = [len(row) for row in self.rewards]
         tables: dict[str, Any] = {"status": self.status, "labels": self.labels}
         tables |= {f"columns[{name!r}]": table for name, table in self.columns.items()}

@@ -80,6 +80,8 @@ class Comparison:
     """Response `winner` of group `group` is preferred to response `loser` with probability
     `probability`.
 
+    margin     by how much, in the units of the objective that takes it (`Objective.takes_margin`);
+               None: it has a default. Others refuse a margin
     auxiliary  further responses whose log-probs the objective takes (XPO's exploration, SLiC's
                target, a rationale): the index of one in the group, or (group, index) of each
     """

@@ -19,6 +19,7 @@ from torch import Tensor
 from pyengine.engine.batch.packing import Tree, check_tree
 from pyengine.errors import RequestError
 from pyengine.objectives.core.objective import LossInputs, Objective
+from pyengine.preferences.feedback import SampleStatus
 from pyengine.preferences.groups import Comparison, Group, Preferences
 
 
@@ -76,6 +77,10 @@ class LossBatch:
         return list(accumulate((counts[t] for t in range(len(self.trees))), initial=0))
 
     @cached_property
+    def _has_no_margins(self) -> bool:
+        return all(c.margin is None for c in self.comparisons)
+
+    @cached_property
     def crosses_groups(self) -> bool:
         """Whether a comparison takes the log-prob of another group's response."""
         return any(
@@ -117,6 +122,7 @@ class LossBatch:
             chosen=integers([c.winner - first for c in chosen]),
             rejected=integers([c.loser - first for c in chosen]),
             probability=numbers([c.probability for c in chosen]),
+            margins=None if self._has_no_margins else numbers([c.margin or 0.0 for c in chosen]),
             weight=numbers([self.weight[i] for i in units]),
             total_weight=self.total_weight,
             auxiliary=self._auxiliary(places, first, device),
@@ -161,6 +167,7 @@ def loss_batch(
     Raises RequestError for a batch without examples, for ids and lengths the model cannot take, and
     for responses without sampled log-probs where the objective needs them.
     """
+    _check_margins(batch, objective)
     if objective.unit == "comparison":
         comparisons = [c for c in batch.comparisons if c.weight > 0]
         used = _compared(comparisons)
@@ -206,6 +213,30 @@ def loss_batch(
     )
 
 
+def _check_margins(batch: Preferences, objective: Objective) -> None:
+    """Raises RequestError for margins that the objective does not take, or not of all."""
+    with_one = [i for i, c in enumerate(batch.comparisons) if c.weight > 0 and c.margin is not None]
+    if not with_one:
+        return
+    what = f"comparisons[{with_one[0]}].margin is {batch.comparisons[with_one[0]].margin}"
+    if not objective.takes_margin:
+        raise RequestError(
+            f"[update] {objective.name} takes no margins but {what}: "
+            "dpo, hinge, slic, mmpo and rebel do"
+        )
+    without = [i for i, c in enumerate(batch.comparisons) if c.weight > 0 and c.margin is None]
+    if without:
+        raise RequestError(
+            f"[update] margins must be given for every comparison or for none but {what} and "
+            f"comparisons[{without[0]}] has none"
+        )
+    if getattr(objective, "score_gap", False) and batch.feedback is not None:
+        raise RequestError(
+            f"[update] {objective.name} takes margins or the scores that they are differences of "
+            f"but {what} and there is Feedback"
+        )
+
+
 def _compared(comparisons: Sequence[Comparison]) -> dict[int, list[int]]:
     """group -> the responses of it that take part in a comparison, both in order."""
     used: dict[int, set[int]] = {}
@@ -238,7 +269,10 @@ def _columns(batch: Preferences, responses: Sequence[tuple[int, int]]) -> dict[s
     tables: dict[str, Sequence[Sequence[Any]]] = {"scores": batch.feedback.rewards}
     if batch.feedback.preference_matrix is not None:
         tables["win_rate"] = [
-            [_mean_known(row) for row in matrix] for matrix in batch.feedback.preference_matrix
+            [_mean_known(row, status) for row in matrix]
+            for matrix, status in zip(
+                batch.feedback.preference_matrix, batch.feedback.status, strict=True
+            )
         ]
     tables |= batch.feedback.columns
     tables["rewards"] = batch.feedback.rewards
@@ -253,9 +287,9 @@ def _columns(batch: Preferences, responses: Sequence[tuple[int, int]]) -> dict[s
     }
 
 
-def _mean_known(row: Sequence[float | None]) -> float | None:
-    """Of the opponents that were compared; None where none was."""
-    known = [p for p in row if p is not None]
+def _mean_known(row: Sequence[float | None], status: Sequence[SampleStatus]) -> float | None:
+    """Over opponents that were compared and did not fail; None where there is none."""
+    known = [p for p, s in zip(row, status, strict=True) if p is not None and s == "value"]
     return sum(known) / len(known) if known else None
 
 

@@ -103,6 +103,11 @@ class Compared(Lesson):
                     f"[update] comparisons[{i}].probability must be 1 for {name} "
                     f"but is {c.probability}: soft_bt and gpm take probabilities"
                 )
+            if not use_margins and c.margin is not None:
+                raise RequestError(
+                    f"[update] comparisons[{i}].margin must be None without use_margins "
+                    f"but is {c.margin}"
+                )
             if use_margins and c.margin is None:
                 raise RequestError(
                     f"[update] comparisons[{i}].margin must be a number with use_margins "

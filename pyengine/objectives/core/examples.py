@@ -16,14 +16,16 @@ from pyengine.objectives.core.objective import LossInputs, Objective
 class ExampleObjective(Objective):
     """An objective of examples: which sequences and numbers make one.
 
-    operands  sequences of an example whose log-probs the loss is differentiable in
-    plain     operands that are not taken relative to the reference
-    inputs    further inputs: name -> what it is where none is given; None: it must be given
+    operands   sequences of an example whose log-probs the loss is differentiable in
+    plain      operands that are not taken relative to the reference
+    inputs     further inputs: name -> what it is where none is given; None: it must be given
+    score_gap  whether chosen_scores - rejected_scores alone counts: a comparison's margin is it
     """
 
     operands: ClassVar[tuple[str, ...]]
     plain: ClassVar[tuple[str, ...]] = ()
     inputs: ClassVar[Mapping[str, float | None]] = {}
+    score_gap: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,11 @@ class PackedExamples:
         objective, inputs = self._objective, self.inputs
         if name == "target":
             return inputs.probability
+        if inputs.margins is not None:
+            if name == "margin":
+                return inputs.margins
+            if objective.score_gap and name in ("chosen_scores", "rejected_scores"):
+                return inputs.margins if name == "chosen_scores" else 0.0 * inputs.margins
         if name == "z0" and inputs.mismatched_kl is not None:
             return inputs.mismatched_kl
         for operand, at in self.places.items():

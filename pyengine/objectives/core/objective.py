@@ -49,6 +49,7 @@ class LossInputs:
     cu_seqlens             (S + 1,) int64: response s owns tokens cu_seqlens[s] to cu_seqlens[s + 1]
     chosen, rejected       (C,) int64: the responses that a comparison is between
     probability            (C,) P(chosen is preferred)
+    margins                (C,) by how much; None where the batch has no margins
     weight                 weight in the mean of each comparison (C,), or of each response (S,) or
                            group (G,) for objectives of those
     total_weight           sum of the weights over the whole batch, of which these may be a part:
@@ -76,6 +77,7 @@ class LossInputs:
     probability: Tensor
     weight: Tensor
     total_weight: float
+    margins: Tensor | None = None
     auxiliary: Tensor | None = None
     group: Tensor | None = None
     total_tokens: int | None = None
@@ -170,6 +172,7 @@ class Objective(ABC):
     side_outputs     of `LossInputs.side`, which must be given
     models           names of further models whose log-probs it takes
     takes_probability  whether a comparison's probability may be other than 1
+    takes_margin     whether comparisons may have a margin
     """
 
     name: ClassVar[str]
@@ -181,6 +184,7 @@ class Objective(ABC):
     side_outputs: tuple[SideOutput, ...] = ()
     models: tuple[str, ...] = ()
     takes_probability: bool = False
+    takes_margin: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)

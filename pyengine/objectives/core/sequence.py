@@ -39,6 +39,11 @@ class SequenceObjective(ExampleObjective):
         return "target" in self.inputs
 
     @property
+    def takes_margin(self) -> bool:  # type: ignore[override]
+        """Whether the loss has it as an input, or takes scores by their difference alone."""
+        return "margin" in self.inputs or self.score_gap
+
+    @property
     def reward_scale(self) -> float:
         """What log-ratios are multiplied by in the metrics rewards/*."""
         return float(getattr(self, "beta", 1.0))

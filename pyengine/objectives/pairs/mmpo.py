@@ -30,6 +30,7 @@ class MMPO(PairwiseObjective):
 
     name: ClassVar[str] = "mmpo"
     inputs: ClassVar[Mapping[str, float | None]] = {"chosen_scores": None, "rejected_scores": None}
+    score_gap: ClassVar[bool] = True
     beta: float = checked(0.1, POSITIVE)
     gamma: float = checked(1.0, POSITIVE)
 

@@ -29,6 +29,7 @@ class REBEL(PairwiseObjective):
 
     name: ClassVar[str] = "rebel"
     inputs: ClassVar[Mapping[str, float | None]] = {"chosen_scores": None, "rejected_scores": None}
+    score_gap: ClassVar[bool] = True
     eta: float = checked(1.0, POSITIVE)
 
     @property

@@ -68,6 +68,11 @@ class TokenObjective(Objective):
         super().__post_init__()
         if self.reduction == "constant" and self.max_length is None:
             raise ConfigError(f"[{self.name}] max_length must be given with reduction 'constant'")
+        if self.reduction != "constant" and self.max_length is not None:
+            raise ConfigError(
+                f"[{self.name}] max_length must be None unless reduction is 'constant' but is "
+                f"{self.max_length} with reduction {self.reduction!r}"
+            )
 
     @property
     def uses_reference(self) -> bool:

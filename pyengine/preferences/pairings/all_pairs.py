@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Comparison, Group
-from pyengine.preferences.pairings.pairing import Pairs, comparison, same_tokens, valid_rewards
+from pyengine.preferences.pairings.pairing import Pairs, same_tokens, valid_rewards
 from pyengine.rules import COUNT, NOT_NEGATIVE, check_fields, checked, or_none
 
 
@@ -29,7 +29,7 @@ class AllPairs:
         check_fields(self)
 
     def __call__(self, groups: Sequence[Group], feedback: Feedback) -> Pairs:
-        """Comparisons group by group; the margin of each is the reward difference."""
+        """Comparisons group by group, those whose rewards differ most first."""
         counts = Counter(dict.fromkeys(("ties", "equal", "too_few", "capped"), 0))
         comparisons: list[Comparison] = []
         for g, rewards in enumerate(valid_rewards("AllPairs", groups, feedback)):
@@ -54,5 +54,7 @@ class AllPairs:
                 elif same_tokens(group, winner, loser):
                     counts["equal"] += 1
                 else:
-                    found.append(comparison(g, winner, loser, rewards))
-        return sorted(found, key=lambda c: (-(c.margin or 0.0), c.winner, c.loser))
+                    found.append(Comparison(g, winner, loser))
+        return sorted(
+            found, key=lambda c: (rewards[c.loser] - rewards[c.winner], c.winner, c.loser)
+        )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pyengine.preferences.feedback import Feedback
-from pyengine.preferences.groups import Group
-from pyengine.preferences.pairings.pairing import Pairs, comparison, same_tokens, valid_rewards
+from pyengine.preferences.groups import Comparison, Group
+from pyengine.preferences.pairings.pairing import Pairs, same_tokens, valid_rewards
 from pyengine.rules import NOT_NEGATIVE, check_fields, checked
 
 
@@ -26,7 +26,7 @@ class BestWorst:
         check_fields(self)
 
     def __call__(self, groups: Sequence[Group], feedback: Feedback) -> Pairs:
-        """At most one comparison a group; its margin is the reward difference."""
+        """At most one comparison a group."""
         counts = dict.fromkeys(("ties", "equal", "too_few"), 0)
         comparisons = []
         for g, rewards in enumerate(valid_rewards("BestWorst", groups, feedback)):
@@ -40,5 +40,5 @@ class BestWorst:
             elif same_tokens(groups[g], best, worst):
                 counts["equal"] += 1
             else:
-                comparisons.append(comparison(g, best, worst, rewards))
+                comparisons.append(Comparison(g, best, worst))
         return Pairs(comparisons, counts)

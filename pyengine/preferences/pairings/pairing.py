@@ -50,11 +50,6 @@ def valid_rewards(who: str, groups: Sequence[Group], feedback: Feedback) -> list
     ]
 
 
-def comparison(g: int, winner: int, loser: int, rewards: dict[int, float]) -> Comparison:
-    """Of two responses of group g; its margin is the reward difference."""
-    return Comparison(g, winner, loser, margin=rewards[winner] - rewards[loser])
-
-
 def same_tokens(group: Group, a: int, b: int) -> bool:
     """Whether two responses of a group are the same."""
     return list(group.responses[a].token_ids) == list(group.responses[b].token_ids)

@@ -65,11 +65,11 @@ def batch(objective: Objective) -> pe.Preferences:
         for name in ("token_weight", "reward_mask", "kl_mask")
     }
     comparisons = [
-        pe.Comparison(0, 0, 1, probability=0.9, margin=0.2),
-        pe.Comparison(1, 1, 0, probability=0.7, margin=0.1),
-        pe.Comparison(2, 2, 0, probability=0.6, margin=0.3, weight=0.5),
-        pe.Comparison(2, 0, 1, probability=0.8, margin=0.5, weight=2.0),
-        pe.Comparison(3, 1, 0, probability=0.9, margin=0.4),
+        pe.Comparison(0, 0, 1, probability=0.9),
+        pe.Comparison(1, 1, 0, probability=0.7),
+        pe.Comparison(2, 2, 0, probability=0.6, weight=0.5),
+        pe.Comparison(2, 0, 1, probability=0.8, weight=2.0),
+        pe.Comparison(3, 1, 0, probability=0.9),
     ]
     further = len(getattr(objective, "operands", "12")) - 2
     if further == 1:

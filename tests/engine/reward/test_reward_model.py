@@ -331,7 +331,7 @@ def test_margins_are_taken_off_the_difference(make: MakeModel) -> None:
     expected = math.log1p(math.exp(-(float(w - l) - 1.5)))
     loss = model.forward_backward(batch, use_margins=True)["loss"]
     assert loss == pytest.approx(expected, rel=1e-6)
-    metrics = model.forward_backward(batch)
+    metrics = model.forward_backward(pe.Preferences(groups, [pe.Comparison(0, 0, 1)]))
     assert metrics["loss"] == pytest.approx(math.log1p(math.exp(-float(w - l))), rel=1e-6)
     assert metrics["rewards/margins"] == pytest.approx(float(w - l), abs=1e-6)
 

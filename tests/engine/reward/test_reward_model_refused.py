@@ -98,6 +98,12 @@ def test_a_gpu(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "[update] use_margins is of bradley_terry but loss is 'soft_bt'",
         ),
         (
+            batch(pe.Comparison(0, 0, 1, margin=1.0)),
+            "bradley_terry",
+            {},
+            "[update] comparisons[0].margin must be None without use_margins but is 1.0",
+        ),
+        (
             SURE,
             "plackett_luce",
             {"use_margins": True},

@@ -29,7 +29,7 @@ def examples(*logps: torch.Tensor) -> Examples:
     """Chosen, rejected, and their references; every chosen wins."""
     names = ("chosen", "rejected")
     policy, reference = (dict(zip(names, pair, strict=True)) for pair in (logps[:2], logps[2:]))
-    return Examples(policy, reference, {"target": 1.0})
+    return Examples(policy, reference, {"target": 1.0, "margin": 0.0})
 
 
 def test_hand_arithmetic():

@@ -29,7 +29,12 @@ def make(*rewards, tokens=None):
 
 def pair(rule, *rewards, tokens=None):
     pairs = rule(*make(*rewards, tokens=tokens))
-    return [(c.group, c.winner, c.loser, c.margin) for c in pairs.comparisons], pairs.counts
+    # A margin is the user's: what rewards differ by is in the feedback already.
+    assert all(c.margin is None for c in pairs.comparisons)
+    return [
+        (c.group, c.winner, c.loser, rewards[c.group][c.winner] - rewards[c.group][c.loser])
+        for c in pairs.comparisons
+    ], pairs.counts
 
 
 def test_best_against_worst():
@@ -104,7 +109,7 @@ def test_invariants(rewards, min_margin, tokens):
     every = AllPairs(min_margin)(groups, feedback)
     for c in (*best.comparisons, *every.comparisons):
         row = feedback.rewards[c.group]
-        assert row[c.winner] - row[c.loser] == c.margin > min_margin
+        assert row[c.winner] - row[c.loser] > min_margin
         a, b = (groups[c.group].responses[k].token_ids for k in (c.winner, c.loser))
         assert a
         assert b
@@ -112,7 +117,8 @@ def test_invariants(rewards, min_margin, tokens):
     assert len(best.comparisons) + sum(best.counts.values()) == len(groups)
     widest = {c.group: c for c in reversed(every.comparisons)}
     for c in best.comparisons:
-        assert c.margin == widest[c.group].margin
+        row, wide = feedback.rewards[c.group], widest[c.group]
+        assert row[c.winner] - row[c.loser] == row[wide.winner] - row[wide.loser]
     Preferences(groups, every.comparisons)  # accepts them all
 
 
@@ -136,4 +142,4 @@ def test_bad_max_pairs():
 
 
 def test_comparison_defaults():
-    assert BestWorst()(*make([1.0, 0.0])).comparisons == [Comparison(0, 0, 1, 1.0, 1.0, 1.0)]
+    assert BestWorst()(*make([1.0, 0.0])).comparisons == [Comparison(0, 0, 1, 1.0, None, 1.0)]
