@@ -21,6 +21,16 @@ class FakeScore:
         return sum(self.token_logprobs)
 
 
+class FakePlan:
+    """Takes nothing."""
+
+    def __str__(self):
+        return "nothing"
+
+    def check_update(self):
+        pass
+
+
 class FakeEngine:
     """Samples depend on (weight, seed, request id, sample index) only, as the real engine's do."""
 
@@ -42,8 +52,8 @@ class FakeEngine:
 
     tokenizer = None
 
-    def memory_plan(self):
-        return "nothing"
+    def memory_plan(self, objective=None):
+        return FakePlan()
 
     def generate(self, prompts, params, request_ids=None):
         ids = list(range(len(prompts))) if request_ids is None else request_ids

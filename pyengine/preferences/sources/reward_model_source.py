@@ -14,6 +14,7 @@ from pyengine.objectives.core.reward_losses import gpm_score
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
 from pyengine.preferences.groups import Group
 from pyengine.preferences.head_reading import READINGS, Reading, is_reading
+from pyengine.preferences.sources.source import Gives
 
 Combine = Literal["mean", "min", "mean_minus_variance"]
 
@@ -89,12 +90,17 @@ class RewardModelSource:
             if not holds:
                 raise ConfigError(f"[RewardModelSource] {key} must be {rule} but is {given!r}")
 
+    @property
+    def gives(self) -> Gives:
+        """Rewards, and of embeddings a matrix."""
+        return Gives(matrix=self.reading == "gpm")
+
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """A reward for each response that has tokens; one without abstains."""
         found = self.model.rewards(groups)
         rewards: list[list[float | None]] = []
         status: list[list[SampleStatus]] = []
-        matrices: list[list[list[float]]] = []
+        matrices: list[list[list[float | None]]] = []
         errors: list[str] = []
         for g, (group, outputs) in enumerate(zip(groups, found, strict=True)):
             judged = [bool(r.token_ids) for r in group.responses]
@@ -124,18 +130,18 @@ class RewardModelSource:
 
     def _judge(
         self, outputs: list[Tensor], usable: list[int]
-    ) -> tuple[list[float | None], list[list[float]]]:
-        """Rewards of a group's responses, and for "gpm" its matrix, 1/2 where one is not usable."""
+    ) -> tuple[list[float | None], list[list[float | None]]]:
+        """Rewards of a group's responses, and for "gpm" its matrix: None of one not usable."""
         values: list[float | None] = [None] * len(outputs)
         if self.reading != "gpm":
             for k in usable:
                 values[k] = self._reward(outputs[k].double())
             return values, []
-        matrix = [[0.5] * len(outputs) for _ in outputs]
+        matrix: list[list[float | None]] = [[None] * len(outputs) for _ in outputs]
         for i, row in zip(usable, self._probabilities([outputs[k] for k in usable]), strict=True):
             for j, p in zip(usable, row, strict=True):
                 matrix[i][j] = p
-            others = [matrix[i][j] for j in usable if j != i]
+            others = [p for j, p in zip(usable, row, strict=True) if j != i]
             values[i] = sum(others) / len(others) if others else 0.5
         return values, matrix
 

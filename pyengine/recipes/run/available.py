@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 from pyengine.loops import Loop
+from pyengine.objectives import Objective
 from pyengine.preferences import Source
 from pyengine.recipes.run.model_text import ModelText
 from pyengine.recipes.run.offline_run import OfflineRun
@@ -19,6 +20,9 @@ class Run(Protocol):
     """What a run is made of, checked before a model is loaded: see OnlineRun."""
 
     name: ClassVar[str]
+
+    @property
+    def objective(self) -> Objective: ...
 
     @property
     def rounds(self) -> int: ...

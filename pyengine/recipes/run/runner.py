@@ -146,7 +146,9 @@ class _Session:
         else:
             self.say(f"resuming from {newest}")
             self.engine = self._resumed_engine(newest)
-        self.say(f"memory: {self.engine.memory_plan()}")
+        plan = self.engine.memory_plan(self.run.objective)
+        self.say(f"memory: {plan}")
+        plan.check_update()
         self.loop = self.run.loop(self.engine, self._record_verdicts)
         if newest is not None:
             self._load_state(newest)

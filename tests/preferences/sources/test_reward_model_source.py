@@ -83,7 +83,7 @@ def test_gpm_of_rewards_and_one_is_bradley_terry() -> None:
     p = 1 / (1 + math.exp(-0.75))
     assert feedback.rewards[0][:2] == [pytest.approx(p), pytest.approx(1 - p)]
     assert feedback.rewards[0][2] is None
-    assert feedback.preference_matrix[0][2] == [0.5] * 3
+    assert feedback.preference_matrix[0][2] == [None] * 3  # no made-up cells
     assert (feedback.rewards[1], feedback.preference_matrix[1]) == ([0.5], [[0.5]])
 
 
@@ -109,7 +109,8 @@ def test_all_pairs_of_a_group_take_one_call_and_keep_their_bits(
         for i, j in itertools.product(range(len(row)), repeat=2):
             score = gpm_score(row[i][None].double(), row[j][None].double())
             alone = float(torch.sigmoid(score / 0.3))
-            assert matrix[i][j] == (0.5 if i == j or skipped[i] or skipped[j] else alone)
+            known = 0.5 if i == j else alone
+            assert matrix[i][j] == (None if skipped[i] or skipped[j] else known)
 
 
 def test_probabilities_that_are_zero_and_one() -> None:
