@@ -120,8 +120,10 @@ def test_the_engine_gets_the_recipe_settings(tmp_path, recipe, monkeypatch):
         "from_pretrained",
         classmethod(lambda cls, model, **s: seen.update(s) or original(cls, model, **s)),
     )
-    run(recipe, tmp_path / "run")
-    assert seen["learning_rate"] == 1e-6
+    (tmp_path / "r.yaml").write_text(RECIPE + "learning_rate: 1e-5\nlora: {r: 2}\n")
+    run(load_recipe(tmp_path / "r.yaml"), tmp_path / "run")
+    assert seen["learning_rate"] == 1e-5
+    assert seen["lora"].r == 2
     assert seen["total_steps"] == 6
     assert seen["reference"] == "frozen"
 
