@@ -137,7 +137,7 @@ class Engine(SnapshotCalls, ExportCalls):
         micro_batch_tokens: int | None = None,
         *,
         lora: LoraConfig | str | Path | None = None,
-        optimizer: UpdateRule | None = None,
+        optimizer: UpdateRule | Mapping[str, Any] | str | None = None,
         schedule: Schedule = "constant",
         warmup_steps: int = 0,
         total_steps: int | None = None,

@@ -93,7 +93,7 @@ class RewardModel:
         self.pad_token_id = padding_of(model_config, tokenizer, self.spec.vocab_size)
         adapters = None if lora is None else lora.config
         self._memory_use = memory.MemoryUse(
-            self.spec, dtype, _CPU, optimizer_bits=optimizer.optimizer_bits, lora=adapters
+            self.spec, dtype, _CPU, rule=optimizer.rule, lora=adapters
         )
         self._sizes = memory.planned_sizes(
             "RewardModel", self._memory_use, 0, micro_batch_tokens, gradient_checkpointing
