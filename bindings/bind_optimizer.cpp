@@ -8,36 +8,39 @@
 #include "bind.h"
 #include "check.h"
 #include "pyengine/ops/adamw.h"
+#include "pyengine/ops/lion.h"
 
 namespace pe::bindings {
 namespace {
-
-constexpr const char* kOp = "adamw";
 
 struct Hyperparameters {
     int64_t step;
     double lr, beta1, beta2, eps, weight_decay, grad_scale;
 };
 
-void check_number(const char* name, double x, bool valid, const char* rule) {
+void check_number(const char* op, const char* name, double x, bool valid, const char* rule) {
     if (valid) return;
     std::ostringstream text;
-    text << "[" << kOp << "] " << name << " must be " << rule << " but is " << x;
+    text << "[" << op << "] " << name << " must be " << rule << " but is " << x;
     throw py::value_error(text.str());
 }
 
+constexpr const char* kFinite = "finite and >= 0";
+
+bool at_least_0(double x) { return std::isfinite(x) && x >= 0.0; }
+
+float f32(double x) { return static_cast<float>(x); }
+
 AdamWScalars scalars(const Hyperparameters& h) {
-    const auto at_least_0 = [](double x) { return std::isfinite(x) && x >= 0.0; };
-    const char* finite = "finite and >= 0";
-    check_number("step", static_cast<double>(h.step), h.step >= 1, ">= 1");
-    check_number("lr", h.lr, at_least_0(h.lr), finite);
-    check_number("beta1", h.beta1, h.beta1 >= 0.0 && h.beta1 < 1.0, "in [0, 1)");
-    check_number("beta2", h.beta2, h.beta2 >= 0.0 && h.beta2 < 1.0, "in [0, 1)");
-    check_number("eps", h.eps, std::isfinite(h.eps) && h.eps > 0.0, "finite and > 0");
-    check_number("weight_decay", h.weight_decay, at_least_0(h.weight_decay), finite);
-    check_number("grad_scale", h.grad_scale, at_least_0(h.grad_scale), finite);
+    const char* finite = kFinite;
+    check_number("adamw", "step", static_cast<double>(h.step), h.step >= 1, ">= 1");
+    check_number("adamw", "lr", h.lr, at_least_0(h.lr), finite);
+    check_number("adamw", "beta1", h.beta1, h.beta1 >= 0.0 && h.beta1 < 1.0, "in [0, 1)");
+    check_number("adamw", "beta2", h.beta2, h.beta2 >= 0.0 && h.beta2 < 1.0, "in [0, 1)");
+    check_number("adamw", "eps", h.eps, std::isfinite(h.eps) && h.eps > 0.0, "finite and > 0");
+    check_number("adamw", "weight_decay", h.weight_decay, at_least_0(h.weight_decay), finite);
+    check_number("adamw", "grad_scale", h.grad_scale, at_least_0(h.grad_scale), finite);
     const auto t = static_cast<double>(h.step);
-    const auto f32 = [](double x) { return static_cast<float>(x); };
     return {.grad_scale = f32(h.grad_scale),
             .decay = f32(1.0 - h.lr * h.weight_decay),
             .beta1 = f32(h.beta1),
@@ -63,8 +66,9 @@ VectorView flat(const TensorArg& t) {
     return {t.data, t.dtype, n};
 }
 
-TensorArg borrow_on_cpu(const char* name, py::handle object, DType dtype) {
-    const TensorArg t = borrow(kOp, name, object);
+TensorArg borrow_on_cpu(const char* name, py::handle object, DType dtype,
+                        const char* op = "adamw") {
+    const TensorArg t = borrow(op, name, object);
     if (t.is_cuda) value_error(t, "must be on the CPU but is on " + t.device_text());
     check_dtype(t, {dtype});
     return t;
@@ -159,6 +163,40 @@ void adamw_steps(const std::vector<py::tuple>& entries, int64_t step, double lr,
     }
 }
 
+LionArgs lion_args(py::handle param_, py::handle grad_, py::handle exp_avg_,
+                   const LionScalars& scalars) {
+    const TensorArg param = borrow_on_cpu("param", param_, DType::kF32, "lion");
+    const TensorArg grad = borrow_on_cpu("grad", grad_, DType::kF32, "lion");
+    const TensorArg m = borrow_on_cpu("exp_avg", exp_avg_, DType::kF32, "lion");
+    for (const TensorArg* t : {&grad, &m}) check_like(*t, param);
+    return {.param = flat(param), .grad = flat(grad), .exp_avg = flat(m), .scalars = scalars};
+}
+
+// Every parameter of a model: (param, grad, exp_avg). As adamw_steps.
+void lion_step(const std::vector<py::tuple>& entries, double lr, double beta1, double beta2,
+               double weight_decay, double grad_scale) {
+    check_number("lion", "lr", lr, at_least_0(lr), kFinite);
+    check_number("lion", "beta1", beta1, beta1 >= 0.0 && beta1 < 1.0, "in [0, 1)");
+    check_number("lion", "beta2", beta2, beta2 >= 0.0 && beta2 < 1.0, "in [0, 1)");
+    check_number("lion", "weight_decay", weight_decay, at_least_0(weight_decay), kFinite);
+    check_number("lion", "grad_scale", grad_scale, at_least_0(grad_scale), kFinite);
+    const LionScalars shared{.grad_scale = f32(grad_scale),
+                             .decay = f32(1.0 - lr * weight_decay),
+                             .lr = f32(lr),
+                             .one_minus_beta1 = f32(1.0 - beta1),
+                             .one_minus_beta2 = f32(1.0 - beta2)};
+    std::vector<LionArgs> all;
+    for (const py::tuple& e : entries) {
+        if (e.size() != 3) {
+            throw py::value_error("[lion] an entry must be 3 tensors but is " +
+                                  std::to_string(e.size()));
+        }
+        all.push_back(lion_args(e[0], e[1], e[2], shared));
+    }
+    py::gil_scoped_release release;
+    for (const LionArgs& args : all) cpu::lion_step(args);
+}
+
 double sum_squares(const py::list& grads) {
     std::vector<VectorView> views;
     for (const py::handle& grad : grads) {
@@ -187,6 +225,8 @@ void bind_optimizer(py::module_& m) {
     m.def("adamw_steps", &adamw_steps, py::arg("entries"), py::arg("step"), py::arg("lr"),
           py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
           py::arg("grad_scale"));
+    m.def("lion_step", &lion_step, py::arg("entries"), py::arg("lr"), py::arg("beta1"),
+          py::arg("beta2"), py::arg("weight_decay"), py::arg("grad_scale"));
     m.def("adamw_sum_squares", &sum_squares, py::arg("grads"));
 }
 

@@ -183,6 +183,14 @@ def adamw_steps(
     weight_decay: float,
     grad_scale: float,
 ) -> None: ...
+def lion_step(
+    entries: Sequence[tuple[Tensor, ...]],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    grad_scale: float,
+) -> None: ...
 def adamw_sum_squares(grads: list[Tensor]) -> float: ...
 def segment_sum_forward(
     values: Tensor, weights: Tensor | None, cu_seqlens: Tensor, sums: Tensor

@@ -7,6 +7,8 @@ cores.
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from pyengine import _C
@@ -14,15 +16,32 @@ from pyengine.errors import ConfigError
 
 _C.register_torch(torch.Tensor, torch.nn.Parameter)
 _C.set_num_threads(torch.get_num_threads())
+_forked = False
+
+
+def _after_fork() -> None:
+    """A fork has none of its parent's threads, and OpenMP would wait for them for ever."""
+    global _forked
+    _forked = True
+    torch.set_num_threads(1)
+    _C.set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def set_num_threads(n: int) -> None:
     """Sets the threads that torch and our kernels use; never changes a bit of a kernel's result.
 
-    Raises ConfigError unless n >= 1.
+    Raises ConfigError unless n >= 1, and in a forked process, which has one thread, unless n is 1.
     """
     if n < 1:
         raise ConfigError(f"[set_num_threads] n must be >= 1 but is {n}")
+    if _forked and n > 1:
+        raise ConfigError(
+            f"[set_num_threads] n must be 1 in a forked process, which has none of its parent's "
+            f"threads, but is {n}: start it by 'spawn'"
+        )
     torch.set_num_threads(n)
     _C.set_num_threads(n)
 

@@ -19,6 +19,7 @@ from pyengine.errors import ConfigError
 from pyengine.models.loader import read_spec
 from pyengine.models.lora import LoraConfig
 from pyengine.models.pypi import cache_dir
+from pyengine.optim import AdamW
 
 _OPENMP = ("libgomp", "libomp", "libiomp")
 
@@ -52,7 +53,9 @@ def plan_facts(model: str, dtype: str, rank: int | None = None) -> list[tuple[st
     found = budget(device)
     adapters = None if rank is None else LoraConfig(r=rank)
     uses = [
-        MemoryUse(spec, name, device, "copy" if rank is None else "shared", bits, adapters)
+        MemoryUse(
+            spec, name, device, "copy" if rank is None else "shared", AdamW(bits=bits), adapters
+        )
         for bits in (32, 8)
     ]
     sizes = plan_sizes(uses[0], found.free, loaded=False)

@@ -55,7 +55,7 @@ def make_parts(
         packed = _packed_models(policy, reference, lora, config)
         own, named = packed["policy"], _packed_snapshots(snapshots, packed["policy"])
         inference = SessionInference(packed, kv_tokens, tokenizer, stop_ids, named)
-        named.on_release = inference.release
+        named.tell(inference.release)
         learner = KernelLearner(own, packed.get("reference"), cache, recompute, named)
         return inference, learner, named
     decoders = {"policy": policy} | ({} if reference is None else {"reference": reference})

@@ -6,7 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import torch
 
@@ -19,20 +19,17 @@ from pyengine.engine.calls.sampling_params import SamplingParams
 from pyengine.engine.calls.scoring import Score
 from pyengine.engine.calls.streaming import Stream
 from pyengine.engine.config import (
-    DTYPES,
     EngineConfig,
     Reference,
     check_device,
-    device_of,
-    dtype_name,
 )
-from pyengine.engine.guard import Guard, guarded
+from pyengine.engine.guard import Guard, guarded, refuse_copy
 from pyengine.engine.infer.generation import Progress
 from pyengine.engine.infer.inference import check_model, mixture_of
 from pyengine.engine.learn.gradients import drops_gradients
 from pyengine.engine.learn.training import checked_batch, checked_scale, forward_backward, measure
+from pyengine.engine.loading import loaded_parts, restored_parts
 from pyengine.engine.memory_budget import LEDGER, budget
-from pyengine.engine.named.references import asked_reference, load_reference
 from pyengine.engine.named.snapshot_calls import SnapshotCalls
 from pyengine.engine.named.snapshots import Snapshots
 from pyengine.engine.optim.optimizer import Optimizer
@@ -41,21 +38,14 @@ from pyengine.engine.optim.update_rule import UpdateRule
 from pyengine.engine.persist import checkpoint as checkpoints
 from pyengine.engine.persist.engine_state import (
     checkpoint_content,
-    checkpoint_tokenizer,
     engine_state,
     fixed_files,
-    load_tokenizer,
-    rebuilt_models,
-    restored_snapshots,
     saved_state,
 )
 from pyengine.engine.persist.export import ExportCalls
-from pyengine.engine.weights.packed_lora import engine_models, lora_settings
 from pyengine.errors import RequestError
 from pyengine.models.decoder import Decoder
-from pyengine.models.loader import load_model
 from pyengine.models.lora import Lora, LoraConfig
-from pyengine.models.source import resolve
 from pyengine.models.spec import DecoderSpec
 from pyengine.objectives.core.objective import Objective, SideOutput
 from pyengine.preferences.groups import Group, Preferences
@@ -129,6 +119,9 @@ class Engine(SnapshotCalls, ExportCalls):
         if device.type == "cpu":
             LEDGER.enter(self, Engine._untouched_bytes)
 
+    def __reduce__(self) -> NoReturn:
+        refuse_copy("Engine")
+
     # Loading
 
     @classmethod
@@ -144,7 +137,7 @@ class Engine(SnapshotCalls, ExportCalls):
         micro_batch_tokens: int | None = None,
         *,
         lora: LoraConfig | str | Path | None = None,
-        optimizer: UpdateRule | None = None,
+        optimizer: UpdateRule | Mapping[str, Any] | str | None = None,
         schedule: Schedule = "constant",
         warmup_steps: int = 0,
         total_steps: int | None = None,
@@ -194,33 +187,7 @@ class Engine(SnapshotCalls, ExportCalls):
     @classmethod
     def from_config(cls, config: EngineConfig) -> Self:
         """`from_pretrained` of the model at `config.source`, with the options as EngineConfig."""
-        path, lora, device = config.source, config.lora, device_of(config.device)
-        asked = asked_reference(config.reference, config.snapshot_folder)
-        adapters, own = lora_settings(lora, asked.own)
-        dtype = dtype_name(config.dtype, device)
-        config = dataclasses.replace(config, dtype=dtype, reference=own, lora=adapters)
-        source = resolve(path)
-        tokenizer = load_tokenizer(source)
-        model = load_model(source, DTYPES[config.dtype])
-        policy, frozen, of_policy = engine_models(model.decoder, config, lora)
-        if asked.path is not None:
-            frozen = load_reference(asked.path, policy.spec, policy.compute_dtype)
-            config = dataclasses.replace(config, reference="frozen")
-        snapshots = Snapshots(policy, of_policy, config.snapshot_folder)
-        snapshots.adopt_folder()
-        snapshots.reference = asked.snapshot
-        return cls(
-            policy,
-            frozen,
-            of_policy,
-            tokenizer,
-            model.config,
-            model.generation_config,
-            config,
-            device,
-            config.reference_cache,
-            snapshots,
-        )
+        return cls(*loaded_parts(config))
 
     @property
     def spec(self) -> DecoderSpec:
@@ -512,18 +479,7 @@ class Engine(SnapshotCalls, ExportCalls):
         anew = {"dtype": dtype, "kv_tokens": kv_tokens, "micro_batch_tokens": micro_batch_tokens}
         places = {"device": device, "reference_cache": reference_cache}
         state = state.on(**places, snapshot_folder=snapshot_folder, **anew)
-        models = rebuilt_models(content, state, path)
-        snapshots = restored_snapshots(models, state, content, path, snapshot_folder)
-        engine = cls(
-            *models,
-            checkpoint_tokenizer(content, path),
-            content.model["config.json"],
-            content.model.get("generation_config.json", {}),
-            state.config,
-            device_of(device),
-            state.config.reference_cache,
-            snapshots,
-        )
+        engine = cls(*restored_parts(content, state, path))
         if state.config.trains:
             moments = content.tensors.get("optimizer", {})
             engine._optimizer.load_state_tensors(moments, state.step_count, state.moments_reset_at)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable
 from functools import wraps
 from types import CodeType
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
-from pyengine.errors import EngineBusyError
+from pyengine.errors import EngineBusyError, RequestError
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 _NOW = "now"
@@ -31,11 +32,17 @@ class Guard:
     """
 
     def __init__(self) -> None:
+        self._process = os.getpid()
         self._running: dict[str, _Call] = {}  # one entry, put in and out by single steps of dict
         self._taking_over = threading.Lock()
 
     def enter(self, call: _Call) -> None:
-        """Raises EngineBusyError while another call runs."""
+        """Raises EngineBusyError while another call runs, RequestError in a fork of the process."""
+        if os.getpid() != self._process:
+            raise RequestError(
+                f"[{call.name}] this process is a fork of the one that made the engine, whose "
+                "threads and locks stayed there: start it by 'spawn' and load the engine in it"
+            )
         other = self._running.setdefault(_NOW, call)
         if other is not call and not _is_live(other):
             with self._taking_over:
@@ -71,6 +78,14 @@ def guarded(method: Method) -> Method:
             guard.leave(call)
 
     return cast(Method, alone)
+
+
+def refuse_copy(kind: str) -> NoReturn:
+    """What copy and pickle get."""
+    raise RequestError(
+        f"[{kind}] it cannot be copied or pickled: save_checkpoint writes it to a folder, from "
+        "which load_checkpoint makes another one, in another process too"
+    )
 
 
 def _is_live(call: _Call) -> bool:

@@ -16,7 +16,8 @@ from pyengine.engine.learn.tape import saved_bytes_per_row
 from pyengine.engine.memory_budget import Budget, budget, mib
 from pyengine.engine.named.named_models import KEPT
 from pyengine.engine.named.snapshots import Snapshots
-from pyengine.engine.optim.adamw import state_bytes
+from pyengine.engine.optim.adamw import AdamW
+from pyengine.engine.optim.update_rule import UpdateRule
 from pyengine.errors import ConfigError, RequestError
 from pyengine.models.decoder import Decoder
 from pyengine.models.lora import LoraConfig, adapter_sizes
@@ -51,7 +52,7 @@ class MemoryUse:
     dtype: str
     device: torch.device
     reference: ReferenceMemory = "none"
-    optimizer_bits: int = 32
+    rule: UpdateRule = field(default_factory=AdamW)
     lora: LoraConfig | None = None
     snapshots: int = 0
 
@@ -84,7 +85,7 @@ def use_of(
         config.dtype,
         device,
         kind,
-        config.optimizer.optimizer_bits,
+        config.optimizer.rule,
         config.adapters,
         min(len([each for each in snapshots.names if each != name]), KEPT),
     )
@@ -318,7 +319,7 @@ def _parts(
     learning = [
         ("packed by columns", packed * (head + _layer_elements(spec))),
         ("gradients", 4 * sum(trained)),
-        ("optimizer", sum(state_bytes(n, use.optimizer_bits) for n in trained)),
+        ("optimizer", sum(use.rule.state_bytes(n) for n in trained)),
         ("activations", micro_batch_tokens * per_token),
         ("side outputs", 4 * head * chains + rows),
     ]

@@ -16,6 +16,7 @@ from pyengine.ops.linear_logprob import (
     linear_logprob_stats,
     sequence_logprobs,
 )
+from pyengine.ops.lion import lion, lion_steps
 from pyengine.ops.listwise_loss import ListSurrogate, ListwiseLoss, listwise_loss
 from pyengine.ops.pairwise_loss import PairOperand, PairTerm, PairwiseLoss, pairwise_loss
 from pyengine.ops.philox_uniform import philox_uniform
@@ -56,6 +57,8 @@ __all__ = [
     "linear_logprob_forward",
     "linear_logprob_stats",
     "linear_pack",
+    "lion",
+    "lion_steps",
     "listwise_loss",
     "pairwise_loss",
     "philox_uniform",

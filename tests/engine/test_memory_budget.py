@@ -174,7 +174,9 @@ DOES_NOT = {"float32": ("float32", "copy", 32, None), "bfloat16": ("bfloat16", "
 def test_the_plan_of_smollm2_fits_a_container(tmp_path, monkeypatch, smollm2_gguf, name):
     """2 GiB with 150 MiB of Python and torch in it, before and after the weights are there."""
     dtype, reference, bits, lora = FITS[name]
-    use = memory.MemoryUse(read_spec(smollm2_gguf), dtype, CPU, reference, bits, lora)
+    use = memory.MemoryUse(
+        read_spec(smollm2_gguf), dtype, CPU, reference, pe.optim.AdamW(bits=bits), lora
+    )
     loaded = sum(size for n, size in memory._parts(use, 0, 0) if n in use.loaded)
     container(tmp_path, monkeypatch, 150 * MIB + loaded)
     sizes = memory.planned_sizes("Engine", use, None, None, None)
@@ -188,7 +190,9 @@ def test_the_plan_of_smollm2_fits_a_container(tmp_path, monkeypatch, smollm2_ggu
 def test_or_it_is_refused_with_the_arithmetic(tmp_path, monkeypatch, smollm2_gguf, name):
     """The sum in one sentence: in float32 when the engine is made, in bfloat16 for updates."""
     dtype, reference, bits, lora = DOES_NOT[name]
-    use = memory.MemoryUse(read_spec(smollm2_gguf), dtype, CPU, reference, bits, lora)
+    use = memory.MemoryUse(
+        read_spec(smollm2_gguf), dtype, CPU, reference, pe.optim.AdamW(bits=bits), lora
+    )
     loaded = sum(size for n, size in memory._parts(use, 0, 0) if n in use.loaded)
     container(tmp_path, monkeypatch, 150 * MIB + loaded)
     if name == "float32":

@@ -114,7 +114,7 @@ class SessionInference:
         """Lets go of a snapshot's model under all its names."""
         for name in [name for name, each in self.sampler.models.items() if each is model]:
             self.sampler.drop(name)
-        model.scratch.forget(model)
+        model.scratch.forget(model.mark)
 
     def drop_reference(self) -> None:
         """See Inference."""

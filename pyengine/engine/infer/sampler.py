@@ -53,6 +53,8 @@ class Sampler:
         self._pool: Tensor | None = None
         self._session: Any = None
         self._opened: tuple[tuple[str, float], ...] | None = None
+        # What the session was given: models with their versions, and the longest request.
+        self._given: tuple[list[tuple[PackedDecoder, int]], int] = ([], 0)
 
     def open(self, models: Mapping[str, float], longest: int) -> Any:
         """A session of these models, nothing running in it, for requests of up to `longest` tokens.
@@ -62,16 +64,20 @@ class Sampler:
         chosen = [self.models[name] for name in models]
         for model in chosen:
             model.refresh()
-        weights = [model.weights(longest) for model in chosen]
         key = tuple(models.items())
+        now = [(model, model.version) for model in chosen]
         if self._opened != key:
-            self._session, self._opened = None, None  # its memory first
+            self._session, self._opened, self._given = None, None, ([], 0)  # its memory first
+            weights = [model.weights(longest) for model in chosen]
             self._session = self._create(chosen, weights, list(models.values()))
-            self._opened = key
+            self._opened, self._given = key, (now, longest)
         else:
             self._session.clear()  # of what an interrupt left in it
-            for i, each in enumerate(weights):
-                self._session.set_weights(i, each)
+            if self._given[0] != now or self._given[1] < longest:
+                self._given = [], 0  # until all are there
+                for i, model in enumerate(chosen):
+                    self._session.set_weights(i, model.weights(longest))
+                self._given = now, longest
         self._session.set_version(sum(model.version for model in chosen))
         return self._session
 
@@ -84,7 +90,7 @@ class Sampler:
     def drop(self, name: str) -> None:
         """Lets go of a model, with the session that reads it."""
         if self._opened is not None and name in dict(self._opened):
-            self._session, self._opened = None, None
+            self._session, self._opened, self._given = None, None, ([], 0)
         self.models.pop(name, None)
 
     @property

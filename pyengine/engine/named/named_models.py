@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
+from weakref import WeakMethod
 
 from pyengine.engine.named.snapshots import Snapshots
 
@@ -16,15 +17,19 @@ Model = TypeVar("Model")
 class NamedModels(Generic[Model]):
     """Snapshots as models that sample and score: loaded when asked for, the last ones kept.
 
-    load        a snapshot's model
-    on_release  called with a model that is let go
+    load  a snapshot's model
     """
 
     def __init__(self, snapshots: Snapshots, load: Callable[[str], Model]) -> None:
         self.snapshots = snapshots
-        self.on_release: Callable[[Model], None] | None = None
+        self._release: WeakMethod[Callable[[Model], None]] | None = None
         self._load = load
         self._held: OrderedDict[str, Model] = OrderedDict()
+
+    def tell(self, release: Callable[[Model], None]) -> None:
+        """From now on `release`, a method, is called with a model that is let go. Its owner is not
+        kept alive: it holds these models itself, and would only go with a garbage collection."""
+        self._release = WeakMethod(release)
 
     @property
     def held(self) -> list[str]:
@@ -59,5 +64,6 @@ class NamedModels(Generic[Model]):
     def forget(self, name: str) -> None:
         """Lets one go, since its memory is needed or its weights have changed."""
         model = self._held.pop(name, None)
-        if model is not None and self.on_release is not None:
-            self.on_release(model)
+        release = None if self._release is None else self._release()
+        if model is not None and release is not None:
+            release(model)

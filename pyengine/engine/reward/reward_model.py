@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine import memory
 from pyengine.engine.batch.packing import Tree, check_tree
 from pyengine.engine.config import DTYPES, device_of, dtype_name, packed_kind
-from pyengine.engine.guard import Guard, guarded
+from pyengine.engine.guard import Guard, guarded, refuse_copy
 from pyengine.engine.learn.backbone import Backbone
 from pyengine.engine.learn.gradients import drops_gradients
 from pyengine.engine.memory_budget import LEDGER, budget
@@ -93,7 +93,7 @@ class RewardModel:
         self.pad_token_id = padding_of(model_config, tokenizer, self.spec.vocab_size)
         adapters = None if lora is None else lora.config
         self._memory_use = memory.MemoryUse(
-            self.spec, dtype, _CPU, optimizer_bits=optimizer.optimizer_bits, lora=adapters
+            self.spec, dtype, _CPU, rule=optimizer.rule, lora=adapters
         )
         self._sizes = memory.planned_sizes(
             "RewardModel", self._memory_use, 0, micro_batch_tokens, gradient_checkpointing
@@ -117,6 +117,9 @@ class RewardModel:
             micro_batch_tokens,
             gradient_checkpointing,
         )
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copy("RewardModel")
 
     @classmethod
     def from_pretrained(

@@ -85,10 +85,10 @@ class Scratch:
         """Memory that it keeps."""
         return sum(out.num_bytes for _, out in self._held.values())
 
-    def forget(self, owner: PackedDecoder) -> None:
-        """Lets go of a decoder that will not ask again; the memory stays for others."""
+    def forget(self, mark: object) -> None:
+        """Lets go of a decoder's that will not ask again; the memory stays for others."""
         for size, (name, out) in self._held.items():
-            if isinstance(name, tuple) and name[0] is owner:
+            if isinstance(name, tuple) and name[0] is mark:
                 self._held[size] = None, out
 
 
@@ -97,6 +97,7 @@ class PackedDecoder:
 
     scratch  where matrices are that are not kept; decoders that take turns may share it
     version  counts how often the weights have changed
+    mark     tells its matrices in the scratch from others', and keeps nobody alive
     """
 
     def __init__(self, decoder: Decoder, kind: Kind, scratch: Scratch | None = None) -> None:
@@ -104,6 +105,7 @@ class PackedDecoder:
         self.scratch = Scratch() if scratch is None else scratch
         self.kind: Kind = kind
         self.version = 0
+        self.mark = object()
         self.table = fused_matrices(decoder.spec)
         self._packed: dict[str, PackedWeight] = {}
         self._stale = set(self.table)  # not packed as they are now
@@ -192,7 +194,8 @@ class PackedDecoder:
         if key not in self._stale:
             return self._packed[key]
         return self.scratch.made(
-            (self, "rows", key, self.version), self.kind, *self._shape(key), self.table[key].gated,
+            (self.mark, "rows", key, self.version),
+            self.kind, *self._shape(key), self.table[key].gated,
             lambda out: self._pack(key, out),
         )  # fmt: skip
 
@@ -209,7 +212,7 @@ class PackedDecoder:
         assert key not in self._stale, "the scratch has room for one of the two"
         matrix = self.matrix(key)
         return self.scratch.made(
-            (self, "columns", key, self.version), matrix.kind, matrix.K, matrix.N, False,
+            (self.mark, "columns", key, self.version), matrix.kind, matrix.K, matrix.N, False,
             lambda out: linear_transpose(matrix, out),
         )  # fmt: skip
 

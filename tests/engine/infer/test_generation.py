@@ -425,3 +425,29 @@ def test_weights_that_are_not_finite_are_reported_and_the_engine_stays_usable(en
     with torch.no_grad():
         norm.copy_(kept)
     assert engine.generate(PROMPTS, PARAMS) == before
+
+
+def test_a_session_is_given_weights_only_where_something_changed(engine, monkeypatch):
+    """A dict of every tensor, which C++ checks, costs as much as a short call computes."""
+    from pyengine.engine.weights.packed import PackedDecoder
+
+    given, make = [], PackedDecoder.weights
+
+    def counting(self: PackedDecoder, longest: int) -> dict:
+        given.append(longest)
+        return make(self, longest)
+
+    monkeypatch.setattr(PackedDecoder, "weights", counting)
+    params = pe.SamplingParams(max_tokens=4, seed=1)
+    first = engine.generate([[5, 6, 7]], params)
+    assert engine.generate([[5, 6, 7]], params) == first
+    engine.score(first)
+    engine.generate([[5]], params)
+    assert given == [7]
+    engine.generate([[5] * 9], params)  # rotations reach further
+    assert given == [7, 13]
+    with torch.no_grad():
+        engine._policy.final_norm.weight.mul_(1.5)
+    second = engine.generate([[5, 6, 7]], params)
+    assert given == [7, 13, 7]
+    assert second[0].responses[0].logprobs != first[0].responses[0].logprobs

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 import pyengine as pe
+from pyengine.engine.guard import Guard
 from pyengine.engine.persist import checkpoint as checkpoints
 
 # What a save does to the disk, as Python reports it before it happens. The exchange of two folders
@@ -80,6 +81,7 @@ def save(engine: pe.Engine, path: Path, number: int) -> None:
     """A checkpoint whose weights tell its number."""
     with torch.no_grad():
         engine._policy.final_norm.weight.fill_(float(number))
+    engine._guard = Guard()  # a fork's own: saving needs none of the parent's threads
     engine.save_checkpoint(path, extra={"number": number})
 
 
