@@ -10,6 +10,7 @@ from pyengine.data.fitting import fit_prompts
 from pyengine.engine import SamplingParams
 from pyengine.loops import JudgePolicy, Online
 from pyengine.loops.rehearsal import check_parts
+from pyengine.loops.steps import Remember
 from pyengine.objectives.available import OBJECTIVES
 from pyengine.preferences import Derived, RewardFunction, Source
 from pyengine.preferences.pairings.available import PAIRINGS
@@ -102,13 +103,13 @@ class OnlineRun:
         columns = {k: [v[i] for i in fitted.kept] for k, v in given.columns.items()}
         return Prompts(fitted.prompts, columns, [given.places[i] for i in fitted.kept])
 
-    def loop(self, engine: Any, recorded: Callable[[Source], Source]) -> Online:
-        """The loop on an engine; training's source is what `recorded` makes of it."""
+    def loop(self, engine: Any, remember: Remember) -> Online:
+        """The loop on an engine."""
         recipe = self.recipe
         return Online(
             engine,
             self.prompts.prompts,
-            source=recorded(self.source),
+            source=self.source,
             pairing=self.pairing,
             objective=self.objective,
             sampling=recipe.sampling,
@@ -118,9 +119,9 @@ class OnlineRun:
             eval_prompts=self.held_out.prompts,
             eval_columns=self.held_out.columns,
             eval_sampling=self._eval_sampling(),
-            eval_source=self.source,
             min_valid_fraction=recipe.min_valid_fraction,
             judge=JudgePolicy(**dataclasses.asdict(recipe.judge)),
+            remember=remember,
             seed=recipe.seed,
         )
 

@@ -220,15 +220,15 @@ def test_a_round_broken_off_within_its_updates_is_not_saved_and_its_verdict_is_k
     verdicts = read_lines(tmp_path / "cut" / "verdicts.jsonl")
     assert [row["round"] for row in verdicts] == [1, 2, 3]
     asked = []
-    original = runner.RecordedSource.__call__
+    original = runner.Verdicts.__call__
 
-    def spy(self, groups):
+    def spy(self, round_number, *rest):
         before = self.replayed
-        feedback = original(self, groups)
-        asked.append((self.round, self.replayed > before))
-        return feedback
+        verdict = original(self, round_number, *rest)
+        asked.append((round_number, self.replayed > before))
+        return verdict
 
-    monkeypatch.setattr(runner.RecordedSource, "__call__", spy)
+    monkeypatch.setattr(runner.Verdicts, "__call__", spy)
     run(recipe, tmp_path / "cut", resume=True)
     assert asked == [(3, True), (4, False), (5, False), (6, False)]
     same_ends(tmp_path / "whole", tmp_path / "cut")
