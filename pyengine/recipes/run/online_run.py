@@ -12,7 +12,7 @@ from pyengine.loops import JudgePolicy, Online
 from pyengine.loops.rehearsal import check_parts
 from pyengine.loops.steps import Remember
 from pyengine.objectives.available import OBJECTIVES
-from pyengine.preferences import Derived, RewardFunction, Source
+from pyengine.preferences import Derived, RewardFunction, Source, TokenFunction
 from pyengine.preferences.pairings.available import PAIRINGS
 from pyengine.recipes.run.inputs import code_digest, data_digest
 from pyengine.recipes.run.model_text import ModelText
@@ -70,10 +70,7 @@ class OnlineRun:
         return {
             "prompts": data_digest([self.prompts.prompts, self.prompts.columns]),
             "held-out prompts": data_digest([self.held_out.prompts, self.held_out.columns]),
-        } | {
-            f"code of {function}": code_digest(function)
-            for function in (reward.function, *reward.columns.values())
-        }
+        } | {f"code of {function}": code_digest(function) for function in reward.functions}
 
     def prepare(self, text: ModelText, say: Callable[[str], None]) -> None:
         """Every prompt is rendered and must leave room for a response.
@@ -142,11 +139,13 @@ def reward_source(spec: RewardSpec, allow_code: bool) -> Source:
         return RewardFunction(load_reward(name, allow_code=allow_code), timeout_s=spec.timeout_s)
 
     source = function(spec.function)
-    if spec.label_threshold is None and spec.bradley_terry_scale is None and not spec.columns:
+    adds_columns = bool(spec.columns or spec.token_columns)
+    if spec.label_threshold is None and spec.bradley_terry_scale is None and not adds_columns:
         return source
     return Derived(
         source,
         label_threshold=spec.label_threshold,
         bradley_terry_scale=spec.bradley_terry_scale,
         columns={name: function(f) for name, f in spec.columns.items()},
+        token_columns={n: TokenFunction(function(f)) for n, f in spec.token_columns.items()},
     )

@@ -27,6 +27,7 @@ reward:
   columns: {safe: "rewards.py:safe", visits: "rewards.py:share", values: "rewards.py:share",
             target_logps: "rewards.py:share", greedy_rewards: "rewards.py:share",
             weight: "rewards.py:share"}
+  token_columns: {token_weight: "rewards.py:of_tokens", reward_mask: "rewards.py:of_tokens"}
 sampling: {n: 3, max_tokens: 4, seed: 3}
 pairing: all_pairs
 rounds: 2
@@ -39,6 +40,8 @@ def share(completion_ids):
     return [(sum(i * t for i, t in enumerate(ids, 1)) % 97 + 1) / 99 for ids in completion_ids]
 def reward(completion_ids):
     return share([[t + 1 for t in ids] for ids in completion_ids])
+def of_tokens(completion_ids):
+    return [[(t % 7 + 1) / 8 for t in ids] for ids in completion_ids]
 def safe(completion_ids):
     return [float(x > 0.5) for x in share(completion_ids)]
 """
@@ -50,14 +53,12 @@ ROWS = {
         for i, w in enumerate("abcd")
     ],
 }
-# What no recipe gives: further responses of a comparison, which a pairing would have to pick, and
-# numbers of every token. Batches built by hand have them.
+# What no recipe gives: further responses of a comparison, which a pairing would have to pick.
+# Batches built by hand have them.
 NO_RECIPE = {
     "dpo_rationale": "needs the rationale response",
     "slic": "needs the reg response",
-    "sparsepo": "needs reward_mask",
     "srpo": "needs the chosen_from_rejected response",
-    "weighted_token_dpo": "needs token_weight",
     "xpo": "needs the explore response",
 }
 # Rows of these kinds give an objective all it needs: a few of each unit and each way to the loss.
