@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pyengine.engine.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from pyengine.preferences.groups import Group
@@ -26,6 +29,7 @@ class Loop(ABC):
     round        rounds done; a round that raises before the weights moved leaves it, and all else,
                  as it was
     last_groups  of the last round, for reports
+    last_report  of the last round; it is there as soon as the round counts as done
 
     A loop computes and counts. Checkpoints, signals, files and resuming are the runner's, which
     works with every loop through these methods.
@@ -37,6 +41,7 @@ class Loop(ABC):
         self.engine = engine
         self.round = 0
         self.last_groups: list[Group] = []
+        self.last_report: Report = {}
         self._steps_before = engine.step_count
 
     @abstractmethod
@@ -67,10 +72,13 @@ class Loop(ABC):
         """Do one round and return its report."""
         self._steps_before = self.engine.step_count
         report = self._one_round()
-        self.round += 1
-        self._steps_before = self.engine.step_count
-        place = {"round": self.round, "step": self.engine.step_count}
-        return place | report | place
+        done = {"round": self.round + 1, "step": self.engine.step_count}
+        uninterrupted(
+            partial(setattr, self, "last_report", done | report | done),
+            partial(setattr, self, "round", done["round"]),
+            partial(setattr, self, "_steps_before", done["step"]),
+        )
+        return self.last_report
 
     @property
     def moved(self) -> bool:

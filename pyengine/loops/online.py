@@ -18,6 +18,7 @@ from pyengine.loops.walk import PromptWalk
 from pyengine.preferences.groups import Preferences
 
 if TYPE_CHECKING:
+    from pyengine.preferences.groups import Group
     from pyengine.preferences.pairings.pairing import Pairing
     from pyengine.preferences.sources.source import Source
 
@@ -44,6 +45,8 @@ class Online(Loop):
     eval_every          evaluate after every so many rounds; 0: only when `evaluate` is called
     min_valid_fraction  a round with a smaller fraction of valid rewards is a failure of the judge
     judge               what is done about one, see steps.JudgePolicy; None: RewardError
+    remember            remember(round, groups, ask) -> ask(), or the verdict that it kept of that
+                        round and those responses when they were judged before; None: always asks
     seed                order of the prompts
 
     Prompts are walked in an order shuffled anew each epoch. Request i of round r has id
@@ -72,6 +75,7 @@ class Online(Loop):
         eval_every: int = 0,
         min_valid_fraction: float = 0.5,
         judge: steps.JudgePolicy | None = None,
+        remember: steps.Remember | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(engine)
@@ -89,7 +93,7 @@ class Online(Loop):
         self.eval_source = eval_source or source
         self.eval_every = eval_every
         self.min_valid_fraction = min_valid_fraction
-        self.judge = judge or steps.JudgePolicy()
+        self.judge, self.remember = judge or steps.JudgePolicy(), remember
         self.seed = seed
         self.rounds_without_update = self.rounds_skipped = 0
         self._check()
@@ -156,8 +160,7 @@ class Online(Loop):
                 self.engine, self.prompts, indices, self.sampling, first, self.columns
             ),
         )
-        where = f"[Online] round {self.round + 1}"
-        verdict = clock("reward", lambda: steps.judge(self.source, groups, self.judge, where))
+        verdict = clock("reward", lambda: self._verdict(groups))
         reference = clock("score", lambda: steps.reference_logps(self.engine, groups))
         report: Report = sample_metrics(groups, reference)
         report |= {"judge/retries": verdict.retries}
@@ -173,11 +176,20 @@ class Online(Loop):
         report |= {
             "rounds_without_update": self.rounds_without_update,
             "rounds_skipped": self.rounds_skipped,
+            "epoch": (first + self.prompts_per_round) // len(self.prompts),
         }
         report |= mean_metrics(updates)
         tokens = sum(len(r.token_ids) for g in groups for r in g.responses)
         report["tokens_per_s"] = tokens / max(clock.seconds["generate"], 1e-9)
         return report | clock.report()
+
+    def _verdict(self, groups: Sequence[Group]) -> steps.Verdict:
+        number = self.round + 1
+
+        def ask() -> steps.Verdict:
+            return steps.judge(self.source, groups, self.judge, f"[Online] round {number}")
+
+        return ask() if self.remember is None else self.remember(number, groups, ask)
 
     def _update(self, batch: Preferences) -> list[dict[str, float]]:
         if steps.trainable(batch, self.objective):
@@ -192,7 +204,6 @@ class Online(Loop):
         Raises RewardError where the judge fails and its policy is to stop; nothing was trained.
         """
         report = super().run_round()
-        report["epoch"] = self.epoch
         if self.eval_every and self.round % self.eval_every == 0:
             clock = steps.Clock()
             report |= clock("eval", self.evaluate).metrics() | clock.report()

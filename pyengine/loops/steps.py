@@ -73,6 +73,9 @@ class Verdict:
     reason: str = ""
 
 
+Remember = Callable[[int, "Sequence[Group]", Callable[[], Verdict]], Verdict]
+
+
 def judge(source: Source, groups: Sequence[Group], policy: JudgePolicy, where: str) -> Verdict:
     """The source's feedback on groups, asked again and given up on as the policy says.
 

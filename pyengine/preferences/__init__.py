@@ -9,6 +9,7 @@ from pyengine.preferences.sources.derived import Derived
 from pyengine.preferences.sources.reward_function import RewardFunction, RewardSum
 from pyengine.preferences.sources.reward_model_source import RewardModelSource
 from pyengine.preferences.sources.source import Gives, Source
+from pyengine.preferences.sources.token_function import TokenFunction
 
 __all__ = [
     "AllPairs",
@@ -27,4 +28,5 @@ __all__ = [
     "RewardSum",
     "SampleStatus",
     "Source",
+    "TokenFunction",
 ]

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pyengine.errors import ConfigError
-from pyengine.preferences.feedback import MAX_ERRORS, Feedback
+from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
 from pyengine.preferences.groups import Group
 from pyengine.preferences.sources.source import Gives, Source, gives
+from pyengine.preferences.sources.token_function import TokenFunction
 
 
 class Derived:
@@ -18,6 +19,7 @@ class Derived:
     label_threshold      a response is desirable where its reward is greater; None: no labels
     bradley_terry_scale  P(i beats j) = sigmoid((reward_i - reward_j) / scale); None: no matrix
     columns              name -> a source whose rewards become that column
+    token_columns        name -> a function that gives numbers of every token
 
     A pair with a response that has no reward has no probability. A response that a column's source
     fails on, or abstains on, has failed or abstained.
@@ -31,6 +33,7 @@ class Derived:
         label_threshold: float | None = None,
         bradley_terry_scale: float | None = None,
         columns: Mapping[str, Source] | None = None,
+        token_columns: Mapping[str, TokenFunction] | None = None,
     ) -> None:
         if label_threshold is not None and not math.isfinite(label_threshold):
             raise ConfigError(f"[Derived] label_threshold must be finite but is {label_threshold}")
@@ -40,6 +43,7 @@ class Derived:
                 f"[Derived] bradley_terry_scale must be > 0 and finite but is {scale}"
             )
         self.source, self.columns = source, dict(columns or {})
+        self.token_columns = dict(token_columns or {})
         self.label_threshold, self.bradley_terry_scale = label_threshold, scale
 
     @property
@@ -51,13 +55,20 @@ class Derived:
             labels=own.labels or self.label_threshold is not None,
             matrix=own.matrix or self.bradley_terry_scale is not None,
             columns=tuple(dict.fromkeys((*own.columns, *self.columns))),
+            token_columns=tuple(dict.fromkeys((*own.token_columns, *self.token_columns))),
         )
 
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """The source's feedback, with what is added."""
         feedback = self.source(groups)
         for name, source in self.columns.items():
-            self._add_column(feedback, name, source(groups))
+            column = source(groups)
+            feedback.columns[name] = [list(row) for row in column.rewards]
+            feedback.components |= {name: [list(row) for row in column.rewards]}
+            _take_failures(feedback, column.status, column.errors)
+        for name, function in self.token_columns.items():
+            feedback.token_columns[name], status, errors = function(groups)
+            _take_failures(feedback, status, errors)
         if self.label_threshold is not None:
             threshold = self.label_threshold
             feedback.labels = [
@@ -70,15 +81,16 @@ class Derived:
             ]
         return feedback
 
-    @staticmethod
-    def _add_column(feedback: Feedback, name: str, column: Feedback) -> None:
-        feedback.columns[name] = [list(row) for row in column.rewards]
-        feedback.components |= {name: [list(row) for row in column.rewards]}
-        feedback.errors = (feedback.errors + column.errors)[:MAX_ERRORS]
-        for g, row in enumerate(column.status):
-            for k, status in enumerate(row):
-                if status != "value" and feedback.status[g][k] == "value":
-                    feedback.status[g][k], feedback.rewards[g][k] = status, None
+
+def _take_failures(
+    feedback: Feedback, statuses: Sequence[Sequence[SampleStatus]], errors: Sequence[str]
+) -> None:
+    """A response without one of its numbers has no reward, either."""
+    feedback.errors = [*feedback.errors, *errors][:MAX_ERRORS]
+    for g, row in enumerate(statuses):
+        for k, status in enumerate(row):
+            if status != "value" and feedback.status[g][k] == "value":
+                feedback.status[g][k], feedback.rewards[g][k] = status, None
 
 
 def _bradley_terry(a: float | None, b: float | None, scale: float) -> float | None:

@@ -11,22 +11,24 @@ from pyengine.preferences.feedback import SampleStatus
 
 MAX_REWARD = 1e38  # so that a difference of two rewards is finite in float32
 
-Outcome = tuple[float | None, SampleStatus, str]  # reward, status, message
+Outcome = tuple[Any, SampleStatus, str]  # reward or None, status, message
+Read = Callable[[Any], Outcome]
 Call = Callable[[dict[str, Any]], Any]
 
 
 def judge(
-    call: Call, arguments: dict[str, list[Any]], size: int, timeout_s: float
+    call: Call, arguments: dict[str, list[Any]], size: int, timeout_s: float, read: Read
 ) -> tuple[list[Outcome], str]:
     """Outcomes of `call(arguments)`, one per sample, and a note if it had to be repeated.
 
     arguments  name -> `size` items; each call gets copies
+    read       what one returned item comes to, e.g. outcome_of
     A call that raises is repeated for one sample at a time. After timeout_s seconds the samples
     without an outcome are errors, and the thread is left to end by itself.
     """
     if not size:
         return [], ""
-    job = _Job(call, arguments, size)
+    job = _Job(call, arguments, size, read)
     threading.Thread(target=job.run, name="pyengine-reward", daemon=True).start()
     try:
         job.finished.wait(timeout_s)
@@ -39,8 +41,8 @@ def judge(
 class _Job:
     """The calls of one judging, in a thread; the caller takes what is there at the deadline."""
 
-    def __init__(self, call: Call, arguments: dict[str, list[Any]], size: int) -> None:
-        self._call, self._arguments, self._size = call, arguments, size
+    def __init__(self, call: Call, arguments: dict[str, list[Any]], size: int, read: Read) -> None:
+        self._call, self._arguments, self._size, self._read = call, arguments, size, read
         self._outcomes: list[Outcome | None] = [None] * size
         self._interrupt: BaseException | None = None
         self.note = ""
@@ -94,7 +96,7 @@ class _Job:
         elif len(values) != stop - start:
             message = f"must return {stop - start} rewards but returned {len(values)}"
         else:
-            return [outcome_of(value) for value in values]
+            return [self._read(value) for value in values]
         return [(None, "error", message)] * (stop - start)
 
 
@@ -116,6 +118,22 @@ def outcome_of(value: Any) -> Outcome:
     if not -MAX_REWARD <= number <= MAX_REWARD:
         return None, "error", f"reward must be finite and within 1e38 but is {_show(number)}"
     return float(number), "value", ""
+
+
+def numbers_of(value: Any) -> Outcome:
+    """Sort a returned list of numbers, one for each token, in the same way."""
+    if value is None:
+        return None, "abstain", ""
+    items = _as_list(value)
+    if items is None:
+        return None, "error", f"must be a list of numbers or None but is {_show(value)}"
+    numbers = []
+    for item in items:
+        number, status, message = outcome_of(item)
+        if status != "value":
+            return None, "error", message or "a token's number must not be None"
+        numbers.append(number)
+    return numbers, "value", ""
 
 
 def _show(value: Any) -> str:

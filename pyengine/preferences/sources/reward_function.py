@@ -13,7 +13,7 @@ from typing import Any
 from pyengine.errors import ConfigError, RequestError
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
 from pyengine.preferences.groups import Group
-from pyengine.preferences.sources.isolation import Outcome, describe, judge, outcome_of
+from pyengine.preferences.sources.isolation import Outcome, Read, describe, judge, outcome_of
 
 _OWN_ARGUMENTS = ("prompts", "completions", "prompt_ids", "completion_ids")
 
@@ -58,18 +58,25 @@ class RewardFunction:
 
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """One reward, abstention or error per response."""
+        rewards, status, errors = self.ask(groups, outcome_of)
+        components = {self.name: [list(row) for row in rewards]}
+        return Feedback(rewards, status, errors, components)
+
+    def ask(
+        self, groups: Sequence[Group], read: Read
+    ) -> tuple[list[list[Any]], list[list[SampleStatus]], list[str]]:
+        """[group][response] of what f returned, as `read` takes it, and of statuses; messages."""
         arguments = self._arguments(groups)
         where = [(g, k) for g, group in enumerate(groups) for k in range(len(group.responses))]
-        outcomes, note = judge(self._call, arguments, len(where), self.timeout_s)
-        rewards: list[list[float | None]] = [[None] * len(group.responses) for group in groups]
+        outcomes, note = judge(self._call, arguments, len(where), self.timeout_s, read)
+        values: list[list[Any]] = [[None] * len(group.responses) for group in groups]
         status: list[list[SampleStatus]] = [["error"] * len(group.responses) for group in groups]
         errors = [f"[{self.name}] {note}"] if note else []
-        for (g, k), (reward, state, message) in zip(where, outcomes, strict=True):
-            rewards[g][k], status[g][k] = reward, state
+        for (g, k), (value, state, message) in zip(where, outcomes, strict=True):
+            values[g][k], status[g][k] = value, state
             if state == "error":
                 errors.append(f"[{self.name}] groups[{g}].responses[{k}]: {message}")
-        components = {self.name: [list(row) for row in rewards]}
-        return Feedback(rewards, status, errors[:MAX_ERRORS], components)
+        return values, status, errors[:MAX_ERRORS]
 
     def _arguments(self, groups: Sequence[Group]) -> dict[str, list[Any]]:
         """What f takes, as copies: name -> one item per response."""

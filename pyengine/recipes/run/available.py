@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 from pyengine.loops import Loop
+from pyengine.loops.steps import Remember
 from pyengine.objectives import Objective
-from pyengine.preferences import Source
 from pyengine.recipes.run.model_text import ModelText
 from pyengine.recipes.run.offline_run import OfflineRun
 from pyengine.recipes.run.online_run import OnlineRun
@@ -40,7 +40,7 @@ class Run(Protocol):
 
     def prepare(self, text: ModelText, say: Callable[[str], None]) -> None: ...
 
-    def loop(self, engine: Any, recorded: Callable[[Source], Source]) -> Loop: ...
+    def loop(self, engine: Any, remember: Remember) -> Loop: ...
 
 
 RUNS: dict[str, RunClass] = {cls.name: cls for cls in (OnlineRun, OfflineRun)}

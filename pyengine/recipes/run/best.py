@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pyengine.errors import ConfigError
@@ -46,12 +46,8 @@ class Best:
         spec = self._spec
         return spec is not None and spec.patience is not None and self._without >= spec.patience
 
-    def state(self) -> dict[str, Any]:
-        """JSON-able."""
-        return {"round": self.round, "value": self._value, "without": self._without}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """What `state` gave."""
-        if state:
-            self.round, self._value = state["round"], state["value"]
-            self._without = int(state["without"])
+    def recall(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Takes the evaluations among a run's metrics in, each as often as it is on file: once."""
+        for row in rows:
+            if self._spec is not None and self._spec.metric in row:
+                self.see(row["round"], row)

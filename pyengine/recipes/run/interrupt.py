@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -39,4 +40,6 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        self._on_request()
+        # A signal may come while a line is printed, and Python refuses to print another one then.
+        with contextlib.suppress(RuntimeError):
+            self._on_request()

@@ -13,8 +13,9 @@ from pyengine.errors import ConfigError, RequestError
 from pyengine.loops import Offline
 from pyengine.loops.offline import held_out_split
 from pyengine.loops.rehearsal import made_up_group
+from pyengine.loops.steps import Remember
 from pyengine.objectives.available import OBJECTIVES
-from pyengine.preferences import Gives, Preferences, Source
+from pyengine.preferences import Gives, Preferences
 from pyengine.preferences.groups import Comparison
 from pyengine.preferences.pairings.available import PAIRINGS
 from pyengine.preferences.subset import num_examples
@@ -143,8 +144,8 @@ class OfflineRun:
         pairs = self.pairing(data.groups, data.feedback)
         return dataclasses.replace(data, comparisons=pairs.comparisons)
 
-    def loop(self, engine: Any, recorded: Callable[[Source], Source]) -> Offline:
-        """The loop on an engine."""
+    def loop(self, engine: Any, remember: Remember) -> Offline:
+        """The loop on an engine; there is no judge whose verdicts could be remembered."""
         recipe = self.recipe
         return Offline(
             engine,

@@ -10,8 +10,9 @@ from pyengine.data.fitting import fit_prompts
 from pyengine.engine import SamplingParams
 from pyengine.loops import JudgePolicy, Online
 from pyengine.loops.rehearsal import check_parts
+from pyengine.loops.steps import Remember
 from pyengine.objectives.available import OBJECTIVES
-from pyengine.preferences import Derived, RewardFunction, Source
+from pyengine.preferences import Derived, RewardFunction, Source, TokenFunction
 from pyengine.preferences.pairings.available import PAIRINGS
 from pyengine.recipes.run.inputs import code_digest, data_digest
 from pyengine.recipes.run.model_text import ModelText
@@ -69,10 +70,7 @@ class OnlineRun:
         return {
             "prompts": data_digest([self.prompts.prompts, self.prompts.columns]),
             "held-out prompts": data_digest([self.held_out.prompts, self.held_out.columns]),
-        } | {
-            f"code of {function}": code_digest(function)
-            for function in (reward.function, *reward.columns.values())
-        }
+        } | {f"code of {function}": code_digest(function) for function in reward.functions}
 
     def prepare(self, text: ModelText, say: Callable[[str], None]) -> None:
         """Every prompt is rendered and must leave room for a response.
@@ -102,13 +100,13 @@ class OnlineRun:
         columns = {k: [v[i] for i in fitted.kept] for k, v in given.columns.items()}
         return Prompts(fitted.prompts, columns, [given.places[i] for i in fitted.kept])
 
-    def loop(self, engine: Any, recorded: Callable[[Source], Source]) -> Online:
-        """The loop on an engine; training's source is what `recorded` makes of it."""
+    def loop(self, engine: Any, remember: Remember) -> Online:
+        """The loop on an engine."""
         recipe = self.recipe
         return Online(
             engine,
             self.prompts.prompts,
-            source=recorded(self.source),
+            source=self.source,
             pairing=self.pairing,
             objective=self.objective,
             sampling=recipe.sampling,
@@ -118,9 +116,9 @@ class OnlineRun:
             eval_prompts=self.held_out.prompts,
             eval_columns=self.held_out.columns,
             eval_sampling=self._eval_sampling(),
-            eval_source=self.source,
             min_valid_fraction=recipe.min_valid_fraction,
             judge=JudgePolicy(**dataclasses.asdict(recipe.judge)),
+            remember=remember,
             seed=recipe.seed,
         )
 
@@ -141,11 +139,13 @@ def reward_source(spec: RewardSpec, allow_code: bool) -> Source:
         return RewardFunction(load_reward(name, allow_code=allow_code), timeout_s=spec.timeout_s)
 
     source = function(spec.function)
-    if spec.label_threshold is None and spec.bradley_terry_scale is None and not spec.columns:
+    adds_columns = bool(spec.columns or spec.token_columns)
+    if spec.label_threshold is None and spec.bradley_terry_scale is None and not adds_columns:
         return source
     return Derived(
         source,
         label_threshold=spec.label_threshold,
         bradley_terry_scale=spec.bradley_terry_scale,
         columns={name: function(f) for name, f in spec.columns.items()},
+        token_columns={n: TokenFunction(function(f)) for n, f in spec.token_columns.items()},
     )

@@ -107,9 +107,13 @@ class RunFolder:
             require_same(saved["digests"], inputs, str(self.path))
 
     def keep_inputs(self, inputs: Mapping[str, str], date: datetime) -> None:
-        """Puts digests of what the run reads, and its date, on file."""
-        kept = {"date": date.isoformat(), "digests": dict(inputs)}
-        atomic_write(self.inputs, json.dumps(kept, indent=2) + "\n")
+        """Puts digests of what the run reads, and its date, on file, if they are not there.
+
+        A run from before they were kept has checkpoints; one killed before it could has none.
+        """
+        if not self.inputs.exists() and not self.checkpoints.exists():
+            kept = {"date": date.isoformat(), "digests": dict(inputs)}
+            atomic_write(self.inputs, json.dumps(kept, indent=2) + "\n")
 
     def cut(self, last_round: int) -> None:
         """Drop lines of rounds after `last_round`, and a line that a kill left half-written."""

@@ -17,14 +17,13 @@ from pyengine.errors import CheckpointError, MissingDependencyError, PyengineErr
 from pyengine.files import atomic_write
 from pyengine.loops import Evaluation, Loop
 from pyengine.loops.evaluate import mean_and_error
-from pyengine.preferences import Source
 from pyengine.recipes.run.available import run_of
 from pyengine.recipes.run.best import Best
 from pyengine.recipes.run.interrupt import StopRequest
 from pyengine.recipes.run.model_text import ModelText
 from pyengine.recipes.run.run_folder import RunFolder
 from pyengine.recipes.run.samples import comparison_markdown, sample_rows
-from pyengine.recipes.run.verdicts import RecordedSource
+from pyengine.recipes.run.verdicts import Verdicts
 from pyengine.recipes.schema.recipe import Recipe
 from pyengine.reports.plot import plot
 from pyengine.reports.writers.jsonl import append_lines, read_lines
@@ -119,8 +118,6 @@ class _Session:
         self.best = Best(recipe.early_stop)
         self.engine: Engine
         self.loop: Loop
-        self.row: dict[str, Any] = {}  # of the last round, until it is on file
-        self.recorded: RecordedSource | None = None
         self.saved_round: int | None = None
 
     def prepare(self, resume: bool) -> None:
@@ -133,8 +130,7 @@ class _Session:
 
     def open(self, resume: bool) -> None:
         has_run = self.folder.open(self.recipe, resume)
-        if not has_run:
-            self.folder.keep_inputs(self.inputs, self.date)
+        self.folder.keep_inputs(self.inputs, self.date)
         if resume and not has_run:
             self.say(f"nothing to resume in {self.folder.path}: starting from the first round")
         newest = checkpoints.newest_verified(self.folder.checkpoints) if has_run else None
@@ -149,11 +145,13 @@ class _Session:
         plan = self.engine.memory_plan(self.run.objective)
         self.say(f"memory: {plan}")
         plan.check_update()
-        self.loop = self.run.loop(self.engine, self._record_verdicts)
+        self.loop = self.run.loop(self.engine, Verdicts(self.folder.verdicts))
         if newest is not None:
             self._load_state(newest)
         # Without a checkpoint the evaluation before training is made again, too.
         self.folder.cut(self.loop.round if newest is not None else -1)
+        if self.folder.metrics.exists():
+            self.best.recall(read_lines(self.folder.metrics))
 
     def _fresh_engine(self) -> Engine:
         return Engine.from_pretrained(
@@ -173,17 +171,12 @@ class _Session:
             snapshot_folder=engine.snapshot_folder,
         )
 
-    def _record_verdicts(self, source: Source) -> Source:
-        self.recorded = RecordedSource(source, self.folder.verdicts)
-        return self.recorded
-
     def _load_state(self, path: Path) -> None:
         extra = self.engine.extra
         if not isinstance(extra.get("loop"), dict):
             raise CheckpointError(f"[{path}] must hold the state of a loop but holds none")
         self.loop.load_state_dict(extra["loop"])
-        self.best.load_state(extra.get("best") or {})
-        self.row = extra.get("report") or {}
+        self.loop.last_report = extra.get("report") or {}
         self.saved_round = self.loop.round
 
     def train(self, stop: StopRequest) -> bool:
@@ -191,7 +184,7 @@ class _Session:
         if self.folder.last_round() < self.loop.round:
             # The first evaluation, or that of a round that was saved before it was evaluated.
             if self.loop.round == 0:
-                self.row = {"round": 0, "step": self.engine.step_count}
+                self.loop.last_report = {"round": 0, "step": self.engine.step_count}
             if stop.requested:
                 self._save_checkpoint()
                 return True
@@ -200,9 +193,7 @@ class _Session:
             if stop.requested:
                 self._save_checkpoint()
                 return True
-            if self.recorded is not None:
-                self.recorded.round = self.loop.round + 1
-            self.row = self.loop.run_round()
+            self.loop.run_round()
             if self._checkpoint_is_due():
                 self._save_checkpoint()
             self._record()
@@ -228,7 +219,7 @@ class _Session:
 
     def _record(self) -> None:
         """The last round's evaluation, where one is due, and its line of the metrics."""
-        row = dict(self.row)
+        row = dict(self.loop.last_report)
         if self.run.evaluates and self._evaluation_is_due():
             self.say("evaluating what is held out")
             evaluation = self.loop.evaluate()
@@ -236,19 +227,15 @@ class _Session:
             if isinstance(evaluation, Evaluation):
                 append_lines(self.folder.samples, sample_rows(self.loop.round, evaluation))
             if self.best.see(self.loop.round, row):
-                self._save_checkpoint(again=True)
+                self._save_checkpoint()
         append_lines(self.folder.metrics, [row])
         self.tell(row)
 
-    def _save_checkpoint(self, again: bool = False) -> None:
-        if self.saved_round == self.loop.round and not again:
+    def _save_checkpoint(self) -> None:
+        if self.saved_round == self.loop.round:
             return
         path = self.folder.checkpoint(self.loop.round)
-        extra = {
-            "loop": self.loop.state_dict(),
-            "report": self.row,
-            "best": self.best.state(),
-        }
+        extra = {"loop": self.loop.state_dict(), "report": self.loop.last_report}
         self.engine.save_checkpoint(path, extra=extra)
         self.saved_round = self.loop.round
         kept = None if self.best.round is None else self.folder.checkpoint(self.best.round)

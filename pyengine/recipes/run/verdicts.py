@@ -2,63 +2,65 @@
 
 A run that was broken off within a round's updates is resumed before that round. Its samples are
 drawn again, the same to the bit; the judge need not say the same again, and its answers may cost
-money: those on file are taken.
+money: those on file are taken. A round that the judge's failure ended has none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pyengine.errors import CheckpointError, RequestError
+from pyengine.loops.steps import Verdict
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Group
-from pyengine.preferences.sources.source import Gives, Source, gives
 from pyengine.reports.writers.jsonl import append_lines, read_lines
 
 
-class RecordedSource:
-    """A source whose verdicts are on file: of the same responses it gives the same feedback.
+class Verdicts:
+    """Verdicts on file: see steps.Remember.
 
-    path    a line file: {"round", "digest", "feedback"} of each round that was judged
+    path      a line file: {"round", "digest", "retries", "feedback"} of each round that was judged,
+              and the reason where there is no feedback, because the round was skipped
     replayed  how many verdicts were taken from there
     """
 
-    def __init__(self, source: Source, path: Path) -> None:
-        self.source, self.path = source, path
-        self.name = getattr(source, "name", type(source).__name__)
-        self.round = 0  # of the next call, for the file's readers
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.replayed = 0
-        self._known: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            self._known = {row["digest"]: row["feedback"] for row in read_lines(path)}
+        rows = read_lines(path) if path.exists() else []
+        self._known = {(row["round"], row.get("digest")): row for row in rows}
 
-    @property
-    def gives(self) -> Gives:
-        """What the source gives."""
-        return gives(self.source)
-
-    def __call__(self, groups: Sequence[Group]) -> Feedback:
-        """The verdict on file, or the source's, which is then on file."""
+    def __call__(
+        self, round_number: int, groups: Sequence[Group], ask: Callable[[], Verdict]
+    ) -> Verdict:
+        """The verdict on file of that round and those responses, or the judge's, then on file."""
         digest = digest_of(groups)
-        if digest in self._known:
+        row = self._known.get((round_number, digest))
+        if row is not None:
+            verdict = self._read(row, groups)
             self.replayed += 1
-            return self._read(digest, groups)
-        feedback = self.source(groups)
-        row = {"round": self.round, "digest": digest, "feedback": feedback.to_json()}
+            return verdict
+        verdict = ask()
+        feedback = None if verdict.feedback is None else verdict.feedback.to_json()
+        row = {"round": round_number, "digest": digest, "retries": verdict.retries}
+        row |= {"feedback": feedback} if feedback is not None else {"reason": verdict.reason}
         append_lines(self.path, [row])
-        return feedback
+        return verdict
 
-    def _read(self, digest: str, groups: Sequence[Group]) -> Feedback:
+    def _read(self, row: dict[str, Any], groups: Sequence[Group]) -> Verdict:
+        retries = row.get("retries", 0)  # older files did not count them
+        if "reason" in row:
+            return Verdict(None, retries, row["reason"])
         try:
-            feedback = Feedback.from_json(self._known[digest])
+            feedback = Feedback.from_json(row["feedback"])
             feedback.check_shape([len(g.responses) for g in groups])
         except (RequestError, TypeError, LookupError) as error:
             raise CheckpointError(f"[{self.path}] must hold feedback but {error}") from error
-        return feedback
+        return Verdict(feedback, retries)
 
 
 def digest_of(groups: Sequence[Group]) -> str:

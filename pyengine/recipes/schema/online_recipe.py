@@ -47,6 +47,8 @@ class RewardSpec:
     bradley_terry_scale  gives a preference matrix: P(i beats j) = sigmoid((r_i - r_j) / scale)
     columns              gives columns that an objective asks for by name ("safe", "visits"): name
                          -> a further function
+    token_columns        gives numbers of every token ("token_weight"): name -> a function that
+                         returns a list of them for each response
     """
 
     SHORTHAND: ClassVar[str] = "function"
@@ -55,6 +57,12 @@ class RewardSpec:
     label_threshold: float | None = None
     bradley_terry_scale: float | None = field(default=None, metadata={"above": 0})
     columns: dict[str, str] = field(default_factory=dict)
+    token_columns: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def functions(self) -> list[str]:
+        """All that it names."""
+        return [self.function, *self.columns.values(), *self.token_columns.values()]
 
     def absolute(self, base: Path) -> RewardSpec:
         """With the files that hold its code below `base`."""
@@ -62,6 +70,7 @@ class RewardSpec:
             self,
             function=absolute_function(self.function, base),
             columns={k: absolute_function(f, base) for k, f in self.columns.items()},
+            token_columns={k: absolute_function(f, base) for k, f in self.token_columns.items()},
         )
 
 

@@ -7,7 +7,15 @@ import math
 import pytest
 
 from pyengine.errors import ConfigError
-from pyengine.preferences import Derived, Feedback, Gives, Group, Response
+from pyengine.preferences import (
+    Derived,
+    Feedback,
+    Gives,
+    Group,
+    Response,
+    RewardFunction,
+    TokenFunction,
+)
 from pyengine.preferences.sources.source import gives
 
 GROUPS = [Group([1], [Response([k], text=str(k)) for k in range(3)])]
@@ -65,3 +73,37 @@ def test_it_says_what_it_gives():
 def test_bad_numbers_are_refused(option, value):
     with pytest.raises(ConfigError, match=f"{option} must be"):
         Derived(rewards(1.0), **{option: value})
+
+
+def of_tokens(*lists):
+    def numbers(completion_ids):
+        return list(lists) if len(completion_ids) > 1 else [lists[completion_ids[0][0]]]
+
+    return TokenFunction(RewardFunction(numbers))
+
+
+def test_numbers_of_tokens_are_columns_and_a_response_without_them_has_no_reward():
+    weights = of_tokens([1], None, [True])
+    judge = Derived(rewards(1.0, 2.0, 3.0), token_columns={"token_weight": weights})
+    assert gives(judge) == Gives(token_columns=("token_weight",))
+    feedback = judge(GROUPS)
+    assert feedback.token_columns == {"token_weight": [[[1.0], None, [1.0]]]}
+    assert feedback.rewards == [[1.0, None, 3.0]]
+    assert feedback.status == [["value", "abstain", "value"]]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ([1.0, 2.0], "must return one number for each of 1 tokens but returned 2"),
+        ([float("nan")], "must be finite"),
+        ([None], "a token's number must not be None"),
+        (1.0, "must be a list of numbers or None but is 1.0"),
+    ],
+)
+def test_bad_numbers_of_tokens_fail_their_response_alone(bad, message):
+    weights = of_tokens([1.0], bad, [1.0])
+    feedback = Derived(rewards(1.0, 2.0, 3.0), token_columns={"w": weights})(GROUPS)
+    assert feedback.status == [["value", "error", "value"]]
+    assert feedback.errors[0].startswith("[numbers] groups[0].responses[1]: ")
+    assert message in feedback.errors[0]

@@ -2,87 +2,29 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 
 import pytest
-from fake_engine import FakeEngine, FakeText
+from fake_engine import FakeEngine
+from recipes.run.fake_runs import (
+    RECIPE,
+    REWARDS,
+    Kill,
+    Once,
+    checkpoints_of,
+    killer,
+    newest,
+    numbered,
+    run,
+    same_ends,
+    untimed,
+)
 
 from pyengine.errors import CheckpointError, ConfigError, RewardError
 from pyengine.recipes.run import runner
 from pyengine.recipes.run.run_folder import RunFolder
 from pyengine.recipes.schema.load import load_recipe
 from pyengine.reports.writers.jsonl import read_lines
-
-RECIPE = """\
-model: pypi:none
-prompts: p.jsonl
-reward: rewards.py:happiness
-sampling: {n: 4, max_tokens: 6}
-rounds: 6
-prompts_per_round: 3
-checkpoint_every: 2
-keep_checkpoints: 2
-eval: {prompts: h.jsonl, n: 2, every: 3}
-"""
-REWARDS = """\
-def happiness(completions):
-    return [float(c.count("good") + c.count("happy") - c.count("bad")) for c in completions]
-def silent(completions):
-    return [None] * len(completions)
-"""
-
-
-@pytest.fixture
-def recipe(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "Engine", FakeEngine)
-    monkeypatch.setattr(runner, "ModelText", FakeText)
-    monkeypatch.setattr(runner.checkpoints, "newest_verified", newest)
-    monkeypatch.setattr(runner.checkpoints, "prune", prune)
-    for name, count in (("p", 5), ("h", 2)):
-        rows = (json.dumps({"prompt": f"{name}{i}"}) + "\n" for i in range(count))
-        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
-    (tmp_path / "rewards.py").write_text(REWARDS)
-    (tmp_path / "r.yaml").write_text(RECIPE)
-    return load_recipe(tmp_path / "r.yaml")
-
-
-def numbered(folder):
-    paths = list(folder.iterdir()) if folder.is_dir() else []
-    return sorted(paths, key=lambda p: int(p.name.removeprefix("step-")))
-
-
-def newest(folder):
-    return next(reversed(numbered(folder)), None)
-
-
-def prune(folder, keep, spared=None):
-    for path in numbered(folder)[:-keep]:
-        if path != spared:
-            shutil.rmtree(path)
-
-
-def run(recipe, out, **options):
-    return runner.run(recipe, out, allow_code=True, **options)
-
-
-def untimed(path):
-    return [
-        {k: v for k, v in row.items() if not k.startswith(("time/", "tokens_per_s"))}
-        for row in read_lines(path)
-    ]
-
-
-class Kill(BaseException):
-    """What a kill does: nothing after it runs."""
-
-
-def killer(at):
-    def on_report(row):
-        if row["round"] == at:
-            raise Kill
-
-    return on_report
 
 
 def test_a_run_writes_what_it_promises(tmp_path, recipe):
@@ -224,30 +166,6 @@ def test_without_matplotlib_the_run_still_ends(tmp_path, recipe, monkeypatch):
     assert (tmp_path / "run" / "result.json").exists()
 
 
-def checkpoints_of(run_folder):
-    return [p.name for p in numbered(run_folder / "checkpoints")]
-
-
-def same_ends(a, b):
-    whole, cut = RunFolder(a), RunFolder(b)
-    assert (cut.model / "weight.json").read_text() == (whole.model / "weight.json").read_text()
-    assert untimed(cut.metrics) == untimed(whole.metrics)
-    assert cut.samples.read_bytes() == whole.samples.read_bytes()
-
-
-class Once:
-    """Calls `work`, but raises at call number `at`, once."""
-
-    def __init__(self, work, at, error):
-        self.work, self.at, self.error, self.calls = work, at, error, 0
-
-    def __call__(self, *args, **options):
-        self.calls += 1
-        if self.calls == self.at:
-            raise self.error
-        return self.work(*args, **options)
-
-
 @pytest.mark.parametrize("error", [RewardError("away"), MemoryError(), KeyboardInterrupt()])
 @pytest.mark.parametrize("name", ["generate", "score", "update"])
 def test_an_error_within_a_round_loses_that_round_alone(tmp_path, recipe, monkeypatch, name, error):
@@ -302,15 +220,15 @@ def test_a_round_broken_off_within_its_updates_is_not_saved_and_its_verdict_is_k
     verdicts = read_lines(tmp_path / "cut" / "verdicts.jsonl")
     assert [row["round"] for row in verdicts] == [1, 2, 3]
     asked = []
-    original = runner.RecordedSource.__call__
+    original = runner.Verdicts.__call__
 
-    def spy(self, groups):
+    def spy(self, round_number, *rest):
         before = self.replayed
-        feedback = original(self, groups)
-        asked.append((self.round, self.replayed > before))
-        return feedback
+        verdict = original(self, round_number, *rest)
+        asked.append((round_number, self.replayed > before))
+        return verdict
 
-    monkeypatch.setattr(runner.RecordedSource, "__call__", spy)
+    monkeypatch.setattr(runner.Verdicts, "__call__", spy)
     run(recipe, tmp_path / "cut", resume=True)
     assert asked == [(3, True), (4, False), (5, False), (6, False)]
     same_ends(tmp_path / "whole", tmp_path / "cut")
