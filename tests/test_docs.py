@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 WALK = ROOT / "docs" / "architecture.md"
+MAP = ROOT / "CONTRIBUTING.md"
 PLACE = r"(?:pyengine|csrc|cuda|bindings|tests|benchmarks|docs)/[\w./]*"
 
 
@@ -66,9 +67,9 @@ def test_functions_of_the_walk_are_in_their_files(place: str, name: str) -> None
     assert name in defined(ROOT / place)
 
 
-@pytest.mark.parametrize("document", [WALK], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [WALK, MAP], ids=lambda path: path.name)
 def test_files_that_are_named_exist(document: Path) -> None:
-    """From the repository's root, or from within the package."""
+    """From the repository's root; CONTRIBUTING also names rooms of the package from within it."""
     missing = []
     for name in code(document):
         is_place = re.fullmatch(PLACE, name) or re.fullmatch(r"[\w./]+(?:/|\.py)", name)
@@ -77,7 +78,7 @@ def test_files_that_are_named_exist(document: Path) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("document", [WALK], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [WALK, MAP], ids=lambda path: path.name)
 def test_classes_and_functions_that_are_named_exist(document: Path) -> None:
     names = [n for n in code(document) if re.fullmatch(r"(?:[A-Z][a-z]+)+|\w+\(\)", n)]
     assert [n for n in names if n.removesuffix("()") not in everywhere()] == []
