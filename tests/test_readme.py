@@ -52,9 +52,12 @@ def test_python_of_the_readme_runs(
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[:2]] == ["1", "2"]  # a line a round
     assert (tmp_path / "aligned" / "model.safetensors").stat().st_size > 5e8
-    assert names["engine"].step_count == 6  # two rounds, DPO, GRPO, KTO and a hinge
+    # Two rounds online, two epochs offline, a round with labels, DPO, GRPO, KTO and a hinge.
+    assert names["engine"].step_count == 9
     assert len(names["response"].logprobs) == len(names["response"].token_ids) <= 8
-    assert names["metrics"]["loss"] > 0
+    margin = names["metrics"]["rewards/margins"]
+    assert margin > 0  # after all that it learned of that pair
+    assert names["metrics"]["loss"] == pytest.approx(max(0, 1 - margin), abs=1e-6)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size > 1e6
     assert names["tuned"].config.lora.targets == ("q_proj", "v_proj", "down_proj")
 
@@ -114,11 +117,15 @@ def test_loop_of_contributing_learns_and_resumes(parts: dict[str, Any], tiny_mod
     assert second.run_round()["round"] == 4
 
 
-def test_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
-    [(_, yaml)] = blocks("README.md", "yaml")
-    (tmp_path / "recipe.yaml").write_text(yaml)
-    recipe = load_recipe(tmp_path / "recipe.yaml")
-    assert (recipe.rounds, recipe.engine.learning_rate) == (100, 1e-5)
+def test_recipes_of_the_readme_are_valid(tmp_path: Path) -> None:
+    recipes = []
+    for line, yaml in blocks("README.md", "yaml"):
+        (tmp_path / f"line-{line}.yaml").write_text(yaml)
+        recipes.append(load_recipe(tmp_path / f"line-{line}.yaml"))
+    assert [recipe.name for recipe in recipes] == ["online", "online", "offline"]
+    assert (recipes[0].rounds, recipes[0].engine.learning_rate) == (100, 1e-5)
+    assert recipes[1].engine.lora == pe.LoraConfig(16, 32, ["q_proj", "v_proj", "down_proj"])
+    assert recipes[2].early_stop.metric == "eval/loss"
 
 
 COMMANDS = [
