@@ -82,3 +82,10 @@ def test_files_that_are_named_exist(document: Path) -> None:
 def test_classes_and_functions_that_are_named_exist(document: Path) -> None:
     names = [n for n in code(document) if re.fullmatch(r"(?:[A-Z][a-z]+)+|\w+\(\)", n)]
     assert [n for n in names if n.removesuffix("()") not in everywhere()] == []
+
+
+def test_changelog_has_each_section_once_and_links_last() -> None:
+    _, body = (ROOT / "CHANGELOG.md").read_text().split("## [Unreleased]\n")
+    assert re.findall(r"^### (\w+)$", body, re.MULTILINE) == ["Added", "Changed", "Fixed"]
+    assert body.endswith("\n[Unreleased]: #unreleased\n")
+    assert body.count("[Unreleased]:") == 1
