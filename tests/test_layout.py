@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pyengine"
 HEADERS = ROOT / "csrc" / "include" / "pyengine" / "ops"
 PENDING = ROOT / "cuda" / "PENDING"
-MAX_LINES = 500
+MAX_LINES, MAX_TEST_LINES = 400, 500
+# Files that may be longer until they are split; the set only shrinks.
+TOO_LONG = {"pyengine/engine/engine.py", "pyengine/engine/reward/reward_model.py"}
 
 OPS = sorted(p.stem for p in HEADERS.glob("*.h") if "PE_CPU_KERNEL(" in p.read_text())
 CONTRACT_FIELDS = ("shapes", "dtypes", "aliasing", "gradient", "determinism", "source", "proof")
@@ -274,13 +276,15 @@ def test_no_pickle() -> None:
         assert lines == [], path
 
 
-FILES = [
-    *PYTHON, *sources("csrc", "cuda", "bindings"),
-    *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py")),
-    PACKAGE / "_C.pyi",
-]  # fmt: skip
+FILES = [*PYTHON, *sources("csrc", "cuda", "bindings"), PACKAGE / "_C.pyi"]
+TESTS = [
+    *sources("tests"),
+    *(p for folder in ("tests", "benchmarks") for p in sorted((ROOT / folder).rglob("*.py"))),
+]
 
 
-def test_files_are_of_a_readable_size() -> None:
-    sizes = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in FILES}
-    assert {name: lines for name, lines in sizes.items() if lines > MAX_LINES} == {}
+@pytest.mark.parametrize(("files", "limit"), [(FILES, MAX_LINES), (TESTS, MAX_TEST_LINES)])
+def test_files_are_of_a_readable_size(files: list[Path], limit: int) -> None:
+    sizes = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in files}
+    long = {name: lines for name, lines in sizes.items() if lines > limit}
+    assert {name: lines for name, lines in long.items() if name not in TOO_LONG} == {}

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import pyengine as pe
 from pyengine.cli.main import _parser
 from pyengine.models.families import FAMILIES
 from pyengine.models.pypi import cache_dir
@@ -51,9 +52,12 @@ def test_python_of_the_readme_runs(
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[:2]] == ["1", "2"]  # a line a round
     assert (tmp_path / "aligned" / "model.safetensors").stat().st_size > 5e8
-    assert names["engine"].step_count == 6  # two rounds, DPO, GRPO, KTO and a hinge
+    # Two rounds online, two epochs offline, a round with labels, DPO, GRPO, KTO and a hinge.
+    assert names["engine"].step_count == 9
     assert len(names["response"].logprobs) == len(names["response"].token_ids) <= 8
-    assert names["metrics"]["loss"] > 0
+    margin = names["metrics"]["rewards/margins"]
+    assert margin > 0  # after all that it learned of that pair
+    assert names["metrics"]["loss"] == pytest.approx(max(0, 1 - margin), abs=1e-6)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size > 1e6
     assert names["tuned"].config.lora.targets == ("q_proj", "v_proj", "down_proj")
 
@@ -63,18 +67,65 @@ def test_first_example_has_at_most_15_lines() -> None:
     assert 1 < len(code.strip().splitlines()) <= 15
 
 
-def test_python_of_contributing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = run_blocks("CONTRIBUTING.md", monkeypatch, tmp_path)
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the code of CONTRIBUTING makes."""
+    with pytest.MonkeyPatch.context() as patch:
+        return run_blocks("CONTRIBUTING.md", patch, tmp_path_factory.mktemp("contributing"))
+
+
+def test_objective_of_contributing_is_as_its_test_says(parts: dict[str, Any]) -> None:
+    names = parts
     assert names["loss"].tolist() == pytest.approx([0.8])
     margins = names["Hinge"]().metrics(names["x"])["rewards/margins"]
     assert margins.tolist() == pytest.approx([0.2])
 
 
-def test_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
-    [(_, yaml)] = blocks("README.md", "yaml")
-    (tmp_path / "recipe.yaml").write_text(yaml)
-    recipe = load_recipe(tmp_path / "recipe.yaml")
-    assert (recipe.rounds, recipe.engine.learning_rate) == (100, 1e-5)
+def test_source_and_pairing_of_contributing_fit_a_loop(
+    parts: dict[str, Any], tiny_model: Path
+) -> None:
+    engine = pe.Engine.from_pretrained(tiny_model, dtype="float32", learning_rate=1e-2)
+    params = pe.SamplingParams(n=4, max_tokens=8)
+    source, pairing = parts["Terse"](4), parts["TopTwo"]()
+    for objective in (parts["Hinge"](), pe.objectives.KTO()):  # of pairs, of labels
+        loop = pe.loops.Online(engine, ["The sea", "A"], source, pairing, objective, params)
+        [report] = loop.run(1)
+        assert report["reward/valid_fraction"] == 1
+    assert engine.step_count == 2
+    feedback = parts["Feedback"].from_rewards([[1, 5, None, 3], [2, None, None, None]])
+    groups = [pe.preferences.Group([1], [pe.preferences.Response([k]) for k in range(4)])] * 2
+    pairs = pairing(groups, feedback).comparisons
+    assert [(c.group, c.winner, c.loser) for c in pairs] == [(0, 1, 3)]
+
+
+def test_loop_of_contributing_learns_and_resumes(parts: dict[str, Any], tiny_model: Path) -> None:
+    def small(completion_ids: list[list[int]]) -> list[float]:
+        return [sum(i < 100 for i in ids) / len(ids) for ids in completion_ids]
+
+    def loop() -> Any:
+        engine = pe.Engine.from_pretrained(tiny_model, dtype="float32", learning_rate=3e-2)
+        source, params = pe.preferences.RewardFunction(small), pe.SamplingParams(n=8, max_tokens=8)
+        return parts["Raft"](engine, ["The sea", "A train"], source, params)
+
+    first = loop()
+    before = first.evaluate().mean
+    reports = list(first.run(8))
+    assert [report["round"] for report in reports] == list(range(1, 9))
+    assert first.evaluate().mean > before + 0.1
+    second = loop()
+    second.load_state_dict({"round": 3})
+    assert second.run_round()["round"] == 4
+
+
+def test_recipes_of_the_readme_are_valid(tmp_path: Path) -> None:
+    recipes = []
+    for line, yaml in blocks("README.md", "yaml"):
+        (tmp_path / f"line-{line}.yaml").write_text(yaml)
+        recipes.append(load_recipe(tmp_path / f"line-{line}.yaml"))
+    assert [recipe.name for recipe in recipes] == ["online", "online", "offline"]
+    assert (recipes[0].rounds, recipes[0].engine.learning_rate) == (100, 1e-5)
+    assert recipes[1].engine.lora == pe.LoraConfig(16, 32, ["q_proj", "v_proj", "down_proj"])
+    assert recipes[2].early_stop.metric == "eval/loss"
 
 
 COMMANDS = [

@@ -34,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns 0, 2 for an error of input or environment (one sentence on stderr), 1 for a bug, 130
-    after Ctrl-C.
-    --debug lets every error through with its traceback.
+    after Ctrl-C. --debug lets every error through with its traceback.
     """
     args = _parser().parse_args(argv)
     try:

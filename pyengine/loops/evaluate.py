@@ -94,8 +94,7 @@ def evaluate(
     """Sample `sampling.n` responses to every prompt and average their rewards.
 
     Request ids are the prompts' positions and the seed is the caller's, so two evaluations draw
-    with the same random
-    numbers and their difference is less noisy than either.
+    with the same random numbers and their difference is less noisy than either.
 
     Raises
         RewardError  no response had a valid reward

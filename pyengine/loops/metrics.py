@@ -23,9 +23,9 @@ def sample_metrics(
     """Statistics of sampled responses under the policy that drew them.
 
     objective/kl       mean over responses of sum_t (log pi - log pi_ref); absent without a
-    reference
-    objective/entropy  mean over responses of -sum_t log pi: a one-sample estimate of the sequence
-    entropy
+                       reference
+    objective/entropy  mean over responses of -sum_t log pi: a one-sample estimate of the
+                       sequence entropy
 
     groups              responses with `logprobs`
     reference_logprobs  [group][response] sums of the reference's token log-probs
@@ -52,11 +52,10 @@ def sample_metrics(
 
 
 def feedback_metrics(feedback: Feedback, pairs: Pairs) -> dict[str, float | int | None]:
-    """Mean reward of the round ("objective/scores") and every counter of the source and the
-    pairing.
+    """Mean reward of the round ("objective/scores"), every counter of the source and the pairing.
 
-    objective/scores_margin is the mean reward difference between winners and losers; None without a
-    pair.
+    objective/scores_margin is the mean reward difference between winners and losers; None without
+    a pair.
     """
     valid = [r for row in feedback.rewards for r in row if r is not None]
     mean = math.fsum(valid) / len(valid) if valid else None

@@ -10,8 +10,7 @@ class PromptWalk:
     """Epoch-shuffled order over `count` prompts, a pure function of (seed, position).
 
     Nothing is carried from call to call, so a resumed run visits exactly what an uninterrupted one
-    would.
-    The order sorts indices by a digest, so it does not depend on any library's shuffle.
+    would. The order sorts indices by a digest, so it does not depend on any library's shuffle.
     """
 
     def __init__(self, count: int, seed: int) -> None:

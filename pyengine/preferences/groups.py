@@ -1,7 +1,7 @@
 """The vocabulary every layer shares: groups of responses to a prompt, and comparisons between them.
 
-Plain data: no model, no tensors on a device, no I/O. Token ids are made once and never re-
-tokenised.
+Plain data: no model, no tensors on a device, no I/O. Token ids are made once, and never again
+from text.
 """
 
 from __future__ import annotations
