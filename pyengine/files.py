@@ -67,14 +67,19 @@ def atomic_write(path: str | Path, data: str | bytes) -> None:
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     """Yields an empty file beside `path` that takes its place when the block ends.
 
-    Raises: CheckpointError where the disk refuses; what stood there is then intact, as it is when
-    the block raises.
+    Files that a killed process left behind are swept away. Raises: CheckpointError where the disk
+    refuses; what stood there is then intact, as it is when the block raises.
     """
     target = Path(path)
     temp = target.parent / f"{target.name}.tmp-{secrets.token_hex(6)}"
     with _disk_errors(target):
         try:
-            with temp.open("xb") as file:
+            with _locked(target.parent):
+                _sweep_files(target)
+                file = temp.open("xb")
+                with contextlib.suppress(OSError):  # held for as long as the file is ours
+                    fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -117,12 +122,24 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _open_to_umask(folder: Path) -> None:
-    """Gives files the mode that open() would have: safetensors writes them for the owner only."""
-    umask = os.umask(0)
-    os.umask(umask)
+    """Gives files the mode that open() gives: safetensors writes them for the owner only.
+
+    The mode is read off a new file: asking for the umask would change it for all threads.
+    """
+    probe = folder / f".mode-{secrets.token_hex(6)}"
+    with probe.open("xb") as file:
+        mode = os.fstat(file.fileno()).st_mode & 0o777
+    probe.unlink()
     for path in folder.rglob("*"):
         if path.is_file():
-            path.chmod(0o666 & ~umask)
+            path.chmod(mode)
+
+
+def _sweep_files(target: Path) -> None:
+    """Removes temporary files of `target` whose process is gone."""
+    for left in _leftovers(target, "tmp", folders=False):
+        if _is_abandoned(left):
+            left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -156,12 +173,11 @@ def _make_temp(target: Path) -> tuple[Path, int]:
     return temp, lock
 
 
-def _leftovers(target: Path, kind: str) -> list[Path]:
+def _leftovers(target: Path, kind: str, folders: bool = True) -> list[Path]:
     name = re.compile(re.escape(f"{target.name}.{kind}-") + "[0-9a-f]{12}")
     with os.scandir(target.parent) as entries:
-        found = [
-            e.path for e in entries if name.fullmatch(e.name) and e.is_dir(follow_symlinks=False)
-        ]
+        named = [e for e in entries if name.fullmatch(e.name) and not e.is_symlink()]
+        found = [e.path for e in named if e.is_dir() == folders]
     return [Path(path) for path in sorted(found)]
 
 
@@ -177,10 +193,10 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_abandoned(folder: Path) -> bool:
-    """Whether the process that made a temporary folder is gone: its lock went with it."""
+def _is_abandoned(path: Path) -> bool:
+    """Whether the process that made a temporary folder or file is gone: its lock went with it."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:

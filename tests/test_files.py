@@ -240,3 +240,35 @@ def test_folders_in_use_and_foreign_folders_are_not_swept(tmp_path: Path) -> Non
         assert (first / "x").read_text() == "1"
     assert (tmp_path / "m" / "x").read_text() == "1"
     assert names(tmp_path) == ["m", "m.old-years", "m.tmp-backup", "n.tmp-0123456789ab"]
+
+
+def test_files_that_a_killed_process_left_are_swept_away(tmp_path):
+    left = tmp_path / "a.json.tmp-0123456789ab"
+    left.write_text("half")
+    other = tmp_path / "a.json.tmp-notours"
+    other.write_text("mine")
+    atomic_write(tmp_path / "a.json", "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", other.name]
+
+
+def test_a_file_that_is_being_written_is_not_swept_away(tmp_path):
+    with atomic_file(tmp_path / "a.json") as first:
+        first.write(b"first")
+        atomic_write(tmp_path / "a.json", "second")
+        assert (tmp_path / "a.json").read_text() == "second"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "first"
+
+
+def test_the_umask_is_left_alone(tmp_path, monkeypatch):
+    def refuse(mask):
+        raise AssertionError("the umask is all threads'")
+
+    monkeypatch.setattr(os, "umask", refuse)
+    with atomic_folder(tmp_path / "f") as folder:
+        (folder / "x").write_text("x")
+        (folder / "x").chmod(0o600)
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    assert (tmp_path / "f" / "x").stat().st_mode == plain.stat().st_mode
+    assert [p.name for p in (tmp_path / "f").iterdir()] == ["x"]
