@@ -60,7 +60,7 @@ def test_resuming_another_recipe_names_the_field(tmp_path, recipe):
     folder.open(recipe, resume=False)
     other = dataclasses.replace(recipe, engine=EngineSection(learning_rate=0.5))
     with pytest.raises(
-        ConfigError, match=r"engine.learning_rate must be what .* started with, 1e-06, but is 0.5"
+        ConfigError, match=r"engine.learning_rate must be what .* started with, None, but is 0.5"
     ):
         folder.open(other, resume=True)
 
