@@ -84,6 +84,17 @@ def test_classes_and_functions_that_are_named_exist(document: Path) -> None:
     assert [n for n in names if n.removesuffix("()") not in everywhere()] == []
 
 
+def test_map_has_every_room() -> None:
+    rooms = {
+        str(p.parent.relative_to(ROOT / "pyengine")) for p in (ROOT / "pyengine").rglob("*.py")
+    }
+    with_own_files = {
+        room for room in rooms if len(list((ROOT / "pyengine" / room).glob("*.py"))) > 1
+    }
+    named = {name.rstrip("/") for name in code(MAP)}
+    assert sorted(with_own_files - named - {"."}) == []
+
+
 def test_changelog_has_each_section_once_and_links_last() -> None:
     _, body = (ROOT / "CHANGELOG.md").read_text().split("## [Unreleased]\n")
     assert re.findall(r"^### (\w+)$", body, re.MULTILINE) == ["Added", "Changed", "Fixed"]
