@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyengine.engine import Engine
+from pyengine.engine.config import EngineConfig
 from pyengine.engine.persist import checkpoint as checkpoints
 from pyengine.errors import CheckpointError, MissingDependencyError, PyengineError
 from pyengine.files import atomic_write
@@ -127,6 +128,8 @@ class _Session:
             self.folder.require_inputs(self.inputs)
         self.date = self.folder.date() if resume else datetime.now().replace(microsecond=0)
         self.run.prepare(ModelText.of(self.recipe.model, self.date), self.say)
+        # The schedule is checked now that the number of steps is known.
+        EngineConfig.from_options(self.recipe.engine.options(self.run.total_steps))
 
     def open(self, resume: bool) -> None:
         has_run = self.folder.open(self.recipe, resume)

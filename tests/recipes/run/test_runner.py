@@ -293,3 +293,12 @@ def test_an_early_stop_on_no_metric_names_those_there_are(tmp_path, recipe):
     (tmp_path / "r.yaml").write_text(RECIPE + "early_stop: eval/loss\n")
     with pytest.raises(ConfigError, match=r"must be one of the evaluation's \(eval/.*'eval/loss'"):
         run(load_recipe(tmp_path / "r.yaml"), tmp_path / "run")
+
+
+def test_a_schedule_longer_than_the_run_is_refused_before_the_model_loads(tmp_path, recipe):
+    (tmp_path / "r.yaml").write_text(RECIPE + "schedule: linear\nwarmup_steps: 6\n")
+    words = []
+    with pytest.raises(ConfigError, match=r"total_steps > warmup_steps \(6\)"):
+        run(load_recipe(tmp_path / "r.yaml"), tmp_path / "run", on_status=words.append)
+    assert words == []
+    assert not (tmp_path / "run").exists()
