@@ -107,8 +107,8 @@ class NinjaFile:
         self.lines = ["ninja_required_version = 1.5", f"builddir = {escape(build)}"]
         self.objects: list[Path] = []
 
-    def rule(self, name: str, compiler: object) -> None:
-        command = f'"{compiler}" -MMD -MF $out.d $flags -c $in -o $out'
+    def rule(self, name: str, compiler: object, language: str = "") -> None:
+        command = f'"{compiler}" -MMD -MF $out.d $flags {language} -c $in -o $out'
         self.lines += [
             f"rule {name}",
             f"  command = {command}",
@@ -117,12 +117,47 @@ class NinjaFile:
         ]
         self.lines += [f"  description = {name} $out"]
 
-    def compile(self, rule: str, source: Path, variant: str, flags: list[str]) -> None:
-        relative = source.relative_to(ROOT)
-        target = self.build / variant / relative.with_suffix(relative.suffix + ".o")
+    def compile(
+        self,
+        rule: str,
+        source: Path,
+        variant: str,
+        flags: list[str],
+        precompiled: Path | None = None,
+    ) -> None:
+        inside = source.relative_to(self.build if source.is_relative_to(self.build) else ROOT)
+        target = self.build / variant / inside.with_suffix(inside.suffix + ".o")
         self.objects.append(target)
-        self.lines.append(f"build {escape(target)}: {rule} {escape(source)}")
+        self.build_line(target, rule, source, flags, precompiled)
+
+    def build_line(
+        self,
+        target: Path,
+        rule: str,
+        source: Path,
+        flags: list[str],
+        precompiled: Path | None = None,
+    ) -> None:
+        after = ""
+        if precompiled is not None:
+            flags = [*flags, f"-include {escape(precompiled)}"]
+            after = f" | {escape(precompiled)}.gch"
+        self.lines.append(f"build {escape(target)}: {rule} {escape(source)}{after}")
         self.lines.append(f"  flags = {' '.join(flags)}")
+
+    def including(self, name: str, headers: list[object]) -> Path:
+        """A file of the build folder that includes others."""
+        file, text = self.build / name, "".join(f'#include "{h}"\n' for h in headers)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists() or file.read_text() != text:
+            file.write_text(text)
+        return file
+
+    def precompile(self, header: str, variant: str, flags: list[str]) -> Path:
+        """What `compile` takes as `precompiled`: the header is parsed once for all files."""
+        file = self.including(f"{variant}/{Path(header).name}", [header])
+        self.build_line(file.with_name(f"{file.name}.gch"), "precompile", file, flags)
+        return file
 
     def link(self, compiler: str, target: Path, flags: list[str]) -> None:
         objects = " ".join(escape(o) for o in self.objects)
@@ -142,49 +177,61 @@ class NinjaFile:
         subprocess.run([program, "-f", str(file)], check=True)
 
 
+def add_bindings(ninja: NinjaFile, flags: list[str]) -> None:
+    """Half of the files at a time: each alone would compile most of pybind11 again."""
+    import pybind11
+
+    python = [f"-isystem{sysconfig.get_path('include')}", f"-isystem{pybind11.get_include()}"]
+    sources = sorted((ROOT / "bindings").glob("*.cpp"))
+    for i in range(2):
+        half = ninja.including(f"bindings_{i}.cpp", sources[i::2])
+        ninja.compile("cxx", half, "bindings", [*flags, *python])
+
+
+def add_kernels(ninja: NinjaFile, flags: list[str]) -> None:
+    """Each file that names PE_ISA once per instruction set, the others once."""
+    sets = ISA_FLAGS if x86() else {"baseline": []}
+    of_set = {isa: [*flags, *more, f"-DPE_ISA={isa}"] for isa, more in sets.items()}
+    simd = {isa: ninja.precompile("pyengine/simd.h", isa, f) for isa, f in of_set.items()}
+    for source in sorted((ROOT / "csrc").glob("**/*.cpp")):
+        if "PE_ISA" in source.read_text():
+            for isa, more in of_set.items():
+                ninja.compile("cxx", source, isa, more, simd[isa])
+        else:
+            ninja.compile("cxx", source, "common", flags)
+
+
+def add_cuda_kernels(ninja: NinjaFile, nvcc: Path, include: str) -> None:
+    ninja.rule("nvcc", nvcc)
+    werror = ["-Werror", "all-warnings"] if os.environ.get("CI") else []
+    flags = [*NVCC_FLAGS, *werror, *cuda_archs(nvcc), include, f"-I{ROOT / 'cuda'}"]
+    for source in sorted((ROOT / "cuda").glob("**/*.cu")):
+        ninja.compile("nvcc", source, "cuda", flags)
+
+
 class BuildExtension(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        import pybind11
-
         cxx = os.environ.get("CXX", "g++")
         cuda = want_cuda()
         ninja = NinjaFile(Path(self.build_temp).resolve() / ("cuda" if cuda else "cpu"))
         ninja.rule("cxx", cxx)
+        ninja.rule("precompile", cxx, "-x c++-header")
         include = f"-I{ROOT / 'csrc' / 'include'}"
         debug = ["-Werror"] if os.environ.get("CI") else []
-        for source in sorted((ROOT / "csrc").glob("**/*.cpp")):
-            if "PE_ISA" in source.read_text():
-                for isa, flags in ISA_FLAGS.items() if x86() else [("baseline", [])]:
-                    ninja.compile(
-                        "cxx", source, isa, [*CXX_FLAGS, *debug, *flags, f"-DPE_ISA={isa}", include]
-                    )
-            else:
-                ninja.compile("cxx", source, "common", [*CXX_FLAGS, *debug, include])
-        python = [f"-isystem{sysconfig.get_path('include')}", f"-isystem{pybind11.get_include()}"]
+        flags = [*CXX_FLAGS, *debug, include]
         link = ["-fopenmp", "-Wl,--exclude-libs,ALL", "-s"]
+        bindings = [*flags, "-O2"]  # the last -O counts
         if cuda:
             nvcc = find_nvcc()
             assert nvcc is not None
             toolkit = cuda_toolkit(nvcc)
-            python += ["-DPE_WITH_CUDA", f"-isystem{toolkit / 'include'}"]
-            ninja.rule("nvcc", nvcc)
-            werror = ["-Werror", "all-warnings"] if os.environ.get("CI") else []
-            for source in sorted((ROOT / "cuda").glob("**/*.cu")):
-                ninja.compile(
-                    "nvcc",
-                    source,
-                    "cuda",
-                    [*NVCC_FLAGS, *werror, *cuda_archs(nvcc), include, f"-I{ROOT / 'cuda'}"],
-                )
+            bindings += ["-DPE_WITH_CUDA", f"-isystem{toolkit / 'include'}"]
             libraries = [toolkit / "lib64", toolkit / "lib"]
-            link += [f"-L{p}" for p in libraries if p.exists()] + [
-                "-lcudart_static",
-                "-ldl",
-                "-lrt",
-                "-lpthread",
-            ]
-        for source in sorted((ROOT / "bindings").glob("*.cpp")):
-            ninja.compile("cxx", source, "bindings", [*CXX_FLAGS, *debug, *python, include])
+            link += [f"-L{p}" for p in libraries if p.exists()]
+            link += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+            add_cuda_kernels(ninja, nvcc, include)
+        add_bindings(ninja, bindings)
+        add_kernels(ninja, flags)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         ninja.link(cxx, target, link)

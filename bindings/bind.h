@@ -1,22 +1,25 @@
-// One function per family; module.cpp calls them.
+// One namespace per family, since setup.py compiles several files as one; module.cpp calls their bind().
 #pragma once
 
 #include <pybind11/pybind11.h>
 
-namespace pe::bindings {
+#define PE_BINDINGS(family)               \
+    namespace pe::bindings::family {      \
+    void bind(pybind11::module_& module); \
+    }
 
-void bind_attention(pybind11::module_& m);
-void bind_attention_backward(pybind11::module_& m);
-void bind_norm(pybind11::module_& m);
-void bind_kl(pybind11::module_& m);
-void bind_linear(pybind11::module_& m);
-void bind_logprob(pybind11::module_& m);
-void bind_losses(pybind11::module_& m);
-void bind_objective(pybind11::module_& m);
-void bind_optimizer(pybind11::module_& m);
-void bind_random(pybind11::module_& m);
-void bind_rope(pybind11::module_& m);
-void bind_sample(pybind11::module_& m);
-void bind_session(pybind11::module_& m);
+PE_BINDINGS(attention)
+PE_BINDINGS(attention_backward)
+PE_BINDINGS(kl)
+PE_BINDINGS(linear)
+PE_BINDINGS(logprob)
+PE_BINDINGS(losses)
+PE_BINDINGS(norm)
+PE_BINDINGS(objective)
+PE_BINDINGS(optimizer)
+PE_BINDINGS(random)
+PE_BINDINGS(rope)
+PE_BINDINGS(sample)
+PE_BINDINGS(session)
 
-}  // namespace pe::bindings
+#undef PE_BINDINGS

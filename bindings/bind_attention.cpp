@@ -8,7 +8,7 @@
 #include "pyengine/ops/attention.h"
 #include "pyengine/ops/kv_cache.h"
 
-namespace pe::bindings {
+namespace pe::bindings::attention {
 namespace {
 
 constexpr const char* kCache = "kv_cache";
@@ -219,7 +219,7 @@ void forward(py::object q_, py::object keys_, py::object values_, py::object cu_
 
 }  // namespace
 
-void bind_attention(py::module_& m) {
+void bind(py::module_& m) {
     m.def("kv_elements_per_page", &elements_per_page, py::arg("num_kv_heads"), py::arg("head_dim"),
           py::arg("page_tokens"));
     m.def("kv_cache_write", &write, py::arg("k"), py::arg("v"), py::arg("keys"), py::arg("values"),
@@ -230,4 +230,4 @@ void bind_attention(py::module_& m) {
           py::arg("out"), py::arg("lse") = py::none(), py::arg("window") = py::none());
 }
 
-}  // namespace pe::bindings
+}  // namespace pe::bindings::attention

@@ -6,7 +6,7 @@
 #include "pyengine/ops/attention_backward.h"
 #include "pyengine/parallel.h"
 
-namespace pe::bindings {
+namespace pe::bindings::attention_backward {
 namespace {
 
 constexpr const char* kOp = "attention_backward";
@@ -152,7 +152,7 @@ void backward(py::object dout_, py::object q_, py::object k_, py::object v_, py:
 
 }  // namespace
 
-void bind_attention_backward(py::module_& m) {
+void bind(py::module_& m) {
     m.def("attention_backward_workspace_bytes", &workspace_bytes, py::arg("T"), py::arg("S"),
           py::arg("num_heads"), py::arg("num_kv_heads"), py::arg("head_dim"));
     m.def("attention_backward", &backward, py::arg("dout"), py::arg("q"), py::arg("k"),
@@ -162,4 +162,4 @@ void bind_attention_backward(py::module_& m) {
           py::arg("window") = py::none());
 }
 
-}  // namespace pe::bindings
+}  // namespace pe::bindings::attention_backward

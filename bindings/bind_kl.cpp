@@ -6,7 +6,7 @@
 #include "pyengine/ops/linear_kl.h"
 #include "pyengine/parallel.h"
 
-namespace pe::bindings {
+namespace pe::bindings::kl {
 namespace {
 
 constexpr const char* kOp = "linear_kl";
@@ -126,7 +126,7 @@ void backward(py::object dkl, py::object hidden_, py::object weight, py::object 
 
 }  // namespace
 
-void bind_kl(py::module_& m) {
+void bind(py::module_& m) {
     m.def("linear_kl_forward", &forward, py::arg("hidden"), py::arg("weight"), py::arg("hidden2"),
           py::arg("weight2"), py::arg("kl"), py::arg("lse"), py::arg("temperature") = 1.0);
     m.def("linear_kl_backward", &backward, py::arg("dkl"), py::arg("hidden"), py::arg("weight"),
@@ -135,4 +135,4 @@ void bind_kl(py::module_& m) {
           py::arg("groups") = py::none(), py::arg("temperature") = 1.0, py::arg("reverse") = false);
 }
 
-}  // namespace pe::bindings
+}  // namespace pe::bindings::kl

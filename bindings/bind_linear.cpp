@@ -5,7 +5,7 @@
 #include "packed_arg.h"
 #include "pyengine/ops/linear.h"
 
-namespace pe::bindings {
+namespace pe::bindings::linear {
 namespace {
 
 constexpr const char* kOp = "linear";
@@ -213,7 +213,7 @@ void activation_backward(py::object dy_, py::object first_, py::object second_, 
 
 }  // namespace
 
-void bind_linear(py::module_& m) {
+void bind(py::module_& m) {
     m.def("linear_packed_words", &packed_words, py::arg("kind"), py::arg("N"), py::arg("K"));
     m.def("linear_pack", &pack, py::arg("weight"), py::arg("data"), py::arg("scale").none(true),
           py::arg("kind"), py::arg("N"), py::arg("K"), py::arg("first"), py::arg("gated"));
@@ -232,4 +232,4 @@ void bind_linear(py::module_& m) {
           py::arg("second").none(true), py::arg("dx"));
 }
 
-}  // namespace pe::bindings
+}  // namespace pe::bindings::linear

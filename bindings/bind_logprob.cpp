@@ -4,7 +4,7 @@
 #include "pyengine/ops/linear_logprob.h"
 #include "pyengine/parallel.h"
 
-namespace pe::bindings {
+namespace pe::bindings::logprob {
 namespace {
 
 constexpr const char* kOp = "linear_logprob";
@@ -279,7 +279,7 @@ void backward(py::object dlogprob_, py::object hidden_, py::object weight_, py::
 
 }  // namespace
 
-void bind_logprob(py::module_& m) {
+void bind(py::module_& m) {
     m.def("linear_logprob_workspace_bytes", &workspace_bytes, py::arg("T"), py::arg("D"),
           py::arg("V"), py::arg("pass_"), py::arg("pairs") = false, py::arg("packed") = false,
           py::arg("groups") = 1, py::arg("cuda") = false);
@@ -294,4 +294,4 @@ void bind_logprob(py::module_& m) {
           py::arg("groups") = py::none());
 }
 
-}  // namespace pe::bindings
+}  // namespace pe::bindings::logprob

@@ -11,7 +11,7 @@
 #include "pyengine/parallel.h"
 #include "reductions.h"
 
-namespace pe::bindings {
+namespace pe::bindings::losses {
 namespace {
 
 constexpr const char* kToken = "token_loss";
@@ -172,7 +172,7 @@ void list(const py::object& policy_, const py::object& reference, const py::obje
 
 }  // namespace
 
-void bind_losses(py::module_& m) {
+void bind(py::module_& m) {
     const auto none = [](const char* name) { return py::arg(name).none(true); };
     m.def("token_loss", &token, py::arg("policy"), none("old"), none("reference"),
           py::arg("cu_seqlens"), py::arg("advantages"), py::arg("per_token"), none("factor"),
@@ -185,4 +185,4 @@ void bind_losses(py::module_& m) {
           none("ranking"));
 }
 
-}  // namespace pe::bindings
+}  // namespace pe::bindings::losses

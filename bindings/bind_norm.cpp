@@ -3,7 +3,7 @@
 #include "pyengine/ops/layer_norm.h"
 #include "pyengine/ops/rms_norm.h"
 
-namespace pe::bindings {
+namespace pe::bindings::norm {
 namespace {
 
 constexpr const char* kRmsNorm = "rms_norm";
@@ -155,7 +155,7 @@ void layer_backward(py::object dy_, py::object x_, py::object weight_, py::objec
 
 }  // namespace
 
-void bind_norm(py::module_& m) {
+void bind(py::module_& m) {
     m.def("layer_norm_forward", &layer_forward, py::arg("x"), py::arg("weight"), py::arg("bias"),
           py::arg("eps"), py::arg("y"), py::arg("mean").none(true), py::arg("rstd").none(true),
           py::arg("stream") = 0);
@@ -169,4 +169,4 @@ void bind_norm(py::module_& m) {
           py::arg("stream") = 0);
 }
 
-}  // namespace pe::bindings
+}  // namespace pe::bindings::norm

@@ -10,7 +10,7 @@
 #include "pyengine/ops/segment_sum.h"
 #include "reductions.h"
 
-namespace pe::bindings {
+namespace pe::bindings::objective {
 namespace {
 
 constexpr const char* kSegmentSum = "segment_sum";
@@ -262,7 +262,7 @@ void loss(py::object operands_, py::object terms_, py::object weight, py::object
 
 }  // namespace
 
-void bind_objective(py::module_& m) {
+void bind(py::module_& m) {
     m.def("segment_sum_forward", &sum_forward, py::arg("values"), py::arg("weights").none(true),
           py::arg("cu_seqlens"), py::arg("sums"));
     m.def("segment_sum_backward", &sum_backward, py::arg("dsums"), py::arg("weights").none(true),
@@ -272,4 +272,4 @@ void bind_objective(py::module_& m) {
           py::arg("dsums").none(true));
 }
 
-}  // namespace pe::bindings
+}  // namespace pe::bindings::objective

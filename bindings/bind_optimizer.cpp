@@ -10,7 +10,7 @@
 #include "pyengine/ops/adamw.h"
 #include "pyengine/ops/lion.h"
 
-namespace pe::bindings {
+namespace pe::bindings::optimizer {
 namespace {
 
 struct Hyperparameters {
@@ -214,7 +214,7 @@ double sum_squares(const py::list& grads) {
 
 }  // namespace
 
-void bind_optimizer(py::module_& m) {
+void bind(py::module_& m) {
     m.def("adamw_step", &adamw_step, py::arg("param"), py::arg("grad"), py::arg("exp_avg"),
           py::arg("exp_avg_sq"), py::arg("step"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"),
           py::arg("eps"), py::arg("weight_decay"), py::arg("grad_scale"));
@@ -230,4 +230,4 @@ void bind_optimizer(py::module_& m) {
     m.def("adamw_sum_squares", &sum_squares, py::arg("grads"));
 }
 
-}  // namespace pe::bindings
+}  // namespace pe::bindings::optimizer

@@ -2,7 +2,7 @@
 #include "check.h"
 #include "pyengine/ops/philox_uniform.h"
 
-namespace pe::bindings {
+namespace pe::bindings::random {
 namespace {
 
 constexpr const char* kOp = "philox_uniform";
@@ -52,9 +52,9 @@ void uniform(py::object seed_, py::object request_, py::object sample_, py::obje
 
 }  // namespace
 
-void bind_random(py::module_& m) {
+void bind(py::module_& m) {
     m.def("philox_uniform", &uniform, py::arg("seed"), py::arg("request"), py::arg("sample"),
           py::arg("position"), py::arg("u"), py::arg("stream") = 0);
 }
 
-}  // namespace pe::bindings
+}  // namespace pe::bindings::random

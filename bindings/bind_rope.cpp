@@ -2,7 +2,7 @@
 #include "check.h"
 #include "pyengine/ops/rope.h"
 
-namespace pe::bindings {
+namespace pe::bindings::rope {
 namespace {
 
 constexpr const char* kOp = "rope";
@@ -71,9 +71,9 @@ void rope(py::object x_, py::object cos_, py::object sin_, py::object positions_
 
 }  // namespace
 
-void bind_rope(py::module_& m) {
+void bind(py::module_& m) {
     m.def("rope", &rope, py::arg("x"), py::arg("cos"), py::arg("sin"), py::arg("positions"),
           py::arg("y"), py::arg("inverse"), py::arg("stream") = 0);
 }
 
-}  // namespace pe::bindings
+}  // namespace pe::bindings::rope

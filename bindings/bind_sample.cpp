@@ -8,7 +8,7 @@
 #include "pyengine/ops/sample.h"
 #include "pyengine/parallel.h"
 
-namespace pe::bindings {
+namespace pe::bindings::sample {
 namespace {
 
 constexpr const char* kOp = "sample";
@@ -258,7 +258,7 @@ int64_t workspace_bytes(int64_t V) { return cpu::sample_workspace_bytes(V, num_t
 
 }  // namespace
 
-void bind_sample(py::module_& m) {
+void bind(py::module_& m) {
     m.def("sample_workspace_bytes", &workspace_bytes, py::arg("V"));
     m.def("sample", &sample, py::arg("logits"), py::arg("coefficients"), py::arg("rows"),
           py::arg("uniform"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
@@ -270,4 +270,4 @@ void bind_sample(py::module_& m) {
           py::arg("workspace"));
 }
 
-}  // namespace pe::bindings
+}  // namespace pe::bindings::sample

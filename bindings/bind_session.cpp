@@ -9,7 +9,7 @@
 #include "packed_arg.h"
 #include "pyengine/runtime/session.h"
 
-namespace pe::bindings {
+namespace pe::bindings::session {
 namespace {
 
 using runtime::DecoderWeights;
@@ -340,7 +340,7 @@ py::dict statistics(PySession& s) {
 
 }  // namespace
 
-void bind_session(py::module_& m) {
+void bind(py::module_& m) {
     py::class_<PySession>(m, "Session")
         .def(py::init<const py::list&, const py::list&, std::vector<float>, int32_t, int32_t, bool,
                       int64_t, int64_t>(),
@@ -370,4 +370,4 @@ void bind_session(py::module_& m) {
           });
 }
 
-}  // namespace pe::bindings
+}  // namespace pe::bindings::session
