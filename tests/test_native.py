@@ -82,3 +82,32 @@ def test_every_kernel_source_is_in_every_build() -> None:
     sources |= {p.name for p in (native.ROOT / "cuda").glob("**/*.cu")}
     for variant in native.VARIANTS:
         assert sources <= {o.source.name for o in native.kernel_objects(variant)}, variant.name
+
+
+def test_objects_of_the_extension_are_found_behind_a_precompiled_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "csrc" / "op.cpp"
+    build = tmp_path / "build" / "temp.linux" / "cpu"
+    target = build / "avx2" / "csrc" / "op.cpp.o"
+    for path in (source, target):
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    os.utime(source, (0, 0))
+    header = build / "avx2" / "simd.h"
+    lines = [
+        f"build {target}: cxx {source} | {header}.gch",
+        f"  flags = -O3 -mavx2 -include {header}",
+    ]
+    (build / "build.ninja").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(native, "ROOT", tmp_path)
+    assert native.extension_objects() == {("avx2", source): (target, {"-O3", "-mavx2"})}
+
+
+def test_asan_watches_every_set_that_this_machine_runs() -> None:
+    from pyengine import _C
+
+    asan = next(v for v in native.VARIANTS if v.name == "asan")
+    watched = set(native.ISA_FLAGS) - set(asan.lent)
+    runs = set(_C.available_isas())
+    assert watched == (runs - {"avx512"} if "avx512_bf16" in runs else runs)

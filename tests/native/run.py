@@ -4,7 +4,8 @@
 
 release      the wheel's flags (OpenMP, -O3), and its very objects where the extension was built
              here from these sources; no symbol that could be merged across instruction sets
-asan         AddressSanitizer and UndefinedBehaviorSanitizer
+asan         AddressSanitizer and UndefinedBehaviorSanitizer, of every instruction set that this
+             machine runs
 tsan         ThreadSanitizer, to which OpenMP is unknown: parallel.cpp makes threads without it;
              they do not depend on the instruction set: one is enough here
 --full       exp, log, silu and gelu_tanh over all 2^32 floats, 20 x 10^6 events of the scheduler
@@ -77,16 +78,16 @@ class Variant:
 
 SPARSE = ["--exp-stride", "65521"]
 BASELINE = [*SPARSE, "--isa", "baseline", "--no-cuda"]
+# What Linux calls the instructions that a set needs beyond those of the set before it.
+CPU_FLAG = {"avx2": "avx2", "avx512": "avx512bw", "avx512_bf16": "avx512_bf16"}
+# Not watched: sets that this machine cannot run. And avx512 is avx512_bf16 but for its products:
+# where both run, the latter is watched.
+NOT_RUN = tuple(isa for isa in ISA_FLAGS if isa in CPU_FLAG and not cpu_has(CPU_FLAG[isa]))
+TWIN = ("avx512",) if cpu_has("avx512_bf16") else ()
 ALL_BUT_BASELINE = (*(isa for isa in ISA_FLAGS if isa != "baseline"), "cuda")
 VARIANTS = [
     Variant("release", SETUP["CXX_FLAGS"]),
-    # avx512_bf16 is avx512 but for its products: where it runs, it is the one that is watched.
-    Variant(
-        "asan",
-        [*PLAIN, *ASAN, "-fopenmp"],
-        [*SPARSE, "--small"],
-        lent=("avx512",) if cpu_has("avx512_bf16") else (),
-    ),
+    Variant("asan", [*PLAIN, *ASAN, "-fopenmp"], [*SPARSE, "--small"], lent=(*NOT_RUN, *TWIN)),
     Variant(
         "tsan",
         [*PLAIN, *SANITIZE, "-fsanitize=thread", "-Wno-tsan"],
@@ -114,10 +115,12 @@ def extension_objects() -> dict[tuple[str, Path], tuple[Path, set[str]]]:
         lines = ninja.read_text().splitlines()
         for line, below in pairwise(lines):
             if line.startswith("build ") and ": cxx " in line and "$" not in line:
-                target, source = (Path(p) for p in line[len("build ") :].split(": cxx "))
+                build, header = line.split(" | ")[0], below.find(" -include ")
+                target, source = (Path(p) for p in build[len("build ") :].split(": cxx "))
                 if target.exists() and target.stat().st_mtime > newest:
                     group = target.relative_to(ninja.parent).parts[0]
-                    flags = set(below.split(" = ", 1)[1].split())
+                    # A precompiled header changes no code.
+                    flags = set(below[: header if header > 0 else None].split(" = ", 1)[1].split())
                     found["" if group == "common" else group, source] = target, flags
     return found
 
