@@ -111,7 +111,7 @@ ThreadPlace& thread_place() {
     return place;
 }
 
-void run_team(int threads, void (*call)(const void*), const void* f) {
+void run_region(int threads, void (*call)(const void*), const void* f) {
     static thread_local Team team;  // of the regions that this thread opens, one at a time
     Team* const opened = &team;
     opened->open(threads);
@@ -127,6 +127,26 @@ void run_team(int threads, void (*call)(const void*), const void* f) {
     for (std::thread& each : others) each.join();
 #endif
 }
+
+namespace {
+
+// The calling thread's part of a loop over [0, tasks) that all of its team take part in: tasks of its own, which follow
+// each other, then what others have not begun.
+class SharedLoop {
+  public:
+    explicit SharedLoop(int64_t tasks);
+    bool take(int64_t* task);
+    void wait();  // until all tasks of all threads are done
+
+  private:
+    void help(int after);
+
+    const int64_t tasks_;
+    ThreadPlace& place_;
+    int helped_;  // whose tasks are taken: so many places after this thread's
+    int64_t begin_, end_;
+    std::atomic<int64_t>* taken_;  // of these
+};
 
 SharedLoop::SharedLoop(int64_t tasks) : tasks_(tasks), place_(thread_place()) {
     // Every thread has left the loop before this one, whose counters are the next one's.
@@ -147,7 +167,7 @@ void SharedLoop::help(int after) {
 
 bool SharedLoop::take(int64_t* task) {
     for (;;) {
-        auto& taken = *static_cast<std::atomic<int64_t>*>(taken_);
+        auto& taken = *taken_;
         // Looking first leaves the counter to the threads that still find something.
         if (begin_ + taken.load(std::memory_order_relaxed) < end_) {
             *task = begin_ + taken.fetch_add(1, std::memory_order_relaxed);
@@ -159,5 +179,42 @@ bool SharedLoop::take(int64_t* task) {
 }
 
 void SharedLoop::wait() { place_.team->wait(place_.threads); }
+
+// Sets the scope for as long as it lives.
+class ScopeGuard {
+  public:
+    explicit ScopeGuard(ParallelScope scope) : place_(thread_place()), before_(place_.scope) {
+        place_.scope = scope;
+    }
+    ScopeGuard(const ScopeGuard&) = delete;
+    ~ScopeGuard() { place_.scope = before_; }
+
+  private:
+    ThreadPlace& place_;
+    ParallelScope before_;
+};
+
+// The calling thread's share of the tasks.
+void share_tasks(int64_t tasks, void (*call)(const void*, int64_t), const void* f, bool barrier) {
+    const ScopeGuard guard(ParallelScope::kTask);
+    SharedLoop loop(tasks);
+    for (int64_t i = 0; loop.take(&i);) call(f, i);
+    if (barrier) loop.wait();
+}
+
+}  // namespace
+
+void run_tasks(int64_t tasks, int threads, void (*call)(const void*, int64_t), const void* f) {
+    const ParallelScope scope = thread_place().scope;
+    if (scope == ParallelScope::kRegion) return share_tasks(tasks, call, f, true);
+    if (threads > tasks) threads = static_cast<int>(tasks);
+    if (scope == ParallelScope::kTask || threads <= 1) {
+        const ScopeGuard guard(ParallelScope::kTask);
+        for (int64_t i = 0; i < tasks; ++i) call(f, i);
+        return;
+    }
+    const auto share = [&] { share_tasks(tasks, call, f, false); };  // the region ends in a barrier
+    run_region(threads, [](const void* p) { (*static_cast<const decltype(share)*>(p))(); }, &share);
+}
 
 }  // namespace pe

@@ -227,6 +227,14 @@ void multiply(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t b
     });
 }
 
+// Pairs of a panel, in bf16.
+void widen_pairs(const int8_t* w, int64_t pairs, bf16* out) {
+    for (int64_t i = 0; i < 2 * kPanel * pairs; i += 2 * kLanes) {
+        const Pairs wide = load_pairs(w + i);
+        memcpy(out + i, &wide.bits, sizeof wide.bits);
+    }
+}
+
 // A panel of i8 for several tiles: widened once for all of them, a stretch of K at a time.
 void multiply_widened(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t begin,
                       int64_t rows) {

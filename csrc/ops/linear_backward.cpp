@@ -42,23 +42,22 @@ void pack_places(const MatrixView& m, const PackedMatrix& packed, const int32_t*
 
 // One panel of dy against one of x over some places: 32 x 32 elements of dweight go on.
 template <typename X>
-void panel_by_panel(const LinearBackwardArgs& a, const X* dy, const X* x, int64_t places, int64_t n,
-                    int64_t k) {
+void add_panels(const LinearBackwardArgs& a, const X* dy, const X* x, int64_t places, int64_t n,
+                int64_t k) {
     constexpr int64_t kWord = sizeof(X) == 4 ? 1 : 2;  // elements
     const int64_t rows = min_of(kPanel, a.dy.cols - n), cols = min_of(kPanel, a.x.cols - k);
     for_each_tile(rows, [&](int64_t first, int64_t count) {
         float* out = row_ptr<float>(a.dweight, n + first) + k;
         const X* left = dy + first * kWord;
         if (cols == kPanel) {
-            return packed_panel<kPanel>(left, kWord, x, places, count,
-                                        {out, a.dweight.row_stride, true});
+            return panel_by_panel(left, x, places, count, {out, a.dweight.row_stride, true});
         }
         alignas(64) float sums[kPackedRows * kPanel];
         const auto bytes = static_cast<size_t>(cols) * sizeof(float);
         for (int64_t i = 0; i < count; ++i) {
             memcpy(sums + i * kPanel, out + i * a.dweight.row_stride, bytes);
         }
-        packed_panel<kPanel>(left, kWord, x, places, count, {sums, kPanel, true});
+        panel_by_panel(left, x, places, count, {sums, kPanel, true});
         for (int64_t i = 0; i < count; ++i) {
             memcpy(out + i * a.dweight.row_stride, sums + i * kPanel, bytes);
         }
@@ -91,7 +90,7 @@ void backward_weight(const LinearBackwardArgs& a) {
             };
             for (int64_t k = k0; k < k1; ++k) {
                 for (int64_t n = n0; n < n1; ++n) {
-                    panel_by_panel<X>(a, at(dy, n), at(x, k), count, n * kPanel, k * kPanel);
+                    add_panels<X>(a, at(dy, n), at(x, k), count, n * kPanel, k * kPanel);
                 }
             }
         }

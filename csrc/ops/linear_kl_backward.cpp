@@ -17,8 +17,8 @@ void continue_product(const Rows<X>& x, int64_t rows, int64_t K, int64_t N, floa
     const auto bytes = K * kPanel * static_cast<int64_t>(sizeof(X));
     for (int64_t i = 0; i < panels; ++i) {
         const void* next = i + 1 < panels ? panel(i + 1) : nullptr;
-        multiply_panel<X>(x, rows, panel(i), K, {sums + i * kPanel, sums_stride, true},
-                          min_of(kPanel, N - i * kPanel), next, bytes);
+        multiply_panel(x, rows, panel(i), K, {sums + i * kPanel, sums_stride, true},
+                       min_of(kPanel, N - i * kPanel), next, bytes);
     }
 }
 

@@ -237,9 +237,9 @@ class Slab {
         const auto bytes = words * kPanel * static_cast<int64_t>(sizeof(X));
         for (int64_t p = 0; p < panels; ++p) {
             const void* next = p + 1 < panels ? head.column_panel(p + 1, word) : later;
-            multiply_panel<X>({probs_, kVocabBlock}, rows_, head.column_panel(p, word), words,
-                              {row_ptr<float>(out, begin_) + p * kPanel, out.row_stride, true},
-                              min_of(kPanel, out.cols - p * kPanel), next, bytes);
+            multiply_panel(Rows<X>{probs_, kVocabBlock}, rows_, head.column_panel(p, word), words,
+                           {row_ptr<float>(out, begin_) + p * kPanel, out.row_stride, true},
+                           min_of(kPanel, out.cols - p * kPanel), next, bytes);
         }
     }
 

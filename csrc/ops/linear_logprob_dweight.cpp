@@ -209,9 +209,9 @@ class WordsTask {
         };
         for (int64_t p = 0; p < tokens_.chain.panels(); ++p) {
             const void* next = p + 1 < tokens_.chain.panels() ? panel(p + 1) : nullptr;
-            multiply_panel<X>({c_, step_}, words_, panel(p), n,
-                              {row_ptr<float>(out, first_) + p * kPanel, out.row_stride, true},
-                              min_of(kPanel, out.cols - p * kPanel), next, bytes);
+            multiply_panel(Rows<X>{c_, step_}, words_, panel(p), n,
+                           {row_ptr<float>(out, first_) + p * kPanel, out.row_stride, true},
+                           min_of(kPanel, out.cols - p * kPanel), next, bytes);
         }
     }
 

@@ -13,6 +13,50 @@ namespace pe::cpu::PE_ISA {
 // 12 x 2 vectors fill the 32 registers of AVX-512; 6 x 2 the 16 of the others.
 inline constexpr int kPackedRows = kLanes == 16 ? 12 : 6;
 
+// Where the sums of a tile go, rows `row` floats apart. `continued`: they start from what stands there, so that a chain along
+// K may stop, be stored and go on.
+struct Sums {
+    float* data;
+    int64_t row;
+    bool continued = false;
+};
+
+// Weights to fetch while a tile is multiplied: memory would else be idle meanwhile. `near` is for few tiles of rows: they read
+// a panel once or twice and want it in the first-level cache, where the panel in use must stay for many.
+struct Ahead {
+    const char* at = nullptr;
+    int64_t step = 0;  // bytes for each step along K, at most two cache lines
+    bool near = false;
+
+    PE_INLINE void fetch() {
+        if (near) {
+            __builtin_prefetch(at, 0, 3);
+            __builtin_prefetch(at + 64, 0, 3);
+        } else {
+            __builtin_prefetch(at, 0, 2);
+            __builtin_prefetch(at + 64, 0, 2);
+        }
+        at += step;
+    }
+};
+
+// sums (rows, 32) = or += x (rows, K) times a panel; rows <= kPackedRows. Compiled once for all products: packed_tile.cpp.
+void packed_panel(const float* x, int64_t stride, const float* panel, int64_t K, int64_t rows,
+                  Sums sums, Ahead ahead);
+void packed_panel(const bf16* x, int64_t stride, const bf16* panel, int64_t K, int64_t rows,
+                  Sums sums, Ahead ahead);
+void packed_panel(const bf16* x, int64_t stride, const int8_t* panel, int64_t K, int64_t rows,
+                  Sums sums, Ahead ahead);
+
+// The same where x is packed itself: rows of it are lanes of a panel, of which x is the first.
+void panel_by_panel(const float* x, const float* panel, int64_t K, int64_t rows, Sums sums);
+void panel_by_panel(const bf16* x, const bf16* panel, int64_t K, int64_t rows, Sums sums);
+
+// Packs `count` <= 16 rows into 16 lanes of a panel of pairs, `out` standing at the first of them; lanes past `count` are
+// zeroed.
+void pack_pairs(const float* const* w, int count, int64_t K, uint32_t* out);
+void pack_pairs(const bf16* const* w, int count, int64_t K, uint32_t* out);
+
 namespace {
 
 #if defined(__AVX512BF16__)
@@ -53,14 +97,6 @@ PE_INLINE Pairs load_pairs(const int8_t* p) {
 #endif
 }
 
-// Pairs of a panel, in bf16.
-inline void widen_pairs(const int8_t* w, int64_t pairs, bf16* out) {
-    for (int64_t i = 0; i < 2 * kPanel * pairs; i += 2 * kLanes) {
-        const Pairs wide = load_pairs(w + i);
-        memcpy(out + i, &wide.bits, sizeof wide.bits);
-    }
-}
-
 PE_INLINE Pairs broadcast_pair(uint32_t pair) { return {uvec{} + pair}; }
 
 PE_INLINE uint32_t pair_at(const bf16* p) {
@@ -77,14 +113,6 @@ PE_INLINE vec dot_pairs(Pairs a, Pairs b, vec acc) {
     return fma((vec)(a.bits << 16), (vec)(b.bits << 16), acc);
 #endif
 }
-
-// Where the sums of a tile go, rows `row` floats apart. `continued`: they start from what stands there, so that a chain along
-// K may stop, be stored and go on.
-struct Sums {
-    float* data;
-    int64_t row;
-    bool continued = false;
-};
 
 template <int ROWS>
 struct Accumulators {
@@ -110,127 +138,6 @@ struct Accumulators {
         }
     }
 };
-
-// Weights to fetch while a tile is multiplied: memory would else be idle meanwhile. `near` is for few tiles of rows: they read
-// a panel once or twice and want it in the first-level cache, where the panel in use must stay for many.
-struct Ahead {
-    const char* at = nullptr;
-    int64_t step = 0;  // bytes for each step along K, at most two cache lines
-    bool near = false;
-
-    PE_INLINE void fetch() {
-        if (near) {
-            __builtin_prefetch(at, 0, 3);
-            __builtin_prefetch(at + 64, 0, 3);
-        } else {
-            __builtin_prefetch(at, 0, 2);
-            __builtin_prefetch(at + 64, 0, 2);
-        }
-        at += step;
-    }
-};
-
-// Sums of columns [0, 2 kLanes) for rows of x; `w` stands at the first of these columns of the panel. Elements of x, in bf16 pairs of
-// them, follow each other along K STEP words apart: 1 in a matrix, kPanel in a matrix that is packed itself.
-template <int ROWS, int STEP>
-[[gnu::noinline]] void packed_tile(const float* x, int64_t stride, const float* w, int64_t K,
-                                   Ahead ahead, const Sums& sums) {
-    Accumulators<ROWS> acc(sums);
-    for (int64_t k = 0; k < K; ++k) {
-        ahead.fetch();
-        const vec w0 = load(w), w1 = load(w + kLanes);
-#pragma GCC unroll 12
-        for (int i = 0; i < ROWS; ++i) {
-            const vec a = broadcast(x[i * stride + k * STEP]);
-            acc.v[i][0] = fma(a, w0, acc.v[i][0]);
-            acc.v[i][1] = fma(a, w1, acc.v[i][1]);
-        }
-        w += kPanel;
-    }
-    acc.store_to(sums);
-}
-
-template <int ROWS, int STEP, typename W>
-[[gnu::noinline]] void packed_tile(const bf16* x, int64_t stride, const W* w, int64_t K,
-                                   Ahead ahead, const Sums& sums) {
-    [[maybe_unused]] const FlushOutsideInstruction flush;
-    Accumulators<ROWS> acc(sums);
-    for (int64_t k = 0; k + 2 <= K; k += 2) {
-        ahead.fetch();
-        const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
-#pragma GCC unroll 12
-        for (int i = 0; i < ROWS; ++i) {
-            const Pairs a = broadcast_pair(pair_at(x + i * stride + k * STEP));
-            acc.v[i][0] = dot_pairs(a, w0, acc.v[i][0]);
-            acc.v[i][1] = dot_pairs(a, w1, acc.v[i][1]);
-        }
-        w += 2 * kPanel;
-    }
-    if (K % 2 != 0) {  // the odd half of the last pair is zero
-        const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
-#pragma GCC unroll 12
-        for (int i = 0; i < ROWS; ++i) {
-            const Pairs a = broadcast_pair(x[i * stride + (K - 1) * STEP].bits);
-            acc.v[i][0] = dot_pairs(a, w0, acc.v[i][0]);
-            acc.v[i][1] = dot_pairs(a, w1, acc.v[i][1]);
-        }
-    }
-    acc.store_to(sums);
-}
-
-template <int STEP, typename X, typename W>
-inline void packed_rows(const X* x, int64_t stride, const W* w, int64_t K, int64_t rows,
-                        Ahead ahead, const Sums& sums) {
-    switch (rows) {
-        case 1: return packed_tile<1, STEP>(x, stride, w, K, ahead, sums);
-        case 2: return packed_tile<2, STEP>(x, stride, w, K, ahead, sums);
-        case 3: return packed_tile<3, STEP>(x, stride, w, K, ahead, sums);
-        case 4: return packed_tile<4, STEP>(x, stride, w, K, ahead, sums);
-        case 5: return packed_tile<5, STEP>(x, stride, w, K, ahead, sums);
-        case 6: return packed_tile<6, STEP>(x, stride, w, K, ahead, sums);
-#if defined(__AVX512F__)
-        case 7: return packed_tile<7, STEP>(x, stride, w, K, ahead, sums);
-        case 8: return packed_tile<8, STEP>(x, stride, w, K, ahead, sums);
-        case 9: return packed_tile<9, STEP>(x, stride, w, K, ahead, sums);
-        case 10: return packed_tile<10, STEP>(x, stride, w, K, ahead, sums);
-        case 11: return packed_tile<11, STEP>(x, stride, w, K, ahead, sums);
-        case 12: return packed_tile<12, STEP>(x, stride, w, K, ahead, sums);
-#endif
-        default: return;
-    }
-}
-
-// sums (rows, 32) = or += x (rows, K) times a panel; rows <= kPackedRows.
-template <int STEP = 1, typename X, typename W>
-inline void packed_panel(const X* x, int64_t stride, const W* panel, int64_t K, int64_t rows,
-                         Sums sums, Ahead ahead = {}) {
-    constexpr int64_t kPerColumn = sizeof(W) == 4 ? 1 : 2;
-    for (int64_t column = 0; column < kPanel; column += 2 * kLanes) {
-        packed_rows<STEP>(x, stride, panel + column * kPerColumn, K, rows, ahead, sums);
-        sums.data += 2 * kLanes;
-    }
-}
-
-// Packs `count` <= 16 rows into 16 lanes of a panel of pairs, `out` standing at the first of them; lanes past `count` are
-// zeroed. Each row is rounded to bf16 a stretch at a time, then moved pair by pair.
-template <typename T>
-void pack_pairs(const T* const* w, int count, int64_t K, uint32_t* out) {
-    constexpr int64_t kStretch = 64;
-    alignas(64) bf16 rounded[16][kStretch] = {};
-    for (int64_t first = 0; first < K; first += kStretch) {
-        const int64_t n = K - first < kStretch ? K - first : kStretch, pairs = (n + 1) / 2;
-        for (int i = 0; i < count; ++i) {
-            int64_t k = 0;
-            for (; k + kLanes <= n; k += kLanes) store(rounded[i] + k, load(w[i] + first + k));
-            for (; k < n; ++k) rounded[i][k] = to_bf16(to_float(w[i][first + k]));
-            if (n % 2 != 0) rounded[i][n] = {0};
-        }
-        for (int64_t pair = 0; pair < pairs; ++pair) {
-            for (int i = 0; i < 16; ++i) out[pair * kPanel + i] = pair_at(rounded[i] + 2 * pair);
-        }
-        out += pairs * kPanel;
-    }
-}
 
 inline int64_t num_tiles(int64_t rows) { return (rows + kPackedRows - 1) / kPackedRows; }
 

@@ -9,7 +9,7 @@
 
 #include "pyengine/dtype.h"
 
-#if defined(__x86_64__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -204,11 +204,18 @@ PE_INLINE vec16 load16(const T* p) {
     return v;
 }
 
-// The first n of 16 elements; the rest are `fill`.
+// The first n of 16 elements, in 16 floats; the rest are `fill`. A function of its own: rows end seldom, and what is inlined
+// at every read of a row is compiled as often.
+template <typename T>
+[[gnu::noinline]] void copy_partial(const T* p, int64_t n, float fill, float* out) {
+#pragma GCC unroll 1
+    for (int i = 0; i < 16; ++i) out[i] = i < n ? to_float(p[i]) : fill;
+}
+
 template <typename T>
 PE_INLINE vec16 load16_partial(const T* p, int64_t n, float fill) {
     alignas(64) float buffer[16];
-    for (int i = 0; i < 16; ++i) buffer[i] = i < n ? to_float(p[i]) : fill;
+    copy_partial(p, n, fill, buffer);
     return load16(buffer);
 }
 
@@ -218,10 +225,16 @@ PE_INLINE void store16(T* p, const vec16& v) {
 }
 
 template <typename T>
+[[gnu::noinline]] void copy_back(const float* from, int64_t n, T* p) {
+#pragma GCC unroll 1
+    for (int i = 0; i < n; ++i) store_float(p + i, from[i]);
+}
+
+template <typename T>
 PE_INLINE void store16_partial(T* p, const vec16& v, int64_t n) {
     alignas(64) float buffer[16];
     store16(buffer, v);
-    for (int i = 0; i < n; ++i) store_float(p + i, buffer[i]);
+    copy_back(buffer, n, p);
 }
 
 PE_INLINE vec16 broadcast16(float x) {

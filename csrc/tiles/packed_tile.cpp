@@ -1,0 +1,140 @@
+// The products and the packing of packed_tile.h.
+#include "pyengine/packed_tile.h"
+
+namespace pe::cpu::PE_ISA {
+namespace {
+
+// Sums of columns [0, 2 kLanes) for rows of x; `w` stands at the first of these columns of the panel. Elements of x, in bf16 pairs of
+// them, follow each other along K STEP words apart: 1 in a matrix, kPanel in a matrix that is packed itself.
+template <int ROWS, int STEP>
+[[gnu::noinline]] void packed_tile(const float* x, int64_t stride, const float* w, int64_t K,
+                                   Ahead ahead, const Sums& sums) {
+    Accumulators<ROWS> acc(sums);
+    for (int64_t k = 0; k < K; ++k) {
+        ahead.fetch();
+        const vec w0 = load(w), w1 = load(w + kLanes);
+#pragma GCC unroll 12
+        for (int i = 0; i < ROWS; ++i) {
+            const vec a = broadcast(x[i * stride + k * STEP]);
+            acc.v[i][0] = fma(a, w0, acc.v[i][0]);
+            acc.v[i][1] = fma(a, w1, acc.v[i][1]);
+        }
+        w += kPanel;
+    }
+    acc.store_to(sums);
+}
+
+template <int ROWS, int STEP, typename W>
+[[gnu::noinline]] void packed_tile(const bf16* x, int64_t stride, const W* w, int64_t K,
+                                   Ahead ahead, const Sums& sums) {
+    [[maybe_unused]] const FlushOutsideInstruction flush;
+    Accumulators<ROWS> acc(sums);
+    for (int64_t k = 0; k + 2 <= K; k += 2) {
+        ahead.fetch();
+        const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
+#pragma GCC unroll 12
+        for (int i = 0; i < ROWS; ++i) {
+            const Pairs a = broadcast_pair(pair_at(x + i * stride + k * STEP));
+            acc.v[i][0] = dot_pairs(a, w0, acc.v[i][0]);
+            acc.v[i][1] = dot_pairs(a, w1, acc.v[i][1]);
+        }
+        w += 2 * kPanel;
+    }
+    if (K % 2 != 0) {  // the odd half of the last pair is zero
+        const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
+#pragma GCC unroll 12
+        for (int i = 0; i < ROWS; ++i) {
+            const Pairs a = broadcast_pair(x[i * stride + (K - 1) * STEP].bits);
+            acc.v[i][0] = dot_pairs(a, w0, acc.v[i][0]);
+            acc.v[i][1] = dot_pairs(a, w1, acc.v[i][1]);
+        }
+    }
+    acc.store_to(sums);
+}
+
+template <int STEP, typename X, typename W>
+inline void packed_rows(const X* x, int64_t stride, const W* w, int64_t K, int64_t rows,
+                        Ahead ahead, const Sums& sums) {
+    switch (rows) {
+        case 1: return packed_tile<1, STEP>(x, stride, w, K, ahead, sums);
+        case 2: return packed_tile<2, STEP>(x, stride, w, K, ahead, sums);
+        case 3: return packed_tile<3, STEP>(x, stride, w, K, ahead, sums);
+        case 4: return packed_tile<4, STEP>(x, stride, w, K, ahead, sums);
+        case 5: return packed_tile<5, STEP>(x, stride, w, K, ahead, sums);
+        case 6: return packed_tile<6, STEP>(x, stride, w, K, ahead, sums);
+#if defined(__AVX512F__)
+        case 7: return packed_tile<7, STEP>(x, stride, w, K, ahead, sums);
+        case 8: return packed_tile<8, STEP>(x, stride, w, K, ahead, sums);
+        case 9: return packed_tile<9, STEP>(x, stride, w, K, ahead, sums);
+        case 10: return packed_tile<10, STEP>(x, stride, w, K, ahead, sums);
+        case 11: return packed_tile<11, STEP>(x, stride, w, K, ahead, sums);
+        case 12: return packed_tile<12, STEP>(x, stride, w, K, ahead, sums);
+#endif
+        default: return;
+    }
+}
+
+template <int STEP, typename X, typename W>
+void multiply(const X* x, int64_t stride, const W* panel, int64_t K, int64_t rows, Sums sums,
+              Ahead ahead) {
+    constexpr int64_t kPerColumn = sizeof(W) == 4 ? 1 : 2;
+    for (int64_t column = 0; column < kPanel; column += 2 * kLanes) {
+        packed_rows<STEP>(x, stride, panel + column * kPerColumn, K, rows, ahead, sums);
+        sums.data += 2 * kLanes;
+    }
+}
+
+// Each row is rounded to bf16 a stretch at a time, then moved pair by pair.
+template <typename T>
+void pack(const T* const* w, int count, int64_t K, uint32_t* out) {
+    constexpr int64_t kStretch = 64;
+    alignas(64) bf16 rounded[16][kStretch] = {};
+    for (int64_t first = 0; first < K; first += kStretch) {
+        const int64_t n = K - first < kStretch ? K - first : kStretch, pairs = (n + 1) / 2;
+        for (int i = 0; i < count; ++i) {
+            int64_t k = 0;
+            for (; k + kLanes <= n; k += kLanes) store(rounded[i] + k, load(w[i] + first + k));
+            for (; k < n; ++k) rounded[i][k] = to_bf16(to_float(w[i][first + k]));
+            if (n % 2 != 0) rounded[i][n] = {0};
+        }
+        for (int64_t pair = 0; pair < pairs; ++pair) {
+            for (int i = 0; i < 16; ++i) out[pair * kPanel + i] = pair_at(rounded[i] + 2 * pair);
+        }
+        out += pairs * kPanel;
+    }
+}
+
+}  // namespace
+
+void packed_panel(const float* x, int64_t stride, const float* panel, int64_t K, int64_t rows,
+                  Sums sums, Ahead ahead) {
+    multiply<1>(x, stride, panel, K, rows, sums, ahead);
+}
+
+void packed_panel(const bf16* x, int64_t stride, const bf16* panel, int64_t K, int64_t rows,
+                  Sums sums, Ahead ahead) {
+    multiply<1>(x, stride, panel, K, rows, sums, ahead);
+}
+
+void packed_panel(const bf16* x, int64_t stride, const int8_t* panel, int64_t K, int64_t rows,
+                  Sums sums, Ahead ahead) {
+    multiply<1>(x, stride, panel, K, rows, sums, ahead);
+}
+
+void panel_by_panel(const float* x, const float* panel, int64_t K, int64_t rows, Sums sums) {
+    multiply<kPanel>(x, 1, panel, K, rows, sums, {});
+}
+
+void panel_by_panel(const bf16* x, const bf16* panel, int64_t K, int64_t rows, Sums sums) {
+    multiply<kPanel>(x, 2, panel, K, rows, sums, {});
+}
+
+void pack_pairs(const float* const* w, int count, int64_t K, uint32_t* out) {
+    pack(w, count, K, out);
+}
+
+void pack_pairs(const bf16* const* w, int count, int64_t K, uint32_t* out) {
+    pack(w, count, K, out);
+}
+
+}  // namespace pe::cpu::PE_ISA
