@@ -20,8 +20,16 @@ def test_plot_writes_a_png(tmp_path):
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_plot_needs_a_reward(tmp_path):
-    with pytest.raises(DataError, match="rows must hold a round with a reward but none has one"):
+def test_plot_of_a_run_without_rewards_is_of_its_losses(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [{"round": r, "loss": 0.7 - r / 10, "rewards/margins": r / 5} for r in range(3)]
+    rows[2]["eval/loss"] = 0.6
+    plot(rows, tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_needs_a_reward_or_a_loss(tmp_path):
+    with pytest.raises(DataError, match="hold a round with a reward or a loss but none has one"):
         plot([{"round": 1}], tmp_path / "p.png")
 
 
