@@ -44,7 +44,7 @@ def here(tmp_path, monkeypatch):
 
 def run(*argv):
     return subprocess.run(
-        [sys.executable, "-m", "pyengine", "compare", *map(str, argv), *FLAGS],
+        [sys.executable, "-P", "-m", "pyengine", "compare", *map(str, argv), *FLAGS],
         capture_output=True,
         encoding="utf-8",
         env=ENVIRONMENT,

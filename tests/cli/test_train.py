@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fresh_python import package_folder
 from safetensors import safe_open
 
 from pyengine.cli.main import main
@@ -48,12 +49,11 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 def test_as_a_process_from_rows_to_a_model(tiny_model, tmp_path):
     data = write(tmp_path / "p.jsonl", pairs())
-    root = Path(__file__).resolve().parents[2]
     result = subprocess.run(
-        [sys.executable, "-m", "pyengine", "train", "dpo", "--model", tiny_model, "--data", data,
-         "--out", tmp_path / "run", "--batch-size", "3", "--epochs", "2", "--eval-split", "0.25"],
+        [sys.executable, "-P", "-m", "pyengine", "train", "dpo", "--model", tiny_model,
+         "--data", data, "--out", tmp_path / "run", "--batch-size", "3", "--epochs", "2", "--eval-split", "0.25"],
         capture_output=True, text=True, cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        env=os.environ | {"PYTHONPATH": str(package_folder().parent)},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "6 prompts of" in result.stderr

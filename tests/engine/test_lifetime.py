@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fresh_python import package_folder
 from tiny_batches import group, preferences
 
 import pyengine as pe
@@ -114,8 +116,9 @@ print("parent", pe.get_num_threads(), flush=True)
 def test_a_forked_process_computes_and_says_what_it_cannot(tiny_model: Path):
     """Without an end it would wait for threads that stayed in its parent."""
     run = subprocess.run(
-        [sys.executable, "-c", FORK, str(tiny_model)],
-        capture_output=True, text=True, timeout=120, check=False, env=None,
+        [sys.executable, "-P", "-c", FORK, str(tiny_model)],
+        capture_output=True, text=True, timeout=120, check=False,
+        env=os.environ | {"PYTHONPATH": str(package_folder().parent)},
     )  # fmt: skip
     assert run.stderr == ""
     why = (

@@ -26,7 +26,7 @@ PARAMS = SamplingParams(max_tokens=12, seed=3)
 
 
 def command(model, *more):
-    return [sys.executable, "-m", "pyengine", "chat", "--model", str(model), *FLAGS, *more]
+    return [sys.executable, "-P", "-m", "pyengine", "chat", "--model", str(model), *FLAGS, *more]
 
 
 def pipe(model, lines, *more):
