@@ -51,7 +51,8 @@ def test_as_a_process_from_rows_to_a_model(tiny_model, tmp_path):
     data = write(tmp_path / "p.jsonl", pairs())
     result = subprocess.run(
         [sys.executable, "-P", "-m", "pyengine", "train", "dpo", "--model", tiny_model,
-         "--data", data, "--out", tmp_path / "run", "--batch-size", "3", "--epochs", "2", "--eval-split", "0.25"],
+         "--data", data, "--out", tmp_path / "run", "--batch-size", "3", "--epochs", "2",
+         "--eval-split", "0.25"],
         capture_output=True, text=True, cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(package_folder().parent)},
     )  # fmt: skip
