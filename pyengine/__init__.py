@@ -1,7 +1,8 @@
 """pyengine: sample, score, judge and update one set of weights in one process."""
 
-from pyengine import loops, objectives, ops, optim, preferences
+from pyengine import evaluation, loops, objectives, ops, optim, preferences, samplers
 from pyengine.engine import Engine, LoraConfig, RewardModel, SamplingParams, Score, TokenEvent
+from pyengine.engine.calls.asking import asking
 from pyengine.preferences.groups import Comparison, Group, Preferences, Response
 from pyengine.runtime import get_num_threads, set_num_threads
 
@@ -18,11 +19,14 @@ __all__ = [
     "SamplingParams",
     "Score",
     "TokenEvent",
+    "asking",
+    "evaluation",
     "get_num_threads",
     "loops",
     "objectives",
     "ops",
     "optim",
     "preferences",
+    "samplers",
     "set_num_threads",
 ]

@@ -26,7 +26,7 @@ CONTRACT_FIELDS = ("shapes", "dtypes", "aliasing", "gradient", "determinism", "s
 RANKS = {
     "cli": 6, "recipes": 6, "reports": 6,
     "loops": 5,
-    "engine": 4, "optim": 4,
+    "engine": 4, "optim": 4, "samplers": 4, "evaluation": 4,
     "preferences": 3, "objectives": 3,
     "data": 2, "models": 2,
     "ops": 1,

@@ -10,12 +10,31 @@ from typing import Any
 from pyengine.cli.arguments import Commands
 from pyengine.engine.optim.available import OPTIMIZERS
 from pyengine.errors import ConfigError
+from pyengine.evaluation.available import EVALUATIONS
 from pyengine.objectives.available import OBJECTIVES
+from pyengine.preferences.allocations.available import ALLOCATIONS
+from pyengine.preferences.comparators.available import COMPARATORS
 from pyengine.preferences.pairings.available import PAIRINGS
+from pyengine.preferences.rankings.available import RANKINGS
+from pyengine.preferences.selections.available import SELECTIONS
+from pyengine.preferences.sources.available import SOURCES
 from pyengine.recipes.schema.load import RECIPES
 from pyengine.registry import Registry
+from pyengine.samplers.available import SAMPLERS
 
-_REGISTRIES: tuple[Registry[Any], ...] = (RECIPES, OBJECTIVES, PAIRINGS, OPTIMIZERS)
+_REGISTRIES: tuple[Registry[Any], ...] = (
+    RECIPES,
+    OBJECTIVES,
+    SAMPLERS,
+    SOURCES,
+    COMPARATORS,
+    RANKINGS,
+    PAIRINGS,
+    SELECTIONS,
+    ALLOCATIONS,
+    EVALUATIONS,
+    OPTIMIZERS,
+)
 
 
 def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:

@@ -32,6 +32,7 @@ class Feedback:
                 ("token_weight"); None in place of a response's list where there are none
     preference_matrix  [group][i][j]: P(response i is preferred to response j), in [0, 1], or None
                 where the source could not compare them; None if it compares nothing
+    counts_by_name  what the source counted of itself: "comparisons", "calls", "tokens", ...
     """
 
     rewards: list[list[float | None]]
@@ -42,6 +43,7 @@ class Feedback:
     columns: dict[str, list[list[float | None]]] = field(default_factory=dict)
     token_columns: dict[str, list[list[list[float] | None]]] = field(default_factory=dict)
     preference_matrix: Sequence[Sequence[Sequence[float | None]]] | None = None
+    counts_by_name: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("rewards", "labels"):

@@ -40,6 +40,8 @@ class Response:
                        each, most likely first; None if not asked for
     model_logprobs     {model: (R,)} raw log-probs of the tokens under each of the models that were
                        sampled from in lock step; None if there was one
+    origin             what it is from, in a group of several: "policy", "reference", "gold", a
+                       snapshot's name, ...; None: the policy, or a row of data
     """
 
     token_ids: list[int]
@@ -51,6 +53,7 @@ class Response:
     entropy: list[float] | None = None
     top_logprobs: list[list[tuple[int, float]]] | None = None
     model_logprobs: dict[str, list[float]] | None = None
+    origin: str | None = None
 
     def __post_init__(self) -> None:
         self.token_ids = _integers(self.token_ids, "[Response] token_ids")

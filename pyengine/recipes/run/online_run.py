@@ -13,9 +13,13 @@ from pyengine.loops.rehearsal import check_parts
 from pyengine.loops.steps import Remember
 from pyengine.objectives.available import OBJECTIVES
 from pyengine.preferences import Derived, RewardFunction, Source, TokenFunction
+from pyengine.preferences.binding import bind, unbound
 from pyengine.preferences.pairings.available import PAIRINGS
+from pyengine.preferences.sources.available import SOURCES
+from pyengine.recipes.run.bindings import RunBindings, check_names
 from pyengine.recipes.run.inputs import code_digest, data_digest
 from pyengine.recipes.run.model_text import ModelText
+from pyengine.recipes.schema.build import make_part
 from pyengine.recipes.schema.online_recipe import OnlineRecipe, RewardSpec
 from pyengine.recipes.schema.prompt_files import Prompts, load_prompts
 from pyengine.recipes.schema.rewards import load_reward
@@ -35,7 +39,8 @@ class OnlineRun:
         self.recipe = recipe
         self.objective = OBJECTIVES.make(**recipe.objective)
         self.pairing = PAIRINGS.make(**recipe.pairing)
-        self.source = reward_source(recipe.reward, allow_code)
+        self.allow_code = allow_code
+        self.source = source_of(recipe, allow_code)
         self.prompts = load_prompts(recipe.prompts)
         self.held_out = load_prompts(recipe.eval.prompts) if recipe.eval else Prompts([], {})
         check_parts(
@@ -66,11 +71,16 @@ class OnlineRun:
 
     def inputs(self) -> dict[str, str]:
         """Digests of all that the run reads beside the model: a resumed run must read the same."""
-        reward = self.recipe.reward
         return {
             "prompts": data_digest([self.prompts.prompts, self.prompts.columns]),
             "held-out prompts": data_digest([self.held_out.prompts, self.held_out.columns]),
-        } | {f"code of {function}": code_digest(function) for function in reward.functions}
+        } | {f"code of {function}": code_digest(function) for function in self._functions()}
+
+    def _functions(self) -> list[str]:
+        """Names of all functions that judge."""
+        if self.recipe.reward is not None:
+            return self.recipe.reward.functions
+        return [name for name, kind in unbound(self.source) if kind == "function"]
 
     def prepare(self, text: ModelText, say: Callable[[str], None]) -> None:
         """Every prompt is rendered and must leave room for a response.
@@ -106,7 +116,7 @@ class OnlineRun:
         return Online(
             engine,
             self.prompts.prompts,
-            source=self.source,
+            source=bind(self.source, RunBindings(engine, self.allow_code)),
             pairing=self.pairing,
             objective=self.objective,
             sampling=recipe.sampling,
@@ -130,6 +140,16 @@ class OnlineRun:
         return dataclasses.replace(
             self.recipe.sampling, n=spec.n, max_tokens=max_tokens, seed=spec.seed
         )
+
+
+def source_of(recipe: OnlineRecipe, allow_code: bool) -> Source:
+    """What judges a recipe's responses, its names not bound yet. Raises ConfigError."""
+    if recipe.reward is not None:
+        return reward_source(recipe.reward, allow_code)
+    assert recipe.source is not None  # the recipe has been checked
+    source: Source = make_part(SOURCES, recipe.source)
+    check_names(source, allow_code, recipe.engine.has_reference)
+    return source
 
 
 def reward_source(spec: RewardSpec, allow_code: bool) -> Source:

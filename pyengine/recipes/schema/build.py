@@ -10,10 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pyengine.errors import ConfigError, PyengineError
+from pyengine.preferences.binding import NESTED
+from pyengine.preferences.comparators.available import COMPARATORS
+from pyengine.preferences.rankings.available import RANKINGS
+from pyengine.preferences.sources.available import SOURCES
 from pyengine.recipes.schema.strict_yaml import Document
 from pyengine.registry import Registry
 
 T = TypeVar("T")
+ROOMS: dict[str, Registry[Any]] = {
+    "source": SOURCES, "comparator": COMPARATORS, "ranking": RANKINGS
+}  # fmt: skip
 
 
 def build(cls: type[T], data: Any, document: Document, prefix: str = "") -> T:
@@ -84,13 +91,42 @@ def part(registry: Registry[Any], data: Any, document: Document, path: str) -> d
                 continue
             if key not in known:
                 raise unknown_key(document, inner, key, known)
-            values[key] = convert(hints[key], value, document, inner)
-        registry.make(name, **values)
+            if "bound" in known[key].metadata:
+                values[key] = _bound(known[key].metadata["bound"], value, document, inner)
+            else:
+                values[key] = convert(hints[key], value, document, inner)
+        make_part(registry, {"name": name, **values})
     except ConfigError as error:
         if str(error).startswith((f"[{document.path.name}", "[command line]")):
             raise
         raise ConfigError(f"{document.where(path)} {path}: {error}") from error
     return {"name": name, **values}
+
+
+def _bound(kind: str, value: Any, document: Document, path: str) -> Any:
+    """What a recipe says of a field that a run fills: a name, or a part within the part."""
+    if kind == "sources":
+        if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
+            raise _error(document, path, "must be a list of sources", value)
+        return [part(SOURCES, each, document, f"{path}[{i}]") for i, each in enumerate(value)]
+    if kind in NESTED:
+        return part(ROOMS[kind], value, document, path)
+    if not isinstance(value, str):
+        raise _error(document, path, f"must be the name of a {kind.replace('_', ' ')}", value)
+    return value
+
+
+def make_part(registry: Registry[Any], data: Mapping[str, Any]) -> Any:
+    """The part that `part` described, parts within it too; names stay until `bind`."""
+    known = registry.fields(data["name"])
+    values = {k: v for k, v in data.items() if k != "name"}
+    for key, value in values.items():
+        kind = known[key].metadata.get("bound") if key in known else None
+        if kind == "sources":
+            values[key] = tuple(make_part(SOURCES, each) for each in value)
+        elif kind in NESTED:
+            values[key] = make_part(ROOMS[kind], value)
+    return registry.make(data["name"], **values)
 
 
 def convert(hint: Any, value: Any, document: Document, path: str) -> Any:

@@ -11,7 +11,9 @@ from pyengine.engine import SamplingParams
 from pyengine.errors import ConfigError
 from pyengine.objectives.available import OBJECTIVES
 from pyengine.preferences.pairings.available import PAIRINGS
-from pyengine.recipes.schema.recipe import Recipe, absolute_data
+from pyengine.preferences.sources.available import SOURCES
+from pyengine.recipes.schema.part_names import absolute_part
+from pyengine.recipes.schema.recipe import Recipe, absolute_data, absolute_function
 from pyengine.recipes.schema.strict_yaml import Document
 
 
@@ -107,7 +109,9 @@ class EvalSpec:
 class OnlineRecipe(Recipe):
     """One online alignment run; what runs of every loop say is in Recipe.
 
-    prompts, reward     see PromptsSpec, RewardSpec
+    prompts             see PromptsSpec
+    reward              a function that judges, see RewardSpec; this or `source`
+    source              {name, and that source's own settings}; see `pyengine parts sources`
     pairing             {name, and that pairing's own settings}; see `pyengine parts`
     sampling            see SamplingParams
     rounds              rounds of sampling and updating
@@ -122,7 +126,8 @@ class OnlineRecipe(Recipe):
 
     name: ClassVar[str] = "online"
     prompts: PromptsSpec
-    reward: RewardSpec
+    reward: RewardSpec | None = None
+    source: dict[str, Any] | None = field(default=None, metadata={"registry": SOURCES})
     pairing: dict[str, Any] = field(
         default_factory=lambda: {"name": "best_worst"}, metadata={"registry": PAIRINGS}
     )
@@ -137,6 +142,12 @@ class OnlineRecipe(Recipe):
 
     def check(self, document: Document) -> None:
         """See Recipe.check."""
+        if (self.reward is None) == (self.source is None):
+            given = "neither" if self.reward is None else "both"
+            raise ConfigError(
+                f"{document.where('reward')} one of reward and source must say what judges the "
+                f"responses but {given} does"
+            )
         objective = OBJECTIVES.make(**self.objective)
         if self.sampling.n < 2 and objective.unit != "response":
             raise ConfigError(
@@ -160,12 +171,7 @@ class OnlineRecipe(Recipe):
         return dataclasses.replace(
             super().absolute(base),
             prompts=self.prompts.absolute(base),
-            reward=self.reward.absolute(base),
+            reward=None if self.reward is None else self.reward.absolute(base),
+            source=None if self.source is None else absolute_part(SOURCES, self.source, base),
             eval=evaluation,
         )
-
-
-def absolute_function(function: str, base: Path) -> str:
-    """A "file.py:function" with the file below `base`; any other name as it is."""
-    file, colon, name = function.rpartition(":")
-    return f"{base / file}:{name}" if colon and file.endswith(".py") else function

@@ -77,3 +77,9 @@ def absolute_model(model: str, base: Path) -> str:
 def absolute_data(file: str, base: Path) -> str:
     """A data file's path below `base`; a packaged one's name as it is."""
     return file if file.startswith(PACKAGED) else str(base / file)
+
+
+def absolute_function(function: str, base: Path) -> str:
+    """A "file.py:function" with the file below `base`; any other name as it is."""
+    file, colon, name = function.rpartition(":")
+    return f"{base / file}:{name}" if colon and file.endswith(".py") else function

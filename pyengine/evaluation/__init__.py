@@ -1,0 +1,1 @@
+"""Measures of responses, each with a standard error."""

@@ -1,0 +1,1 @@
+"""What says which of two responses is preferred."""

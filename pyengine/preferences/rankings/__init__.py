@@ -1,0 +1,1 @@
+"""Orders of responses from comparisons of two."""

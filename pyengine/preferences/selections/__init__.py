@@ -1,0 +1,1 @@
+"""Which comparisons are worth learning from."""

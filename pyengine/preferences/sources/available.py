@@ -1,0 +1,10 @@
+"""Sources by name."""
+
+from __future__ import annotations
+
+from pyengine.preferences.sources.source import Source
+from pyengine.registry import Registry
+
+SOURCES: Registry[Source] = Registry(
+    "sources",
+)

@@ -1,0 +1,62 @@
+"""What the names in a recipe's parts stand for in a run: models, reward models, functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyengine.engine import Engine
+from pyengine.engine.calls.asking import Asking, asking
+from pyengine.engine.reward.reward_model import RewardModel
+from pyengine.errors import ConfigError
+from pyengine.models.source import resolve
+from pyengine.preferences.binding import unbound
+from pyengine.recipes.schema.part_names import is_place
+from pyengine.recipes.schema.rewards import load_reward
+
+
+class RunBindings:
+    """Names of one run. A model with a place of its own is loaded once, to score and sample only.
+
+    engine      that learns; "policy", "reference" and its snapshots are its models
+    allow_code  whether a function may be the user's own
+    """
+
+    def __init__(self, engine: Engine, allow_code: bool) -> None:
+        self.engine, self.allow_code = engine, allow_code
+        self._judges: dict[str, Engine] = {}
+        self._reward_models: dict[str, RewardModel] = {}
+
+    def model(self, name: str) -> Asking:
+        """See Bindings. Raises ConfigError or ModelFileError for a place that holds no model."""
+        if not is_place(name):
+            return asking(self.engine, name)
+        if name not in self._judges:
+            self._judges[name] = Engine.from_pretrained(name, reference="none")
+        return asking(self._judges[name])
+
+    def reward_model(self, name: str) -> RewardModel:
+        """See Bindings."""
+        if name not in self._reward_models:
+            self._reward_models[name] = RewardModel.from_pretrained(name)
+        return self._reward_models[name]
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """See Bindings."""
+        return load_reward(name, allow_code=self.allow_code)
+
+
+def check_names(part: Any, allow_code: bool, has_reference: bool) -> None:
+    """Raises ConfigError where a name stands for nothing, before any model is loaded.
+
+    A snapshot's name is not known before the run: it is looked up when it is asked.
+    """
+    for name, kind in unbound(part):
+        if kind == "function":
+            load_reward(name, allow_code=allow_code)
+        elif kind == "reward_model" or is_place(name):
+            resolve(name)
+        elif name == "reference" and not has_reference:
+            raise ConfigError(
+                f"[{part.name}] model must not be 'reference' where the engine has no reference"
+            )

@@ -1,0 +1,1 @@
+"""Ways to sample responses to prompts."""

@@ -1,0 +1,58 @@
+"""What a sampler is: from prompts to groups, by one or more calls of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+from pyengine.engine.calls.sampling_params import SamplingParams
+from pyengine.preferences.groups import Group
+from pyengine.preferences.sources.source import Source
+
+_STRIDE = 1 << 32  # request ids of loops stay below
+
+
+class Generates(Protocol):
+    """What a sampler needs of an Engine."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def max_positions(self) -> int: ...
+
+    def generate(
+        self,
+        prompts: Sequence[Any],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        request_ids: Sequence[int] | None = None,
+        *,
+        models: Mapping[str, float] | None = None,
+    ) -> list[Group]: ...
+
+
+class Sampler(Protocol):
+    """A way to sample.
+
+    needs_source  whether it asks a source which of its samples are good
+    """
+
+    name: ClassVar[str]
+    needs_source: ClassVar[bool]
+
+    def __call__(
+        self,
+        engine: Generates,
+        prompts: Sequence[Any],
+        params: SamplingParams,
+        request_ids: Sequence[int],
+        judge: Source | None = None,
+    ) -> list[Group]:
+        """A group for each prompt. What is drawn depends on the prompt, `params.seed` and its
+        request id, never on the other prompts."""
+
+
+def derived_ids(request_ids: Sequence[int], draw: int) -> list[int]:
+    """Request ids of a sampler's draw number `draw` >= 0, none of which another draw has; draw 0
+    has those given."""
+    return [draw * _STRIDE + i for i in request_ids]
