@@ -1,11 +1,13 @@
 """Breaks runs off in every way at random moments, resumes them, and compares all they leave.
 
 As a program, on a tiny random model:
-    python tests/cli/interrupts.py --interrupts 30 --seed 0
+    python tests/cli/interrupts.py --interrupts 30 --seed 0 [--disk FOLDER]
 
 Ways: SIGINT, SIGINT twice, SIGTERM, a judge that fails from some call on, a disk that is full from
-some moment on (files cannot grow beyond a size), SIGKILL. Runs are forked off a process that has
-imported pyengine and never computed: a start takes no import, so that moments fall into the run.
+some moment on (files cannot grow beyond a size; with --disk, a file system of its own that may be
+filled, such as a tmpfs of 64 MB, there is also no space left on it), SIGKILL. Runs are forked off a
+process that has imported pyengine and never computed: a start takes no import, so that moments fall
+into the run.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +72,7 @@ def spread(prompts, prompt_ids, completion_ids):
     return [float(sum(i * t for i, t in enumerate(ids)) % 997) for ids in completion_ids]
 """
 WAYS = ("sigint", "sigint twice", "sigterm", "judge", "full disk", "sigkill")
+NO_SPACE = "no space"  # a full disk on a file system of its own
 # What `pyengine align` exits with, by the way a run was broken off; 0: it ended before.
 CODES = {
     "sigint": {0, 130},
@@ -76,6 +80,7 @@ CODES = {
     "sigterm": {0, 130, -signal.SIGTERM},  # before its handler is there, nothing is done
     "judge": {0, 2},
     "full disk": {0, 2},
+    NO_SPACE: {0, 2},
     "sigkill": {0, -signal.SIGKILL},
 }
 
@@ -211,6 +216,9 @@ class Trial:
         if way == "full disk" and child.code is None:
             size = int(10 ** rng.uniform(2, 5))
             resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        if way == NO_SPACE and child.code is None:
+            with filled(self.folder):
+                code = child.wait()
         elif way.startswith("sig"):
             number = {"sigterm": signal.SIGTERM, "sigkill": signal.SIGKILL}.get(way, signal.SIGINT)
             child.signal(number)
@@ -269,6 +277,21 @@ class Trial:
         if not holds:
             print(f"  FAULT {otherwise}", flush=True)
             self.faults.append(otherwise)
+
+
+@contextlib.contextmanager
+def filled(folder: Path) -> Iterator[None]:
+    """No space is left on the folder's file system for a while."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        for size in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+    try:
+        yield
+    finally:
+        filler.unlink()
 
 
 def write_inputs(folder: Path) -> None:
@@ -330,17 +353,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--interrupts", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--disk", type=Path, help="a file system of its own, which is filled")
     args = parser.parse_args()
     sys.path.insert(0, str(TESTS))
     import_once()
     faults = []
     offline = args.interrupts // 3
+    every = WAYS if args.disk is None else (*WAYS, NO_SPACE)
     for recipe, ways, count in (
-        ("online.yaml", WAYS, args.interrupts - offline),
-        ("offline.yaml", [way for way in WAYS if way != "judge"], offline),
+        ("online.yaml", every, args.interrupts - offline),
+        ("offline.yaml", [way for way in every if way != "judge"], offline),
     ):
         share = [ways[i % len(ways)] for i in range(count)]
-        with tempfile.TemporaryDirectory() as name:
+        with tempfile.TemporaryDirectory(dir=args.disk) as name:
             folder = Path(name)
             write_inputs(folder)
             faults += interrupt_and_resume(folder, recipe, share, args.seed)
