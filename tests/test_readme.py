@@ -85,7 +85,7 @@ def test_source_and_pairing_of_contributing_fit_a_loop(
     parts: dict[str, Any], tiny_model: Path
 ) -> None:
     engine = pe.Engine.from_pretrained(tiny_model, dtype="float32", learning_rate=1e-2)
-    params = pe.SamplingParams(n=4, max_tokens=8)
+    params = pe.SamplingParams(n=4, max_tokens=8, stop=("e", "a"))  # lengths differ: no tie
     source, pairing = parts["Terse"](4), parts["TopTwo"]()
     for objective in (parts["Hinge"](), pe.objectives.KTO()):  # of pairs, of labels
         loop = pe.loops.Online(engine, ["The sea", "A"], source, pairing, objective, params)

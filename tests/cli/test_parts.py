@@ -21,9 +21,7 @@ def test_a_part_shows_its_fields_defaults_and_rules(capsys):
     assert "  data: required" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("words", "message"), [(["pairings", "best"], "one of all_pairs, best_worst but is 'best'")]
-)
+@pytest.mark.parametrize(("words", "message"), [(["pairings", "best"], "top_half but is 'best'")])
 def test_an_unknown_part_is_named(capsys, words, message):
     assert main(["parts", *words]) == 2
     assert message in capsys.readouterr().err

@@ -17,11 +17,13 @@ class Pairs:
 
     counts  "ties" not more than min_margin apart; "equal" the same tokens with
             different rewards; "too_few" groups with fewer than two responses that have tokens
-            and a reward; "capped" pairs beyond max_pairs
+            and a reward; "capped" pairs beyond max_pairs; further ones are said by who counts
+    errors  the first few messages of what went wrong
     """
 
     comparisons: list[Comparison]
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
 
 
 class Pairing(Protocol):
