@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Binding = Literal["model", "reward_model", "function", "source", "sources", "comparator", "ranking"]
-NESTED = ("source", "sources", "comparator", "ranking")  # parts within a part
+Binding = Literal[
+    "model", "reward_model", "function", "source", "sources", "comparator", "ranking", "selections"
+]
+MANY = {"sources": "source", "selections": "selection"}  # lists of parts within a part
+NESTED = ("source", "comparator", "ranking", *MANY)  # parts within a part
 
 
 class HasLogprobs(Protocol):
@@ -91,7 +94,7 @@ def bind(part: T, bindings: Bindings) -> T:
     filled: dict[str, Any] = {}
     for name, kind in bound_fields(part).items():
         value = getattr(part, name)
-        if kind == "sources":
+        if kind in MANY:
             filled[name] = tuple(bind(each, bindings) for each in value)
         elif kind in NESTED:
             filled[name] = bind(value, bindings)
@@ -108,7 +111,7 @@ def unbound(part: Any) -> list[tuple[str, Binding]]:
     for name, kind in bound_fields(part).items():
         value = getattr(part, name)
         if kind in NESTED:
-            for each in value if kind == "sources" else (value,):
+            for each in value if kind in MANY else (value,):
                 found += unbound(each)
         elif isinstance(value, str):
             found.append((value, kind))

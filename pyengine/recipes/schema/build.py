@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pyengine.errors import ConfigError, PyengineError
-from pyengine.preferences.binding import NESTED
+from pyengine.preferences.binding import MANY, NESTED
 from pyengine.preferences.comparators.available import COMPARATORS
 from pyengine.preferences.rankings.available import RANKINGS
+from pyengine.preferences.selections.available import SELECTIONS
 from pyengine.preferences.sources.available import SOURCES
 from pyengine.recipes.schema.strict_yaml import Document
 from pyengine.registry import Registry
 
 T = TypeVar("T")
 ROOMS: dict[str, Registry[Any]] = {
-    "source": SOURCES, "comparator": COMPARATORS, "ranking": RANKINGS
+    "source": SOURCES, "comparator": COMPARATORS, "ranking": RANKINGS, "selection": SELECTIONS
 }  # fmt: skip
 
 
@@ -105,10 +106,11 @@ def part(registry: Registry[Any], data: Any, document: Document, path: str) -> d
 
 def _bound(kind: str, value: Any, document: Document, path: str) -> Any:
     """What a recipe says of a field that a run fills: a name, or a part within the part."""
-    if kind == "sources":
+    if kind in MANY:
         if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
-            raise _error(document, path, "must be a list of sources", value)
-        return [part(SOURCES, each, document, f"{path}[{i}]") for i, each in enumerate(value)]
+            raise _error(document, path, f"must be a list of {kind}", value)
+        room = ROOMS[MANY[kind]]
+        return [part(room, each, document, f"{path}[{i}]") for i, each in enumerate(value)]
     if kind in NESTED:
         return part(ROOMS[kind], value, document, path)
     if not isinstance(value, str):
@@ -122,8 +124,8 @@ def make_part(registry: Registry[Any], data: Mapping[str, Any]) -> Any:
     values = {k: v for k, v in data.items() if k != "name"}
     for key, value in values.items():
         kind = known[key].metadata.get("bound") if key in known else None
-        if kind == "sources":
-            values[key] = tuple(make_part(SOURCES, each) for each in value)
+        if kind in MANY:
+            values[key] = tuple(make_part(ROOMS[MANY[kind]], each) for each in value)
         elif kind in NESTED:
             values[key] = make_part(ROOMS[kind], value)
     return registry.make(data["name"], **values)

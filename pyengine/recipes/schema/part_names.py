@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pyengine.preferences.binding import NESTED
+from pyengine.preferences.binding import MANY, NESTED
 from pyengine.recipes.schema.build import ROOMS
 from pyengine.recipes.schema.recipe import absolute_function, absolute_model
 from pyengine.registry import Registry
@@ -24,8 +24,8 @@ def absolute_part(registry: Registry[Any], data: Mapping[str, Any], base: Path) 
     result = dict(data)
     for key, value in data.items():
         kind = known[key].metadata.get("bound") if key in known else None
-        if kind == "sources":
-            result[key] = [absolute_part(ROOMS["source"], each, base) for each in value]
+        if kind in MANY:
+            result[key] = [absolute_part(ROOMS[MANY[kind]], each, base) for each in value]
         elif kind in NESTED:
             result[key] = absolute_part(ROOMS[kind], value, base)
         elif kind == "function":

@@ -1,0 +1,127 @@
+"""A few comparisons of each prompt that are as different as can be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pyengine.errors import ConfigError, RequestError
+from pyengine.preferences.binding import bound, check_bound
+from pyengine.preferences.feedback import Feedback
+from pyengine.preferences.groups import Group
+from pyengine.preferences.ngrams import jaccard, ngrams
+from pyengine.preferences.pairings.pairing import Pairs
+from pyengine.preferences.selections.budget import some_of
+from pyengine.rules import COUNT, check_fields, checked
+
+Distance = Callable[[int, int, int], float]  # of two responses of a group
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """The comparisons of each prompt that are furthest from one another, chosen greedily.
+
+    The first one is kept; then, as often as the quota allows, the one whose least distance from
+    those kept is greatest. Two comparisons are as far apart as their chosen and their rejected
+    responses are on average.
+
+    quota    comparisons kept of a prompt; others are counted as "over_budget"
+    n        a distance is 1 - the Jaccard similarity of the responses' runs of n tokens
+    vectors  a function of groups that gives [group][response] a list of numbers, such as the last
+             hidden state; a distance is then 1 - the cosine. None: runs of tokens. Comparisons with
+             a response whose list is None, empty or zero are counted as "unknown"
+    Source: DIVE, arXiv:2501.00747, section 3.3, with max-min distance as the measure of diversity.
+    """
+
+    name: ClassVar[str] = "diversity"
+    quota: int = checked(2, COUNT)
+    n: int = checked(3, COUNT)
+    vectors: Any = bound("function", None)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.vectors is not None and self.n != 3:
+            raise ConfigError(f"[{self.name}] n is used without vectors but is {self.n} with them")
+
+    def __call__(
+        self, groups: Sequence[Group], feedback: Feedback, pairs: Pairs, round: int = 0
+    ) -> Pairs:
+        """See Selection. Raises RequestError where `vectors` gives something else."""
+        check_bound(self)
+        table = None if self.vectors is None else _directions(self.vectors(groups), groups)
+        distance = self._runs(groups) if table is None else _cosines(table)
+        of_group: dict[int, list[int]] = {}
+        unknown = 0
+        for i, c in enumerate(pairs.comparisons):
+            if table and None in (table[c.group][c.winner], table[c.group][c.loser]):
+                unknown += 1
+            else:
+                of_group.setdefault(c.group, []).append(i)
+
+        def apart(i: int, j: int) -> float:
+            a, b = pairs.comparisons[i], pairs.comparisons[j]
+            chosen = distance(a.group, a.winner, b.winner)
+            return (chosen + distance(a.group, a.loser, b.loser)) / 2
+
+        kept = [i for indices in of_group.values() for i in max_min(indices, self.quota, apart)]
+        over = len(pairs.comparisons) - unknown - len(kept)
+        return some_of(pairs, kept, over_budget=over, **({"unknown": unknown} if table else {}))
+
+    def _runs(self, groups: Sequence[Group]) -> Distance:
+        sets: dict[tuple[int, int], frozenset[tuple[int, ...]]] = {}
+
+        def runs(g: int, k: int) -> frozenset[tuple[int, ...]]:
+            if (g, k) not in sets:
+                sets[g, k] = ngrams(groups[g].responses[k].token_ids, self.n)
+            return sets[g, k]
+
+        return lambda g, i, j: 1 - jaccard(runs(g, i), runs(g, j))
+
+
+def max_min(items: Sequence[int], quota: int, apart: Callable[[int, int], float]) -> list[int]:
+    """The first item, then the one whose least distance from those taken is greatest, the first of
+    equals, until there are `quota`."""
+    taken, nearest = list(items[:1]), dict.fromkeys(items[1:], math.inf)
+    while nearest and len(taken) < quota:
+        nearest = {i: min(d, apart(i, taken[-1])) for i, d in nearest.items()}
+        furthest = max(nearest, key=lambda i: nearest[i])
+        taken.append(furthest)
+        del nearest[furthest]
+    return taken
+
+
+Directions = list[list[tuple[float, ...] | None]]
+
+
+def _directions(given: Any, groups: Sequence[Group]) -> Directions:
+    """Vectors of length 1; None for those that have no direction."""
+    sizes = [len(group.responses) for group in groups]
+    if [len(row) for row in given] != sizes:
+        raise RequestError(
+            f"[diversity] vectors must give a list of numbers for each of {sizes} responses a "
+            f"group but gave {[len(row) for row in given]}"
+        )
+    lengths = {len(v) for row in given for v in row if v is not None and len(v)}
+    if len(lengths) > 1:
+        raise RequestError(
+            f"[diversity] vectors must have one length but have {sorted(lengths)} numbers"
+        )
+    return [[_direction(v) for v in row] for row in given]
+
+
+def _direction(vector: Any) -> tuple[float, ...] | None:
+    values = tuple(float(x) for x in vector) if vector is not None else ()
+    size = math.hypot(*values)
+    return tuple(x / size for x in values) if 0 < size < math.inf else None
+
+
+def _cosines(table: Directions) -> Distance:
+    def distance(g: int, i: int, j: int) -> float:
+        a, b = table[g][i], table[g][j]
+        assert a is not None
+        assert b is not None
+        return 1 - math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+    return distance
