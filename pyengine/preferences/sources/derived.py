@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pyengine.errors import ConfigError
+from pyengine.preferences.bradley_terry_model import preference
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
 from pyengine.preferences.groups import Group
 from pyengine.preferences.sources.source import Gives, Source, gives
@@ -76,7 +77,7 @@ class Derived:
             ]
         if self.bradley_terry_scale is not None:
             feedback.preference_matrix = [
-                [[_bradley_terry(a, b, self.bradley_terry_scale) for b in row] for a in row]
+                [[preference(a, b, self.bradley_terry_scale) for b in row] for a in row]
                 for row in feedback.rewards
             ]
         return feedback
@@ -91,10 +92,3 @@ def _take_failures(
         for k, status in enumerate(row):
             if status != "value" and feedback.status[g][k] == "value":
                 feedback.status[g][k], feedback.rewards[g][k] = status, None
-
-
-def _bradley_terry(a: float | None, b: float | None, scale: float) -> float | None:
-    if a is None or b is None:
-        return None
-    gap = (a - b) / scale
-    return 1 / (1 + math.exp(-gap)) if gap > -700 else 0.0
