@@ -40,6 +40,9 @@ class Sampler(Protocol):
     name: ClassVar[str]
     needs_source: ClassVar[bool]
 
+    def size(self, params: SamplingParams) -> int:
+        """Responses of a group, at most. Raises ConfigError for parameters it cannot sample with."""
+
     def __call__(
         self,
         engine: Generates,

@@ -1,0 +1,70 @@
+"""Prompts that samplers write of other prompts: texts around them, templates filled with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyengine.engine.calls.requests import encode
+from pyengine.errors import RequestError
+from pyengine.samplers.sampler import Generates
+
+_PLACE = re.compile(r"\{(prompt|response|critique)\}")
+
+
+def encoded(engine: Generates, prompts: Sequence[Any]) -> list[list[int]]:
+    """Token ids of each prompt. Raises RequestError, DataError or TemplateError, naming it."""
+    return [encode(i, prompt, engine.tokenizer) for i, prompt in enumerate(prompts)]
+
+
+def check_text(who: str, prompts: Sequence[Any]) -> None:
+    """Raises RequestError unless every prompt is a text or chat messages with a text at the end."""
+    for i, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            continue
+        last = prompt[-1] if isinstance(prompt, Sequence) and len(prompt) else None
+        if not isinstance(last, Mapping) or not isinstance(last.get("content"), str):
+            raise RequestError(
+                f"[{who}] prompts[{i}] must be a text or messages that end in a text, since "
+                f"another prompt is written of it, but is {prompt!r:.80}"
+            )
+
+
+def led(prompt: Any, text: str) -> Any:
+    """The prompt with a text before it: at the beginning of the system message, if need be a new
+    one; a prompt of text has it in front."""
+    if isinstance(prompt, str):
+        return text + prompt
+    first = prompt[0]
+    if first.get("role") == "system" and isinstance(first.get("content"), str):
+        return [{**first, "content": text + first["content"]}, *prompt[1:]]
+    return [{"role": "system", "content": text}, *prompt]
+
+
+def followed(prompt: Any, text: str) -> Any:
+    """The prompt with a text after it, in a chat at the end of its last message."""
+    if isinstance(prompt, str):
+        return prompt + text
+    return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + text}]
+
+
+def filled(template: str, prompt: Any, **values: str) -> Any:
+    """The template with {prompt}, {response} and {critique} in their places, as the prompt's kind.
+
+    Of a chat, {prompt} is the last message's text; the filled template takes that message's place.
+    What is put in is not read for places again.
+    """
+
+    def fill(of_prompt: str) -> str:
+        every = values | {"prompt": of_prompt}
+        return _PLACE.sub(lambda place: every[place[1]], template)
+
+    if isinstance(prompt, str):
+        return fill(prompt)
+    return [*prompt[:-1], {**prompt[-1], "content": fill(prompt[-1]["content"])}]
+
+
+def places(template: str) -> set[str]:
+    """Which of prompt, response and critique a template has a place for."""
+    return set(_PLACE.findall(template))
