@@ -24,7 +24,11 @@ class Figure:
 
 
 class Measure(Protocol):
-    """A measure of judged responses."""
+    """A measure of judged responses.
+
+    One that compares the policy with its reference has an attribute `reads_reference = True`: a
+    loop then puts their log-probs into the feedback, see evaluation/reference_columns.py.
+    """
 
     name: ClassVar[str]
 

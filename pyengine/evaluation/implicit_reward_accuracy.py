@@ -55,6 +55,7 @@ class ImplicitRewardAccuracy:
     """
 
     name: ClassVar[str] = "implicit_reward_accuracy"
+    reads_reference: ClassVar[bool] = True
     policy_column: str = checked("policy_logps", _NAME)
     reference_column: str = checked("reference_logps", _NAME)
 

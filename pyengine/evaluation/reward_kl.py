@@ -34,6 +34,7 @@ class RewardKL:
     """
 
     name: ClassVar[str] = "reward_kl"
+    reads_reference: ClassVar[bool] = True
     column: str = checked("reference_logprobs", _NAME)
 
     def __post_init__(self) -> None:

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyengine.errors import ConfigError, RewardError
+from pyengine.evaluation.evaluation import Figure, Measure
+from pyengine.evaluation.standard_errors import mean_and_error
+from pyengine.loops.measures import measured
 
 if TYPE_CHECKING:
     from pyengine.preferences.groups import Group
@@ -26,6 +29,7 @@ class Evaluation:
     standard_error  of that mean, over prompts (samples of one prompt are not independent); None for
                     one prompt
     errors          the first few messages of what went wrong with a reward
+    figures         what else was measured, by name
     """
 
     groups: list[Group]
@@ -34,6 +38,7 @@ class Evaluation:
     mean: float
     standard_error: float | None
     errors: list[str] = field(default_factory=list)
+    figures: dict[str, Figure] = field(default_factory=dict)
 
     @property
     def prompts_digest(self) -> str:
@@ -72,16 +77,22 @@ class Evaluation:
             )
 
     def metrics(self) -> dict[str, float | int | None]:
-        """Flat metrics for a report, all under "eval/"."""
+        """Flat metrics for a report, all under "eval/"; errors end in "_stderr"."""
         lengths = [len(r.token_ids) for g in self.groups for r in g.responses]
         valid = sum(r is not None for row in self.rewards for r in row)
-        return {
+        metrics: dict[str, float | int | None] = {
             "eval/objective/scores": self.mean,
             "eval/objective/scores_stderr": self.standard_error,
             "eval/completions/mean_length": sum(lengths) / len(lengths),
             "eval/reward/valid": valid,
             "eval/reward/invalid": len(lengths) - valid,
         }
+        for name, figure in self.figures.items():
+            metrics |= {
+                f"eval/{name}": figure.value,
+                f"eval/{name}_stderr": figure.standard_error,
+            }
+        return metrics
 
 
 def evaluate(
@@ -90,22 +101,29 @@ def evaluate(
     source: Source,
     sampling: Any,
     columns: Mapping[str, Sequence[Any]] | None = None,
+    measures: Sequence[Measure] = (),
 ) -> Evaluation:
     """Sample `sampling.n` responses to every prompt and average their rewards.
 
     Request ids are the prompts' positions and the seed is the caller's, so two evaluations draw
     with the same random numbers and their difference is less noisy than either.
 
+    measures  of the judged responses, beside their mean reward: see `pyengine parts evaluations`
+
     Raises
         RewardError  no response had a valid reward
     """
     groups = engine.generate(list(prompts), sampling, request_ids=list(range(len(prompts))))
     attach_columns(groups, columns, range(len(prompts)))
-    return judged(groups, source)
+    return judged(groups, source, measures, engine)
 
 
-def judged(groups: list[Group], source: Source) -> Evaluation:
+def judged(
+    groups: list[Group], source: Source, measures: Sequence[Measure] = (), engine: Any = None
+) -> Evaluation:
     """The evaluation of responses that are there already.
+
+    engine  for measures that compare the policy with its reference
 
     Raises
         RewardError  no response had a valid reward
@@ -125,7 +143,8 @@ def judged(groups: list[Group], source: Source) -> Evaluation:
             + (f"; the first failure: {feedback.errors[0]}" if feedback.errors else "")
         )
     mean, error = mean_and_error(known)
-    return Evaluation(groups, rewards, prompt_means, mean, error, list(feedback.errors))
+    figures = measured(measures, groups, feedback, engine)
+    return Evaluation(groups, rewards, prompt_means, mean, error, list(feedback.errors), figures)
 
 
 def attach_columns(
@@ -135,13 +154,3 @@ def attach_columns(
     for name, values in (columns or {}).items():
         for group, index in zip(groups, indices, strict=True):
             group.columns[name] = values[index]
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and standard error of the mean (None for fewer than two values)."""
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n < 2:
-        return mean, None
-    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
-    return mean, math.sqrt(variance / n)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyengine.errors import RewardError
-from pyengine.loops.evaluate import Evaluation, mean_and_error
+from pyengine.evaluation.standard_errors import mean_and_error
+from pyengine.loops.evaluate import Evaluation
 
 
 @dataclass(frozen=True)

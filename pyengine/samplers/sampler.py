@@ -41,7 +41,7 @@ class Sampler(Protocol):
     needs_source: ClassVar[bool]
 
     def size(self, params: SamplingParams) -> int:
-        """Responses of a group, at most. Raises ConfigError for parameters it cannot sample with."""
+        """Responses of a group, at most. Raises ConfigError for parameters it cannot take."""
 
     def __call__(
         self,

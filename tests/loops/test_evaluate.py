@@ -8,8 +8,8 @@ from fake_engine import FakeEngine
 
 from pyengine.engine.calls.sampling_params import SamplingParams
 from pyengine.errors import ConfigError, RewardError
+from pyengine.evaluation.standard_errors import mean_and_error
 from pyengine.loops import evaluate
-from pyengine.loops.evaluate import mean_and_error
 from pyengine.preferences import Feedback, RewardFunction
 
 PARAMS = SamplingParams(n=2, max_tokens=4, seed=9)

@@ -15,9 +15,9 @@ from pyengine.engine import Engine
 from pyengine.engine.config import EngineConfig
 from pyengine.engine.persist import checkpoint as checkpoints
 from pyengine.errors import CheckpointError, MissingDependencyError, PyengineError
+from pyengine.evaluation.standard_errors import mean_and_error
 from pyengine.files import atomic_write
 from pyengine.loops import Evaluation, Loop
-from pyengine.loops.evaluate import mean_and_error
 from pyengine.recipes.run.available import run_of
 from pyengine.recipes.run.best import Best
 from pyengine.recipes.run.interrupt import StopRequest
