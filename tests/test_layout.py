@@ -32,9 +32,16 @@ RANKS = {
     "ops": 1,
 }  # fmt: skip
 EVERYWHERE = {"errors", "files", "registry", "rules", "runtime", "_C"}
-# Ops on log-probs alone, which know no model.
+# Ops on log-probs alone, and draws by key, which know no model.
 REDUCTIONS = {
-    f"pyengine.ops.{op}" for op in ("listwise_loss", "pairwise_loss", "segment_sum", "token_loss")
+    f"pyengine.ops.{op}"
+    for op in (
+        "listwise_loss",
+        "pairwise_loss",
+        "philox_uniform",
+        "segment_sum",
+        "token_loss",
+    )
 }
 NOT_OURS = {"transformers", "trl", "peft", "accelerate", "datasets", "llama_cpp"}
 

@@ -6,8 +6,13 @@ from pyengine.preferences.pairings.all_pairs import AllPairs
 from pyengine.preferences.pairings.best_worst import BestWorst
 from pyengine.preferences.pairings.pairing import Pairing, Pairs
 from pyengine.preferences.sources.derived import Derived
-from pyengine.preferences.sources.reward_function import RewardFunction, RewardSum
+from pyengine.preferences.sources.derived_source import DerivedSource
+from pyengine.preferences.sources.ensemble import Ensemble
+from pyengine.preferences.sources.function_source import FunctionSource
+from pyengine.preferences.sources.mc_dropout import McDropout
+from pyengine.preferences.sources.reward_function import RewardFunction
 from pyengine.preferences.sources.reward_model_source import RewardModelSource
+from pyengine.preferences.sources.reward_sum import RewardSum
 from pyengine.preferences.sources.source import Gives, Source
 from pyengine.preferences.sources.token_function import TokenFunction
 
@@ -16,9 +21,13 @@ __all__ = [
     "BestWorst",
     "Comparison",
     "Derived",
+    "DerivedSource",
+    "Ensemble",
     "Feedback",
+    "FunctionSource",
     "Gives",
     "Group",
+    "McDropout",
     "Pairing",
     "Pairs",
     "Preferences",

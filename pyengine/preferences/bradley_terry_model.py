@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
+
+from pyengine.preferences.logistic import sigmoid
 
 GRADIENT_TOLERANCE = 1e-10
 MAX_STEPS = 100
@@ -13,10 +14,7 @@ MAX_STEPS = 100
 
 def preference(a: float | None, b: float | None, scale: float) -> float | None:
     """P(a is preferred to b) = sigmoid((a - b) / scale); None where one of them has no reward."""
-    if a is None or b is None:
-        return None
-    gap = (a - b) / scale
-    return 1 / (1 + math.exp(-gap)) if gap > -700 else 0.0
+    return None if a is None or b is None else sigmoid((a - b) / scale)
 
 
 def strengths(n: int, verdicts: Sequence[tuple[int, int, float]], prior: float) -> list[float]:

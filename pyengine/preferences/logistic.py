@@ -7,7 +7,6 @@ import math
 
 def sigmoid(x: float) -> float:
     """1 / (1 + exp(-x)), in [0, 1] for every finite x."""
-    if x >= 0:
-        return 1 / (1 + math.exp(-x))
-    grown = math.exp(x)  # underflows to 0, where exp(-x) would overflow
-    return grown / (1 + grown)
+    # Below that exp(-x) would overflow; one at a time, since the last bit of torch's depends on how
+    # many numbers it is given at once.
+    return 1 / (1 + math.exp(-x)) if x > -709.78 else 0.0

@@ -220,10 +220,25 @@ class RewardModel:
         Each group's prompt is computed once, and a response's numbers depend on nothing but its
         own tokens and its prompt's. Raises RequestError for ids and lengths the model cannot take.
         """
-        trees = [Tree(g.prompt_ids, [r.token_ids for r in g.responses]) for g in groups]
-        rows = iter(self._head(self._backbone.states(self._checked("rewards", trees))))
+        rows = iter(self._head(self._states("rewards", groups)))
         shape = () if self.outputs * self.ensemble == 1 else (-1,)
         return [[next(rows).view(shape).clone() for _ in g.responses] for g in groups]
+
+    @guarded
+    def states(self, groups: Sequence[Group]) -> list[list[Tensor]]:
+        """What the head reads: states(groups)[g][k] is the last hidden state (D,) of response k of
+        group g, float32, after the final norm; as `rewards`."""
+        rows = iter(self._states("states", groups))
+        return [[next(rows).clone() for _ in g.responses] for g in groups]
+
+    @property
+    def head_weight(self) -> Tensor:
+        """A copy of the head, (outputs * ensemble, D), float32."""
+        return self._head.weight.detach().clone()
+
+    def _states(self, who: str, groups: Sequence[Group]) -> Tensor:
+        trees = [Tree(g.prompt_ids, [r.token_ids for r in g.responses]) for g in groups]
+        return self._backbone.states(self._checked(who, trees))
 
     def _checked(self, who: str, trees: Sequence[Tree]) -> list[Tree]:
         """The trees that are computed, without padding at the end."""

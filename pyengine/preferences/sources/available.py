@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from pyengine.preferences.sources.derived_source import DerivedSource
+from pyengine.preferences.sources.ensemble import Ensemble
+from pyengine.preferences.sources.function_source import FunctionSource
+from pyengine.preferences.sources.mc_dropout import McDropout
 from pyengine.preferences.sources.ranked import RankedSource
+from pyengine.preferences.sources.reward_model_source import RewardModelSource
+from pyengine.preferences.sources.reward_sum import RewardSum
 from pyengine.preferences.sources.source import Source
 from pyengine.registry import Registry
 
 SOURCES: Registry[Source] = Registry(
     "sources",
     RankedSource,
+    DerivedSource,
+    Ensemble,
+    FunctionSource,
+    McDropout,
+    RewardModelSource,
+    RewardSum,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
-import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from pyengine.errors import ConfigError, RequestError
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
 from pyengine.preferences.groups import Group
-from pyengine.preferences.sources.isolation import Outcome, Read, describe, judge, outcome_of
+from pyengine.preferences.sources.isolation import Read, describe, judge, outcome_of
 
 _OWN_ARGUMENTS = ("prompts", "completions", "prompt_ids", "completion_ids")
 
@@ -133,57 +132,6 @@ class RewardFunction:
             return asyncio.run(self.f(**arguments))
         result = self.f(**arguments)
         return asyncio.run(_wait(result)) if inspect.isawaitable(result) else result
-
-
-class RewardSum:
-    """The weighted sum of several reward functions, each with its own deadline, called in order.
-
-    A function that abstains on a sample adds nothing to it; when all abstain the sample abstains;
-    an error of one is an error of the sample. `Feedback.components` has each function's rewards.
-    weights  one finite number per function; default 1
-    """
-
-    def __init__(
-        self, functions: Sequence[RewardFunction], weights: Sequence[float] | None = None
-    ) -> None:
-        self.functions = list(functions)
-        self.weights = [1.0] * len(self.functions) if weights is None else list(weights)
-        names = [f.name for f in self.functions]
-        if not names:
-            raise ConfigError("[RewardSum] functions must hold at least one but is empty")
-        if len(set(names)) != len(names):
-            raise ConfigError(f"[RewardSum] the functions' names must differ but are {names}")
-        if len(self.weights) != len(names):
-            raise ConfigError(
-                f"[RewardSum] weights must have one number per function, {len(names)}, "
-                f"but has {len(self.weights)}"
-            )
-        for weight in self.weights:
-            if not math.isfinite(weight):
-                raise ConfigError(f"[RewardSum] weights must be finite but one is {weight}")
-
-    def __call__(self, groups: Sequence[Group]) -> Feedback:
-        """The summed rewards; `components` holds each function's own."""
-        parts = [f(groups) for f in self.functions]
-        rewards: list[list[float | None]] = [[None] * len(g.responses) for g in groups]
-        status: list[list[SampleStatus]] = [["abstain"] * len(g.responses) for g in groups]
-        errors = [message for part in parts for message in part.errors]
-        for g, group in enumerate(groups):
-            for k in range(len(group.responses)):
-                total, state, message = self._sum(
-                    [(p.rewards[g][k], p.status[g][k]) for p in parts]
-                )
-                rewards[g][k], status[g][k] = total, state
-                if message:
-                    errors.append(f"[RewardSum] groups[{g}].responses[{k}]: {message}")
-        components = {f.name: p.rewards for f, p in zip(self.functions, parts, strict=True)}
-        return Feedback(rewards, status, errors[:MAX_ERRORS], components)
-
-    def _sum(self, terms: list[tuple[float | None, SampleStatus]]) -> Outcome:
-        if any(state == "error" for _, state in terms):
-            return None, "error", ""
-        values = [w * r for w, (r, _) in zip(self.weights, terms, strict=True) if r is not None]
-        return outcome_of(math.fsum(values)) if values else (None, "abstain", "")
 
 
 def _name_of(f: Any) -> str:

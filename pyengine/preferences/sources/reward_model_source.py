@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Literal, Protocol, get_args
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from pyengine.errors import ConfigError
 from pyengine.objectives.core.reward_losses import gpm_score
+from pyengine.preferences.binding import bound, check_bound
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
 from pyengine.preferences.groups import Group
 from pyengine.preferences.head_reading import READINGS, Reading, is_reading
+from pyengine.preferences.logistic import sigmoid
+from pyengine.preferences.sources.combining import Combine, combined
 from pyengine.preferences.sources.source import Gives
-
-Combine = Literal["mean", "min", "mean_minus_variance"]
+from pyengine.rules import NOT_NEGATIVE, POSITIVE, check_fields, checked, one_of, or_none
 
 
 class JudgesTokens(Protocol):
@@ -31,17 +33,22 @@ class JudgesTokens(Protocol):
     def rewards(self, groups: Sequence[Group]) -> list[list[Tensor]]: ...
 
 
+@dataclass(frozen=True)
 class RewardModelSource:
-    """Judges groups by a reward model.
+    """A reward or preference model: a reward a response, of embeddings a preference matrix too.
 
+    model     a RewardModel; in a recipe its folder (ours, or a `...ForSequenceClassification` of
+              transformers) or "pypi:NAME"
     reading   what the outputs of a head are. "reward": one number. "mean_variance": the first of
               two. "gpm": an embedding; a response's reward is then its mean probability of being
               preferred to the group's others (1/2 where it is alone), and the feedback has the
-              matrix P = sigmoid(s / tau) of each group. None: what the model's folder says
-    tau       temperature of "gpm", the one it was trained with; 0.1
-    combine   of "reward", what is made of an ensemble's: their "mean", the default; "min", the
-              worst case; or "mean_minus_variance", mean - penalty * variance
-    penalty   of "mean_minus_variance"; >= 0; 1
+              matrix P = sigmoid(s / tau) of each group. None: what the model's folder says; a
+              recipe whose objective takes the matrix must say "gpm"
+    tau       temperature of "gpm", the one it was trained with; None: 0.1
+    combine   of "reward", what is made of an ensemble's: their "mean" (None too); "min", the worst
+              case; or "mean_minus_variance", mean - penalty * variance
+    penalty   of "mean_minus_variance"; None: 1
+    label     what metrics and messages call it
     With one reward or a mean, no matrix is given: the rewards say it all. An output that is not
     finite is an error of that sample.
     Raises ConfigError, also for an option that this reading does not use, and for several outputs
@@ -49,46 +56,37 @@ class RewardModelSource:
     Source: matrix, arXiv:2410.02197; worst case and variance of ensembles, arXiv:2310.02743.
     """
 
-    def __init__(
-        self,
-        model: JudgesTokens,
-        *,
-        reading: Reading | None = None,
-        tau: float | None = None,
-        combine: Combine | None = None,
-        penalty: float | None = None,
-        name: str = "reward_model",
-    ) -> None:
-        self.model, self.name = model, name
-        self.reading = _reading(model, reading)
+    name: ClassVar[str] = "reward_model"
+    model: Any = bound("reward_model")
+    reading: Reading | None = None
+    tau: float | None = checked(None, or_none(POSITIVE))
+    combine: Combine | None = checked(None, or_none(one_of(*get_args(Combine))))
+    penalty: float | None = checked(None, or_none(NOT_NEGATIVE))
+    label: str = "reward_model"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not isinstance(self.model, str):
+            object.__setattr__(self, "reading", _reading(self.model, self.reading))
+        elif self.reading not in (None, *READINGS):
+            raise _unknown(self.reading)
+        # Of a model that is only named the reading may not be known yet.
+        reading, known = self.reading, self.reading is not None
         uses = {
-            "tau": (tau, self.reading == "gpm", "reading is 'gpm'"),
-            "combine": (combine, self.reading == "reward", "reading is 'reward'"),
+            "tau": (self.tau, not known or reading == "gpm", "reading is 'gpm'"),
+            "combine": (self.combine, not known or reading == "reward", "reading is 'reward'"),
             "penalty": (
-                penalty,
-                combine == "mean_minus_variance",
+                self.penalty,
+                self.combine == "mean_minus_variance",
                 "combine is 'mean_minus_variance'",
             ),
         }
         for key, (value, used, rule) in uses.items():
             if value is not None and not used:
                 raise ConfigError(
-                    f"[RewardModelSource] {key} is used where {rule} but is {value!r} with reading "
-                    f"{self.reading!r} and combine {combine!r}"
+                    f"[{self.name}] {key} is used where {rule} but is {value!r} with reading "
+                    f"{reading!r} and combine {self.combine!r}"
                 )
-        self.tau = 0.1 if tau is None else tau
-        self.combine: Combine = "mean" if combine is None else combine
-        self.penalty = 1.0 if penalty is None else penalty
-        checks = {
-            "tau": (self.tau, 0 < self.tau < math.inf, "> 0 and finite"),
-            "combine": (
-                self.combine, self.combine in get_args(Combine), f"one of {get_args(Combine)}"
-            ),
-            "penalty": (self.penalty, 0 <= self.penalty < math.inf, ">= 0 and finite"),
-        }  # fmt: skip
-        for key, (given, holds, rule) in checks.items():
-            if not holds:
-                raise ConfigError(f"[RewardModelSource] {key} must be {rule} but is {given!r}")
 
     @property
     def gives(self) -> Gives:
@@ -97,6 +95,7 @@ class RewardModelSource:
 
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """A reward for each response that has tokens; one without abstains."""
+        check_bound(self)
         found = self.model.rewards(groups)
         rewards: list[list[float | None]] = []
         status: list[list[SampleStatus]] = []
@@ -110,7 +109,7 @@ class RewardModelSource:
                 for tokens, ok in zip(judged, finite, strict=True)
             ]
             errors += [
-                f"[{self.name}] groups[{g}].responses[{k}]: the model's output is not finite"
+                f"[{self.label}] groups[{g}].responses[{k}]: the model's output is not finite"
                 for k, state in enumerate(states)
                 if state == "error"
             ]
@@ -119,7 +118,7 @@ class RewardModelSource:
             rewards.append(values)
             status.append(states)
             matrices.append(matrix)
-        components = {self.name: [list(row) for row in rewards]}
+        components = {self.label: [list(row) for row in rewards]}
         return Feedback(
             rewards,
             status,
@@ -151,18 +150,16 @@ class RewardModelSource:
             return []
         each, n = torch.stack(embeddings).double(), len(embeddings)  # (n, 2k)
         scores = gpm_score(each.repeat_interleave(n, 0), each.repeat(n, 1))  # (n * n,)
-        rows: list[list[float]] = (scores / self.tau).view(n, n).tolist()
-        return [[_sigmoid(z) for z in row] for row in rows]
+        tau = 0.1 if self.tau is None else self.tau
+        rows: list[list[float]] = (scores / tau).view(n, n).tolist()
+        # One at a time: torch's last bit depends on how many numbers it is given at once.
+        return [[sigmoid(z) for z in row] for row in rows]
 
     def _reward(self, out: Tensor) -> float:
         if self.reading == "mean_variance":
             return float(out[0])
-        each = out.reshape(-1)
-        if self.combine == "min":
-            return float(each.min())
-        if self.combine == "mean_minus_variance":
-            return float(each.mean() - self.penalty * each.var(correction=0))
-        return float(each.mean())
+        penalty = 1.0 if self.penalty is None else self.penalty
+        return combined(out.reshape(-1).tolist(), self.combine or "mean", penalty)
 
 
 def _reading(model: JudgesTokens, asked: Reading | None) -> Reading:
@@ -170,21 +167,17 @@ def _reading(model: JudgesTokens, asked: Reading | None) -> Reading:
     reading = model.reading if asked is None else asked
     if reading is None:
         raise ConfigError(
-            f"[RewardModelSource] reading must be one of {READINGS} for a head of {model.outputs} "
+            f"[reward_model] reading must be one of {READINGS} for a head of {model.outputs} "
             "outputs whose folder does not say what they mean, but is None"
         )
     if reading not in READINGS:
-        raise ConfigError(
-            f"[RewardModelSource] reading must be one of {READINGS} but is {reading!r}"
-        )
+        raise _unknown(reading)
     if not is_reading(reading, model.outputs):
         raise ConfigError(
-            f"[RewardModelSource] reading must fit a head of {model.outputs} outputs "
-            f"but is {reading!r}"
+            f"[reward_model] reading must fit a head of {model.outputs} outputs but is {reading!r}"
         )
     return reading
 
 
-def _sigmoid(z: float) -> float:
-    # One at a time: the last bit of torch's depends on how many numbers it is given at once.
-    return 1 / (1 + math.exp(-z)) if z > -709.78 else 0.0
+def _unknown(reading: object) -> ConfigError:
+    return ConfigError(f"[reward_model] reading must be one of {READINGS} but is {reading!r}")

@@ -57,3 +57,15 @@ def gives(source: Source) -> Gives:
     """What a source says of itself; one that says nothing gives rewards."""
     found = getattr(source, "gives", None)
     return found if isinstance(found, Gives) else Gives()
+
+
+def labels(sources: Sequence[Source]) -> list[str]:
+    """What metrics and messages call each: its own name, numbered where several have the same."""
+    own = []
+    for source in sources:
+        found = getattr(source, "label", None) or getattr(source, "name", None)
+        own.append(found if isinstance(found, str) else type(source).__name__)
+    return [
+        name if own.count(name) == 1 else f"{name}_{own[: i + 1].count(name)}"
+        for i, name in enumerate(own)
+    ]

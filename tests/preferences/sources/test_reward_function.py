@@ -389,16 +389,15 @@ def test_sum_that_overflows_is_an_error():
     f = RewardFunction(lambda completions: [1e38, 1.0, 1.0], name="f")
     feedback = RewardSum([f], weights=[10.0])(groups())
     assert feedback.status == [["error", "value"], ["value"]]
-    message = "[RewardSum] groups[0].responses[0]: reward must be finite and within 1e38 but is"
+    message = "[reward_sum] groups[0].responses[0]: reward must be finite and within 1e38 but is"
     assert feedback.errors[0].startswith(message)
 
 
 @pytest.mark.parametrize(
     ("count", "weights", "message"),
     [
-        (0, None, "functions must hold at least one but is empty"),
-        (2, None, r"the functions' names must differ but are \['length', 'length'\]"),
-        (1, [1.0, 2.0], "weights must have one number per function, 1, but has 2"),
+        (0, None, r"\[reward_sum\] sources must hold at least one but is empty"),
+        (1, [1.0, 2.0], "weights must have one number a source, 1, but has 2"),
         (1, [float("nan")], "weights must be finite but one is nan"),
     ],
 )

@@ -125,7 +125,7 @@ def test_mean_variance_reads_the_mean() -> None:
 
 
 def test_outputs_that_are_not_finite_are_errors() -> None:
-    feedback = RewardModelSource(Fixed(1, [[1.0, float("nan")]]), name="judge")([group(1, 1)])
+    feedback = RewardModelSource(Fixed(1, [[1.0, float("nan")]]), label="judge")([group(1, 1)])
     assert feedback.rewards == [[1.0, None]]
     assert feedback.status == [["value", "error"]]
     assert feedback.errors == ["[judge] groups[0].responses[1]: the model's output is not finite"]
@@ -134,10 +134,11 @@ def test_outputs_that_are_not_finite_are_errors() -> None:
 @pytest.mark.parametrize(
     ("outputs", "options", "message"),
     [
-        (2, {"tau": 0.0, "reading": "gpm"}, "tau must be > 0 and finite but is 0.0"),
-        (1, {"combine": "max"}, "combine must be one of ('mean', 'min', 'mean_minus_variance')"),
+        (2, {"tau": 0.0, "reading": "gpm"}, "tau must be > 0 and finite, or None but is 0.0"),
+        (1, {"combine": "max"},
+         "combine must be one of mean, min, mean_minus_variance, or None but is 'max'"),
         (1, {"penalty": -1, "combine": "mean_minus_variance"}, 
-         "penalty must be >= 0 and finite but is -1"),
+         "penalty must be >= 0 and finite, or None but is -1"),
         (1, {"reading": "elo"}, "reading must be one of ('reward', 'gpm', 'mean_variance') but is"),
         (2, {"reading": "reward"}, "reading must fit a head of 2 outputs but is 'reward'"),
         (3, {"reading": "gpm"}, "reading must fit a head of 3 outputs but is 'gpm'"),
@@ -157,7 +158,7 @@ def test_outputs_that_are_not_finite_are_errors() -> None:
 def test_settings(outputs: int, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         RewardModelSource(Fixed(outputs, []), **options)
-    assert str(caught.value).startswith(f"[RewardModelSource] {message}")
+    assert str(caught.value).startswith(f"[reward_model] {message}")
 
 
 @pytest.mark.parametrize(
