@@ -52,8 +52,9 @@ def test_python_of_the_readme_runs(
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[:2]] == ["1", "2"]  # a line a round
     assert (tmp_path / "aligned" / "model.safetensors").stat().st_size > 5e8
-    # Two rounds online, two epochs offline, a round with labels, DPO, GRPO, KTO and a hinge.
-    assert names["engine"].step_count == 9
+    # Two rounds online, two epochs offline, a round with labels, two steps of imitation, DPO, GRPO,
+    # KTO and a hinge.
+    assert names["engine"].step_count == 11
     assert len(names["response"].logprobs) == len(names["response"].token_ids) <= 8
     margin = names["metrics"]["rewards/margins"]
     assert margin > 0  # after all that it learned of that pair
@@ -105,7 +106,10 @@ def test_loop_of_contributing_learns_and_resumes(parts: dict[str, Any], tiny_mod
     def loop() -> Any:
         engine = pe.Engine.from_pretrained(tiny_model, dtype="float32", learning_rate=3e-2)
         source, params = pe.preferences.RewardFunction(small), pe.SamplingParams(n=8, max_tokens=8)
-        return parts["Raft"](engine, ["The sea", "A train"], source, params)
+        prompts = ["The sea", "A train"]
+        return parts["Raft"](
+            engine, prompts, source, pe.objectives.NLL(), params, eval_prompts=prompts
+        )
 
     first = loop()
     before = first.evaluate().mean
@@ -113,8 +117,9 @@ def test_loop_of_contributing_learns_and_resumes(parts: dict[str, Any], tiny_mod
     assert [report["round"] for report in reports] == list(range(1, 9))
     assert first.evaluate().mean > before + 0.1
     second = loop()
-    second.load_state_dict({"round": 3})
-    assert second.run_round()["round"] == 4
+    second.load_state_dict(first.state_dict())
+    report = second.run_round()
+    assert (report["round"], report["raft/prompts"]) == (9, 2)
 
 
 def test_recipes_of_the_readme_are_valid(tmp_path: Path) -> None:

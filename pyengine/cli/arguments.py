@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pyengine.recipes.schema.online_recipe import PromptsSpec
 from pyengine.recipes.schema.prompt_files import Prompts, load_prompts
+from pyengine.recipes.schema.prompted_recipe import PromptsSpec
 
 # What `commands.add_parser` hangs on; argparse has no public name for it.
 Commands = Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -43,10 +43,15 @@ class Loop(ABC):
         self.last_groups: list[Group] = []
         self.last_report: Report = {}
         self._steps_before = engine.step_count
+        self._replaced = False
+        self._then: list[Callable[[], object]] = []  # what else a round changes, at its end
 
     @abstractmethod
     def _one_round(self) -> Report:
-        """The work of a round and its metrics; it must not touch `round`."""
+        """The work of a round and its metrics; it must not touch `round`.
+
+        What it counts goes into `_then`, calls of C that are made when the round is done.
+        """
 
     @abstractmethod
     def evaluate(self) -> Measured:
@@ -70,13 +75,16 @@ class Loop(ABC):
 
     def run_round(self) -> Report:
         """Do one round and return its report."""
-        self._steps_before = self.engine.step_count
+        self._steps_before, self._replaced = self.engine.step_count, False
+        self._then = []
         report = self._one_round()
         done = {"round": self.round + 1, "step": self.engine.step_count}
         uninterrupted(
+            *self._then,
             partial(setattr, self, "last_report", done | report | done),
             partial(setattr, self, "round", done["round"]),
             partial(setattr, self, "_steps_before", done["step"]),
+            partial(setattr, self, "_replaced", False),
         )
         return self.last_report
 
@@ -86,4 +94,9 @@ class Loop(ABC):
 
         They are then those of no number of rounds, and must not be saved as if they were.
         """
-        return bool(self.engine.step_count != self._steps_before)
+        return self._replaced or bool(self.engine.step_count != self._steps_before)
+
+    def _replace_weights(self, snapshot: str, moments: str = "keep") -> None:
+        """The policy goes on from a snapshot; within a round that is a change of the weights."""
+        self._replaced = True
+        self.engine.load_snapshot(snapshot, moments)

@@ -20,7 +20,8 @@ _SUMMED = frozenset({"skipped"})
 def sample_metrics(
     groups: Sequence[Group], reference_logprobs: Sequence[Sequence[float]] | None
 ) -> dict[str, float | None]:
-    """Statistics of sampled responses under the policy that drew them.
+    """Statistics of sampled responses under the policy that drew them; of those that another model
+    drew, or that are given, there are none.
 
     objective/kl       mean over responses of sum_t (log pi - log pi_ref); absent without a
                        reference
@@ -30,14 +31,22 @@ def sample_metrics(
     groups              responses with `logprobs`
     reference_logprobs  [group][response] sums of the reference's token log-probs
     """
-    responses = [r for g in groups for r in g.responses]
+    places = [
+        (g, k)
+        for g, group in enumerate(groups)
+        for k, response in enumerate(group.responses)
+        if response.origin in (None, "policy")
+    ]
+    if not places:
+        return {}
+    responses = [groups[g].responses[k] for g, k in places]
     policy = [math.fsum(r.logprobs or ()) for r in responses]
     lengths = [len(r.token_ids) for r in responses]
     stopped = [r.finish_reason == "stop" for r in responses]
     n = len(responses)
     metrics: dict[str, float | None] = {}
     if reference_logprobs is not None:
-        reference = [s for row in reference_logprobs for s in row]
+        reference = [reference_logprobs[g][k] for g, k in places]
         metrics["objective/kl"] = (
             math.fsum(p - q for p, q in zip(policy, reference, strict=True)) / n
         )
@@ -51,28 +60,35 @@ def sample_metrics(
     return metrics
 
 
-def feedback_metrics(feedback: Feedback, pairs: Pairs) -> dict[str, float | int | None]:
-    """Mean reward of the round ("objective/scores"), every counter of the source and the pairing.
-
-    objective/scores_margin is the mean reward difference between winners and losers; None without
-    a pair.
-    """
+def feedback_metrics(feedback: Feedback) -> dict[str, float | int | None]:
+    """Mean reward of the round ("objective/scores"), and every counter of the source: what became
+    of the responses, and under "judge/" what it counted of itself."""
     valid = [r for row in feedback.rewards for r in row if r is not None]
     mean = math.fsum(valid) / len(valid) if valid else None
-    rewards = feedback.rewards
-    sides = [(rewards[c.group][c.winner], rewards[c.group][c.loser]) for c in pairs.comparisons]
-    gaps = [won - lost for won, lost in sides if won is not None and lost is not None]
     metrics: dict[str, float | int | None] = {
         "objective/scores": mean,
         "objective/scores_std": _std(valid, mean),
-        "objective/scores_margin": math.fsum(gaps) / len(gaps) if gaps else None,
         "reward/valid_fraction": feedback.valid_fraction,
     }
     if len(feedback.components) > 1:  # each function's own mean and spread
         metrics |= {k: v for k, v in feedback.metrics().items() if k.startswith("rewards/")}
     metrics |= {f"reward/{name}": count for name, count in feedback.counts.items()}
-    metrics |= {f"pairs/{name}": count for name, count in pairs.counts.items()}
+    metrics |= {f"judge/{name}": count for name, count in feedback.counts_by_name.items()}
     return metrics
+
+
+def pair_metrics(feedback: Feedback, pairs: Pairs) -> dict[str, float | int | None]:
+    """Every counter of pairing and selection.
+
+    objective/scores_margin is the mean reward difference between winners and losers; None without
+    a pair.
+    """
+    rewards = feedback.rewards
+    sides = [(rewards[c.group][c.winner], rewards[c.group][c.loser]) for c in pairs.comparisons]
+    gaps = [won - lost for won, lost in sides if won is not None and lost is not None]
+    margin = math.fsum(gaps) / len(gaps) if gaps else None
+    metrics: dict[str, float | int | None] = {"objective/scores_margin": margin}
+    return metrics | {f"pairs/{name}": count for name, count in pairs.counts.items()}
 
 
 def mean_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:

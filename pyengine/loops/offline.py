@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from pyengine.errors import CheckpointError, ConfigError, RequestError
@@ -105,13 +106,15 @@ class Offline(Loop):
         clock = Clock()
         batch = self.batch(self.round)
         report: Report = {}
+        without = self.rounds_without_update
         # A step may hold the responses of one prompt only, where an objective needs another's.
         if trainable(batch, self.objective):
             report |= clock("update", lambda: self.engine.update(batch, self.objective))
             report["tokens_per_s"] = report["tokens"] / max(clock.seconds["update"], 1e-9)
         else:
-            self.rounds_without_update += 1
-        report["rounds_without_update"] = self.rounds_without_update
+            without += 1
+            self._then = [partial(setattr, self, "rounds_without_update", without)]
+        report["rounds_without_update"] = without
         self.last_groups = list(batch.groups)
         report["epoch"] = (self.round + 1) / self.rounds_per_epoch
         return report | clock.report()

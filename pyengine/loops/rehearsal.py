@@ -1,12 +1,15 @@
 """Whether the parts of a loop fit together, found out before a model is loaded.
 
-The objective is tried on a made-up round: what the source says it gives, paired by the pairing.
-What it would refuse in the first update it refuses here, in the same words.
+The objective is tried on a made-up round: what the source says it gives, made into a batch as the
+loop makes one. What it would refuse in the first update it refuses here, in the same words.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pyengine.engine.learn.training import rehearsed
 from pyengine.errors import ConfigError, RequestError
@@ -14,45 +17,80 @@ from pyengine.preferences.groups import Group, Preferences, Response
 from pyengine.preferences.sources.source import gives
 
 if TYPE_CHECKING:
+    from pyengine.models.lora import LoraConfig
     from pyengine.objectives.core.objective import Objective
-    from pyengine.preferences.pairings.pairing import Pairing
+    from pyengine.preferences.feedback import Feedback
     from pyengine.preferences.sources.source import Source
 
 _TOKENS = 4
 
 
-def check_parts(
-    source: Source,
-    pairing: Pairing,
-    objective: Objective,
-    *,
-    samples: int,
-    prompts: int,
-    has_reference: bool,
-    models: bool = True,
-) -> None:
-    """Raises ConfigError, naming the parts, where the objective lacks something in such rounds.
+@dataclass(frozen=True)
+class EngineToCome:
+    """What a loop reads of an engine when it is made: with it, its parts are checked before a model
+    is loaded.
 
-    samples        responses a prompt
-    prompts        prompts a round
-    has_reference  whether the engine has a reference
-    models         whether the loop keeps snapshots under the names the objective asks for
+    has_reference  whether it will have one
+    lora           the adapters that it will train; None: the weights
     """
-    groups = [made_up_group(g, samples) for g in range(min(prompts, 3))]
-    feedback = gives(source).example(groups)
-    comparisons = pairing(groups, feedback).comparisons
-    who = f"{objective.name} does not fit source {_name(source)} and pairing {_name(pairing)}"
-    if objective.models and not models:
-        raise ConfigError(f"[loop] {who}: it needs snapshots called {', '.join(objective.models)}")
-    if objective.needs_mismatched and prompts < 2:
+
+    has_reference: bool
+    lora: LoraConfig | str | None = None
+    step_count: int = 0
+    snapshots: tuple[str, ...] = ()
+    tokenizer: None = None
+    config: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", SimpleNamespace(lora=self.lora))
+
+
+class Rehearses(Protocol):
+    """What is rehearsed of a loop."""
+
+    source: Source
+    objective: Objective
+    prompts_per_round: int
+
+    @property
+    def has_reference(self) -> bool: ...
+
+    @property
+    def part_names(self) -> Mapping[str, Any]: ...
+
+    def rehearsed_batch(self, groups: Sequence[Group], feedback: Feedback) -> Preferences: ...
+
+
+def rehearse(loop: Rehearses, groups: Sequence[Group]) -> Preferences:
+    """What such a round would learn from.
+
+    groups  made up as the loop would sample them
+    Raises ConfigError, naming the parts, where the objective lacks something.
+    """
+    objective = loop.objective
+    parts = " and ".join(f"{kind} {_name(part)}" for kind, part in loop.part_names.items())
+    who = f"{objective.name} does not fit {parts}"
+    if objective.needs_mismatched and loop.prompts_per_round < 2:
         raise ConfigError(
             f"[loop] {who}: it estimates a KL over responses of other prompts, so that "
-            f"prompts_per_round must be >= 2 but is {prompts}"
+            f"prompts_per_round must be >= 2 but is {loop.prompts_per_round}"
         )
     try:
-        rehearsed(Preferences(groups, comparisons, feedback), objective, has_reference)
+        batch = loop.rehearsed_batch(groups, gives(loop.source).example(groups))
+        if objective.unit == "comparison" and not batch.comparisons:
+            raise RequestError(_no_comparisons(groups, loop))
+        rehearsed(batch, objective, loop.has_reference)
     except (RequestError, ValueError) as error:
         raise ConfigError(f"[loop] {who}: {error}") from error
+    return batch
+
+
+def _no_comparisons(groups: Sequence[Group], loop: Rehearses) -> str:
+    name = getattr(type(loop), "name", "")
+    if "pairing" not in loop.part_names:
+        return f"it learns from comparisons but the loop {name} makes none"
+    sizes = {len(group.responses) for group in groups}
+    return f"it learns from comparisons but of {sizes} responses a prompt none is made"
 
 
 def made_up_group(index: int, samples: int) -> Group:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pyengine.errors import PyengineError, RewardError
+from pyengine.errors import PyengineError, RequestError, RewardError
 from pyengine.loops.evaluate import attach_columns
+from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Preferences
 from pyengine.rules import FRACTION, NOT_NEGATIVE, POSITIVE, WHOLE, check_fields, checked, one_of
+from pyengine.samplers.sampler import derived_ids
 
 if TYPE_CHECKING:
-    from pyengine.preferences.feedback import Feedback
     from pyengine.preferences.groups import Group
     from pyengine.preferences.sources.source import Source
+    from pyengine.samplers.sampler import Sampler
 
 
 def sample(
@@ -26,13 +29,38 @@ def sample(
     sampling: Any,
     first_request: int,
     columns: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    counts: Sequence[int] | None = None,
+    sampler: Sampler | None = None,
+    judge: Source | None = None,
+    models: Mapping[str, float] | None = None,
+    draw: int = 0,
 ) -> list[Group]:
     """A group of `sampling.n` responses to each of the prompts `indices`, with its data columns.
 
     first_request  request ids count from here: no draw is repeated, none depends on the batch
+    counts         samples of each, in the place of `sampling.n`; 0: no group
+    sampler        how a group is sampled, in the place of n draws; `judge` is whom it may ask
+    models         what is sampled from, see Engine.generate; None: the policy
+    draw           number of the draw from the same requests: another one has other random numbers
     """
-    ids = list(range(first_request, first_request + len(indices)))
-    groups: list[Group] = engine.generate([prompts[i] for i in indices], sampling, request_ids=ids)
+    ids = derived_ids(range(first_request, first_request + len(indices)), draw)
+    given = [prompts[i] for i in indices]
+    groups: list[Group]
+    if sampler is not None:
+        asked = judge if sampler.needs_source else None
+        of_rows = {name: [values[i] for i in indices] for name, values in (columns or {}).items()}
+        takes = inspect.signature(sampler).parameters
+        further = {"columns": of_rows} if "columns" in takes else {}
+        groups = sampler(engine, given, sampling, ids, asked, **further)
+    else:
+        params = sampling
+        if counts is not None:
+            kept = [k for k, count in enumerate(counts) if count]
+            params = [replace(sampling, n=counts[k]) for k in kept]
+            given, ids, indices = ([of[k] for k in kept] for of in (given, ids, indices))
+        options = {} if models is None else {"models": models}
+        groups = engine.generate(given, params, request_ids=ids, **options) if given else []
     attach_columns(groups, columns, indices)
     return groups
 
@@ -87,7 +115,7 @@ def judge(source: Source, groups: Sequence[Group], policy: JudgePolicy, where: s
         feedback, reason = None, ""
         try:
             feedback = source(groups)
-            reason = too_few(feedback, policy.min_valid_fraction)
+            reason = malformed(feedback, groups) or too_few(feedback, policy.min_valid_fraction)
         except PyengineError as error:
             if not isinstance(error, RewardError):
                 raise  # a request that no repetition makes right
@@ -101,10 +129,27 @@ def judge(source: Source, groups: Sequence[Group], policy: JudgePolicy, where: s
             break
         time.sleep(wait)
         wait *= 2
+    return given_up(policy, where, attempt, reason)
+
+
+def given_up(policy: JudgePolicy, where: str, retries: int, reason: str) -> Verdict:
+    """What follows from a failure: no feedback, or RewardError where it ends the run."""
     if policy.on_failure == "skip":
-        return Verdict(None, attempt, reason)
-    asked = f" (asked {attempt + 1} times)" if attempt else ""
+        return Verdict(None, retries, reason)
+    asked = f" (asked {retries + 1} times)" if retries else ""
     raise RewardError(f"{where} {reason}{asked}; no update was made")
+
+
+def malformed(feedback: Any, groups: Sequence[Group]) -> str:
+    """Why what a source gave is no feedback on these groups; empty where it is."""
+    if not isinstance(feedback, Feedback):
+        return f"the judge must give Feedback but gave {type(feedback).__name__}"
+    try:
+        feedback.check_shape([len(group.responses) for group in groups])
+        feedback.check_tokens([[len(r.token_ids) for r in group.responses] for group in groups])
+    except RequestError as error:
+        return f"the judge must give feedback on every response: {error}"
+    return ""
 
 
 def too_few(feedback: Feedback, min_valid_fraction: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyengine.preferences.sources.by_origin import ByOrigin
 from pyengine.preferences.sources.derived_source import DerivedSource
 from pyengine.preferences.sources.ensemble import Ensemble
 from pyengine.preferences.sources.function_source import FunctionSource
@@ -14,6 +15,7 @@ from pyengine.registry import Registry
 
 SOURCES: Registry[Source] = Registry(
     "sources",
+    ByOrigin,
     RankedSource,
     DerivedSource,
     Ensemble,

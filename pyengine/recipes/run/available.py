@@ -10,14 +10,22 @@ from pyengine.loops.steps import Remember
 from pyengine.objectives import Objective
 from pyengine.recipes.run.model_text import ModelText
 from pyengine.recipes.run.offline_run import OfflineRun
-from pyengine.recipes.run.online_run import OnlineRun
+from pyengine.recipes.run.prompted_runs import (
+    EMRun,
+    ExpertIterationRun,
+    IterativeRun,
+    OnlineRun,
+    OnPolicyRLRun,
+    SelfPlayRun,
+    TwoPlayerRun,
+)
 from pyengine.recipes.schema.recipe import Recipe
 
 RunClass = Callable[[Any, bool], "Run"]
 
 
 class Run(Protocol):
-    """What a run is made of, checked before a model is loaded: see OnlineRun."""
+    """What a run is made of, checked before a model is loaded: see PromptedRun."""
 
     name: ClassVar[str]
 
@@ -43,7 +51,19 @@ class Run(Protocol):
     def loop(self, engine: Any, remember: Remember) -> Loop: ...
 
 
-RUNS: dict[str, RunClass] = {cls.name: cls for cls in (OnlineRun, OfflineRun)}
+RUNS: dict[str, RunClass] = {
+    cls.name: cls
+    for cls in (
+        EMRun,
+        ExpertIterationRun,
+        IterativeRun,
+        OfflineRun,
+        OnlineRun,
+        OnPolicyRLRun,
+        SelfPlayRun,
+        TwoPlayerRun,
+    )
+}
 
 
 def run_of(recipe: Recipe, allow_code: bool) -> Run:

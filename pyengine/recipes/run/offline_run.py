@@ -109,7 +109,7 @@ class OfflineRun:
         return -(-num_examples(self.data, self.objective.unit) // self.recipe.batch_size)
 
     def inputs(self) -> dict[str, str]:
-        """See OnlineRun.inputs."""
+        """See PromptedRun.inputs."""
         held_out = [] if self.held_out is None else list(self.held_out)
         return {"data": data_digest(list(self.rows)), "held-out data": data_digest(held_out)}
 

@@ -49,6 +49,7 @@ class Verdicts:
         row = {"round": round_number, "digest": digest, "retries": verdict.retries}
         row |= {"feedback": feedback} if feedback is not None else {"reason": verdict.reason}
         append_lines(self.path, [row])
+        self._known[(round_number, digest)] = row  # a resumed run finds it, too
         return verdict
 
     def _read(self, row: dict[str, Any], groups: Sequence[Group]) -> Verdict:

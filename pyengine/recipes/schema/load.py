@@ -12,16 +12,30 @@ import yaml
 
 from pyengine.errors import ConfigError
 from pyengine.recipes.schema.build import build, unknown_key
+from pyengine.recipes.schema.em_recipe import EMRecipe
 from pyengine.recipes.schema.engine_section import CHANGE_NO_BIT, EngineSection
+from pyengine.recipes.schema.expert_iteration_recipe import ExpertIterationRecipe
+from pyengine.recipes.schema.iterative_recipe import IterativeRecipe
 from pyengine.recipes.schema.offline_recipe import OfflineRecipe
+from pyengine.recipes.schema.on_policy_rl_recipe import OnPolicyRLRecipe
 from pyengine.recipes.schema.online_recipe import OnlineRecipe
 from pyengine.recipes.schema.packaged import packaged_path
 from pyengine.recipes.schema.recipe import Recipe
+from pyengine.recipes.schema.self_play_recipe import SelfPlayRecipe
 from pyengine.recipes.schema.strict_yaml import Document, read_document
+from pyengine.recipes.schema.two_player_recipe import TwoPlayerRecipe
 from pyengine.registry import Registry
 
 RECIPES: Registry[Recipe] = Registry(
-    "loops", OfflineRecipe, OnlineRecipe
+    "loops",
+    EMRecipe,
+    ExpertIterationRecipe,
+    IterativeRecipe,
+    OfflineRecipe,
+    OnlineRecipe,
+    OnPolicyRLRecipe,
+    SelfPlayRecipe,
+    TwoPlayerRecipe,
 )  # by the name of their loop
 _OF_THE_ENGINE = tuple(f.name for f in dataclasses.fields(EngineSection))
 

@@ -59,7 +59,7 @@ class OfflineEvalSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class OfflineRecipe(Recipe):
-    """One offline alignment run; what runs of every loop say is in Recipe. A round is a step.
+    """Each round takes a step on the next examples of a file, in epochs shuffled by seed.
 
     data        see DataSpec
     pairing     {name, fields}: makes comparisons of lists with scores; None: the rows have them

@@ -7,8 +7,8 @@ from typing import Any
 
 from pyengine.data.formats import read_rows
 from pyengine.data.rows import prompts_from_rows
-from pyengine.recipes.schema.online_recipe import PromptsSpec
 from pyengine.recipes.schema.packaged import data_path
+from pyengine.recipes.schema.prompted_recipe import PromptsSpec
 
 
 @dataclass(frozen=True)

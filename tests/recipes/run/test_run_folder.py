@@ -8,7 +8,8 @@ from pyengine.errors import ConfigError
 from pyengine.recipes.run.run_folder import RunFolder
 from pyengine.recipes.schema.engine_section import EngineSection
 from pyengine.recipes.schema.load import load_recipe
-from pyengine.recipes.schema.online_recipe import OnlineRecipe, PromptsSpec, RewardSpec
+from pyengine.recipes.schema.online_recipe import OnlineRecipe
+from pyengine.recipes.schema.prompted_recipe import PromptsSpec, RewardSpec
 from pyengine.reports.writers.jsonl import append_lines, read_lines
 
 

@@ -86,12 +86,8 @@ def test_equal_responses_of_another_round_get_a_verdict_of_their_own(tmp_path, j
 _sample = FakeEngine._sample
 
 
-def same_sample(self, params, request_id, k):
-    weight, self.weight = self.weight, 0.0
-    try:
-        return _sample(self, params, 0, k)
-    finally:
-        self.weight = weight
+def same_sample(self, weight, params, request_id, k):
+    return _sample(self, 0.0, params, 0, k)
 
 
 def test_retries_are_counted_and_stay_counted_when_resumed(tmp_path, judged, waits):

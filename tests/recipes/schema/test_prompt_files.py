@@ -5,8 +5,8 @@ import json
 import pytest
 
 from pyengine.errors import DataError
-from pyengine.recipes.schema.online_recipe import PromptsSpec
 from pyengine.recipes.schema.prompt_files import load_prompts, prompt_text
+from pyengine.recipes.schema.prompted_recipe import PromptsSpec
 
 
 def write(path, rows):

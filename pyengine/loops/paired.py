@@ -1,0 +1,48 @@
+"""What loops that learn from comparisons add: a pairing makes them, a selection keeps some."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyengine.loops import steps
+from pyengine.loops.loop import Report
+from pyengine.loops.metrics import pair_metrics
+from pyengine.loops.prompted import Prompted
+from pyengine.preferences.groups import Preferences
+
+if TYPE_CHECKING:
+    from pyengine.preferences.feedback import Feedback
+    from pyengine.preferences.groups import Group
+    from pyengine.preferences.pairings.pairing import Pairing
+    from pyengine.preferences.selections.selection import Selection
+
+
+class Paired(Prompted):
+    """A loop over prompts whose feedback is paired. A subclass sets both before it calls up.
+
+    pairing    pairing(groups, feedback) -> Pairs, e.g. preferences.BestWorst()
+    selection  which of the pairs are learned from, and how much each weighs; None: all, as they are
+    """
+
+    pairing: Pairing
+    selection: Selection | None
+
+    @property
+    def part_names(self) -> dict[str, Any]:
+        """See Prompted."""
+        return super().part_names | {"pairing": self.pairing}
+
+    def _batch(self, groups: Sequence[Group], feedback: Feedback) -> tuple[Preferences, Report]:
+        pairs = self.pairing(groups, feedback)
+        if self.selection is not None:
+            pairs = self.selection(groups, feedback, pairs, self.round)
+        batch = Preferences(groups, pairs.comparisons, feedback)
+        return batch, dict(pair_metrics(feedback, pairs))
+
+    def rehearsed_batch(self, groups: Sequence[Group], feedback: Feedback) -> Preferences:
+        """See Prompted: whatever a selection leaves out of a made-up round is no fault."""
+        batch, _ = self._batch(groups, feedback)
+        if steps.trainable(batch, self.objective):
+            return batch
+        return Preferences(groups, self.pairing(groups, feedback).comparisons, feedback)
