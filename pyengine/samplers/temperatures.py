@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from pyengine.engine.calls.sampling_params import SamplingParams
@@ -60,16 +59,16 @@ class Temperatures:
         request_ids: Sequence[int],
         judge: Source | None = None,
     ) -> list[Group]:
-        """One generate call a temperature: all but the first find the prompts' pages there."""
-        parts = [
-            engine.generate(
-                prompts,
-                dataclasses.replace(params, temperature=t),
-                request_ids=derived_ids(request_ids, i),
-            )
-            for i, t in enumerate(self.temperatures)
-        ]
-        groups = joined(*parts)
+        """One generate call; a prompt is computed once for all temperatures."""
+        places = range(len(self.temperatures))
+        drawn = engine.generate(
+            [prompt for _ in places for prompt in prompts],
+            [replace(params, temperature=t) for t in self.temperatures for _ in prompts],
+            request_ids=[each for i in places for each in derived_ids(request_ids, i)],
+        )
+        n = len(prompts)
+        groups = joined(*(drawn[i * n : (i + 1) * n] for i in places))
+        of_responses = [t for t in self.temperatures for _ in range(params.n)]
         for group in groups:
-            group.columns["temperatures"] = [t for t in self.temperatures for _ in range(params.n)]
+            group.columns["temperatures"] = list(of_responses)
         return groups

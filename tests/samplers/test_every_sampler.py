@@ -119,10 +119,19 @@ def test_a_prompt_is_computed_once(tiny_model: Path) -> None:
     assert computed_rows(engine) == prompts + sum(len(r.token_ids) - 1 for r in seen)
 
 
-def test_later_draws_find_the_prompt_s_pages(tiny_model: Path) -> None:
-    """Of 64 prompt tokens none but the last page's own are computed a second time."""
+def test_temperatures_share_the_prompt_s_pages(tiny_model: Path) -> None:
+    """Of 65 prompt tokens two pages of 32 are computed once, the token that is read each time."""
     engine = pe.Engine.from_pretrained(tiny_model, dtype="float32", reference="none")
-    prompt = "x" * 65  # two pages of 32, and the token whose logits are read
     params = pe.SamplingParams(n=2, max_tokens=4, ignore_eos=True)
-    made("temperatures")(engine, [prompt], params, [0])
+    made("temperatures")(engine, ["x" * 65], params, [0])
     assert computed_rows(engine) == 65 + 1 + 1 + 3 * 2 * 3
+
+
+def test_later_calls_find_the_pages_of_what_they_begin_with(tiny_model: Path) -> None:
+    """Beams of 33 prompt tokens: the whole page is computed once, the rest at each step."""
+    engine = pe.Engine.from_pretrained(tiny_model, dtype="float32", reference="none")
+    params = pe.SamplingParams(n=1, max_tokens=9, ignore_eos=True)
+    sampler = SAMPLERS.make("beam_steps", beams=1, expand=2, step_tokens=3)
+    sampler(engine, ["x" * 33], params, [0], judge=RewardFunction(vowels))
+    # A step's two samples share the rows of what is there, and have 2 of their own.
+    assert computed_rows(engine) == (33 + 2 * 2) + (1 + 3 + 2 * 2) + (1 + 6 + 2 * 2)

@@ -83,10 +83,12 @@ def test_several_models_keep_their_names_and_temperatures():
         SeveralModels(others={"policy": 1})
 
 
-def test_a_call_for_each_temperature():
+def test_temperatures_share_a_call():
     engine = LettersEngine()
-    [group] = Temperatures(temperatures=[0.5, 1.5])(engine, ["x"], PARAMS, [4])
-    assert [call.params[0].temperature for call in engine.calls] == [0.5, 1.5]
+    [group, _] = Temperatures(temperatures=[0.5, 1.5])(engine, ["x", "y"], PARAMS, [4, 5])
+    [call] = engine.calls
+    assert call.prompts == ["x", "y", "x", "y"]
+    assert [p.temperature for p in call.params] == [0.5, 0.5, 1.5, 1.5]
     assert group.columns["temperatures"] == [0.5] * 4 + [1.5] * 4
     assert len(group.responses) == 8
     with pytest.raises(ConfigError, match="temperatures must be a list of different numbers >= 0"):
