@@ -20,12 +20,13 @@ from pyengine.samplers.sampler import Generates, derived_ids
 
 @dataclass(frozen=True)
 class Pilaf:
-    """Policy-interpolated pairs: half of the prompts, drawn by lot, get plain samples, the others
-    half from (1 + beta) * policy - beta * other and half from (1 - beta) * policy + beta * other.
+    """Policy-interpolated pairs: plain, or from beyond the policy and from short of it.
 
     beta   of the DPO that learns from them, in (0, 1]
     other  "reference" or a snapshot's name
-    Logits are combined token by token. `n` must be even. Origins are "policy", "extrapolated" and
+    Half of the prompts, drawn by lot, get plain samples. Of the others half the responses are from
+    (1 + beta) * policy - beta * other, half from (1 - beta) * policy + beta * other, logits that
+    are combined token by token. `n` must be even. Origins are "policy", "extrapolated" and
     "interpolated", in this order within a group. Raises ConfigError for an odd n.
     Source: Feng et al., arXiv:2502.04270, algorithm 1.
     """
