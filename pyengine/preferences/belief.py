@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pyengine.errors import RequestError
 from pyengine.preferences.feedback import Feedback
+from pyengine.preferences.groups import Comparison
 
 Table = Sequence[Sequence[float | None]]
 Array = NDArray[np.float64]
@@ -97,16 +98,28 @@ class Rewards:
         found = tuple(table[g][k] for table in self.tables)
         return None if None in found else found  # type: ignore[return-value]
 
-    def gaps(self, g: int, first: int, second: int) -> list[float] | None:
-        """Particles of the first's reward less the second's; None where a number is missing.
+    def gaps(self, comparisons: Sequence[Comparison]) -> tuple[list[int], Array]:
+        """Comparisons whose numbers are all there, and the (C, M) particles of their reward
+        differences, winner less loser.
 
         Two normal rewards are taken as independent: the gap's variance is the sum of theirs.
         """
-        one, other = self.of(g, first), self.of(g, second)
-        if one is None or other is None:
-            return None
-        if not self.spread:
-            return [a - b for a, b in zip(one, other, strict=True)]
-        (a, s), (b, t) = one, other
-        width = (s * s + t * t) ** 0.5
-        return [a - b + width * z for z in normal_quantiles()]
+        found: dict[tuple[int, int], tuple[float, ...] | None] = {}
+        for c in comparisons:
+            for k in (c.winner, c.loser):
+                if (c.group, k) not in found:
+                    found[c.group, k] = self.of(c.group, k)
+        known = [
+            i
+            for i, c in enumerate(comparisons)
+            if None not in (found[c.group, c.winner], found[c.group, c.loser])
+        ]
+        won, lost = (
+            np.array([found[comparisons[i].group, getattr(comparisons[i], side)] for i in known])
+            for side in ("winner", "loser")
+        )
+        if not known or not self.spread:
+            return known, won - lost
+        width = np.hypot(won[:, 1], lost[:, 1])
+        gap = won[:, 0] - lost[:, 0]
+        return known, gap[:, None] + width[:, None] * np.array(normal_quantiles())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pyengine.errors import RequestError
-from pyengine.preferences import Feedback
+from pyengine.preferences import Comparison, Feedback
 from pyengine.preferences.belief import Belief, Rewards, normal_quantiles, numbers
 from pyengine.preferences.keyed import keyed
 from pyengine.preferences.logistic import sigmoid
@@ -38,9 +38,9 @@ def test_gaps_of_two_normal_rewards_have_the_sum_of_their_variances():
     feedback = Feedback.from_rewards([[2.0, 1.0, 0.0]])
     feedback.columns = {"s": [[3.0, 4.0, None]]}
     rewards = Rewards.read("who", feedback, (), "s")
-    gaps = rewards.gaps(0, 0, 1)
-    assert gaps == pytest.approx([1 + 5 * z for z in normal_quantiles()])
-    assert rewards.gaps(0, 0, 2) is None
+    known, gaps = rewards.gaps([Comparison(0, 0, 2), Comparison(0, 0, 1)])
+    assert known == [1]
+    assert gaps.tolist() == [pytest.approx([1 + 5 * z for z in normal_quantiles()])]
 
 
 def test_numbers_by_name():

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pyengine.preferences.groups import Comparison, Group
+from pyengine.preferences.groups import Group
 from pyengine.preferences.pairings.all_pairs import AllPairs
-from pyengine.preferences.pairings.ranked import every_two
+from pyengine.preferences.pairings.ranked import Pair, every_two
 from pyengine.rules import SWITCH, checked
 
 GOLD = "gold"
@@ -36,7 +36,7 @@ class AgainstGold(AllPairs):
 
     def candidates(
         self, group: Group, rewards: dict[int, float], counts: Counter[str]
-    ) -> Iterable[tuple[int, int]]:
+    ) -> Iterable[Pair]:
         """Of two reference answers neither is compared with the other."""
         gold = {k for k in rewards if is_gold(group, k)}
         counts["no_gold"] += not gold
@@ -44,9 +44,9 @@ class AgainstGold(AllPairs):
         return [(a, b) for a, b in every_two(rewards) if least <= len(gold & {a, b}) <= most]
 
     def kept(
-        self, found: list[Comparison], group: Group, rewards: dict[int, float], counts: Counter[str]
-    ) -> list[Comparison]:
+        self, found: list[Pair], group: Group, rewards: dict[int, float], counts: Counter[str]
+    ) -> list[Pair]:
         """The widest margins first."""
         kept = super().kept(found, group, rewards, counts)
-        counts["gold_lost"] += sum(is_gold(group, c.loser) for c in kept)
+        counts["gold_lost"] += sum(is_gold(group, loser) for _, loser in kept)
         return kept

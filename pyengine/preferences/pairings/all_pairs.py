@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
-from pyengine.preferences.groups import Comparison, Group
-from pyengine.preferences.pairings.ranked import RankedPairing, every_two
+from pyengine.preferences.groups import Group
+from pyengine.preferences.pairings.ranked import Pair, RankedPairing, every_two
 from pyengine.rules import COUNT, checked, or_none
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,23 +28,19 @@ class AllPairs(RankedPairing):
 
     def candidates(
         self, group: Group, rewards: dict[int, float], counts: Counter[str]
-    ) -> Iterable[tuple[int, int]]:
+    ) -> Iterable[Pair]:
         """All of them."""
         return every_two(rewards)
 
     def kept(
-        self, found: list[Comparison], group: Group, rewards: dict[int, float], counts: Counter[str]
-    ) -> list[Comparison]:
+        self, found: list[Pair], group: Group, rewards: dict[int, float], counts: Counter[str]
+    ) -> list[Pair]:
         """Those whose rewards differ most come first, and stay where there are too many."""
-        widest = sorted(
-            found, key=lambda c: (rewards[c.loser] - rewards[c.winner], c.winner, c.loser)
-        )
+        widest = sorted(found, key=lambda pair: (rewards[pair[1]] - rewards[pair[0]], pair))
         return capped(widest, self.max_pairs, counts)
 
 
-def capped(
-    found: list[Comparison], max_pairs: int | None, counts: Counter[str]
-) -> list[Comparison]:
+def capped(found: list[T], max_pairs: int | None, counts: Counter[str]) -> list[T]:
     """The first max_pairs; the others are counted."""
     kept = found[:max_pairs]
     counts["capped"] += len(found) - len(kept)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pyengine.errors import ConfigError
-from pyengine.preferences.groups import Comparison, Group
+from pyengine.preferences.groups import Group
 from pyengine.preferences.pairings.all_pairs import capped
-from pyengine.preferences.pairings.ranked import RankedPairing, every_two
+from pyengine.preferences.pairings.ranked import Pair, RankedPairing, every_two
 from pyengine.rules import COUNT, POSITIVE, checked, one_of, or_none
 
 
@@ -46,7 +46,7 @@ class MarginThreshold(RankedPairing):
 
     def candidates(
         self, group: Group, rewards: dict[int, float], counts: Counter[str]
-    ) -> Iterable[tuple[int, int]]:
+    ) -> Iterable[Pair]:
         """All that are not too wide apart."""
         limit = float("inf") if self.max_margin is None else self.max_margin
         every = every_two(rewards)
@@ -55,12 +55,12 @@ class MarginThreshold(RankedPairing):
         return within
 
     def kept(
-        self, found: list[Comparison], group: Group, rewards: dict[int, float], counts: Counter[str]
-    ) -> list[Comparison]:
+        self, found: list[Pair], group: Group, rewards: dict[int, float], counts: Counter[str]
+    ) -> list[Pair]:
         """In the order of margins."""
         sign = -1 if self.first == "wide" else 1
         in_order = sorted(
             found,
-            key=lambda c: (sign * (rewards[c.winner] - rewards[c.loser]), c.winner, c.loser),
+            key=lambda pair: (sign * (rewards[pair[0]] - rewards[pair[1]]), pair),
         )
         return capped(in_order, self.max_pairs, counts)

@@ -54,4 +54,4 @@ def valid_rewards(who: str, groups: Sequence[Group], feedback: Feedback) -> list
 
 def same_tokens(group: Group, a: int, b: int) -> bool:
     """Whether two responses of a group are the same."""
-    return list(group.responses[a].token_ids) == list(group.responses[b].token_ids)
+    return group.responses[a].token_ids == group.responses[b].token_ids

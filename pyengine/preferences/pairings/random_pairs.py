@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pyengine.preferences.groups import Comparison, Group
+from pyengine.preferences.groups import Group
 from pyengine.preferences.keyed import content, keyed
 from pyengine.preferences.pairings.all_pairs import capped
-from pyengine.preferences.pairings.ranked import RankedPairing, every_two
+from pyengine.preferences.pairings.ranked import Pair, RankedPairing, every_two
 from pyengine.rules import COUNT, WHOLE, checked
 
 
@@ -30,13 +30,13 @@ class RandomPairs(RankedPairing):
 
     def candidates(
         self, group: Group, rewards: dict[int, float], counts: Counter[str]
-    ) -> Iterable[tuple[int, int]]:
+    ) -> Iterable[Pair]:
         """All of them."""
         return every_two(rewards)
 
     def kept(
-        self, found: list[Comparison], group: Group, rewards: dict[int, float], counts: Counter[str]
-    ) -> list[Comparison]:
+        self, found: list[Pair], group: Group, rewards: dict[int, float], counts: Counter[str]
+    ) -> list[Pair]:
         """A sample without replacement, in the order it was drawn."""
         keyed(self.seed, self.name, content(group)).shuffle(found)
         return capped(found, self.pairs, counts)

@@ -15,6 +15,7 @@ from pyengine.preferences.pairings.pairing import Pairs, same_tokens, valid_rewa
 from pyengine.rules import NOT_NEGATIVE, POSITIVE, SWITCH, check_fields, checked, one_of
 
 Matrix = Sequence[Sequence[float | None]]
+Pair = tuple[int, int]  # winner, loser
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,14 @@ class RankedPairing:
 
     def candidates(
         self, group: Group, rewards: dict[int, float], counts: Counter[str]
-    ) -> Iterable[tuple[int, int]]:
+    ) -> Iterable[Pair]:
         """(winner, loser) of a group with two rewards or more; ties among them are left out."""
         raise NotImplementedError
 
     def kept(
-        self, found: list[Comparison], group: Group, rewards: dict[int, float], counts: Counter[str]
-    ) -> list[Comparison]:
-        """Which of the comparisons are made, in their order."""
+        self, found: list[Pair], group: Group, rewards: dict[int, float], counts: Counter[str]
+    ) -> list[Pair]:
+        """Which of the pairs become comparisons, in their order."""
         return found
 
     def __call__(self, groups: Sequence[Group], feedback: Feedback) -> Pairs:
@@ -72,21 +73,22 @@ class RankedPairing:
             if len(rewards) < 2:
                 counts["too_few"] += 1
                 continue
-            found, matrix = [], None if matrices is None else matrices[g]
+            matrix = None if matrices is None else matrices[g]
+            found = []
             for winner, loser in self.candidates(groups[g], rewards, counts):
-                gap = rewards[winner] - rewards[loser]
-                if not gap > self.min_margin:
+                if not rewards[winner] - rewards[loser] > self.min_margin:
                     counts["ties"] += 1
                 elif same_tokens(groups[g], winner, loser):
                     counts["equal"] += 1
+                elif matrix is not None and matrix[winner][loser] is None:
+                    counts["unknown"] += 1
                 else:
-                    p = self._probability(matrix, winner, loser, gap)
-                    if p is None:
-                        counts["unknown"] += 1
-                    else:
-                        margin = gap if self.margins else None
-                        found.append(Comparison(g, winner, loser, p, margin))
-            comparisons += self.kept(found, groups[g], rewards, counts)
+                    found.append((winner, loser))
+            for winner, loser in self.kept(found, groups[g], rewards, counts):
+                gap = rewards[winner] - rewards[loser]
+                p = self._probability(matrix, winner, loser, gap)
+                margin = gap if self.margins else None
+                comparisons.append(Comparison(g, winner, loser, p, margin))
         return Pairs(comparisons, dict(counts))
 
     def _matrices(self, feedback: Feedback, counts: Counter[str]) -> Sequence[Matrix] | None:
@@ -100,11 +102,11 @@ class RankedPairing:
         counts["unknown"] = 0
         return feedback.preference_matrix
 
-    def _probability(
-        self, matrix: Matrix | None, winner: int, loser: int, gap: float
-    ) -> float | None:
+    def _probability(self, matrix: Matrix | None, winner: int, loser: int, gap: float) -> float:
         if matrix is not None:
-            return matrix[winner][loser]
+            p = matrix[winner][loser]
+            assert p is not None  # those were counted
+            return p
         return sigmoid(gap / self.scale) if self.probability == "bradley_terry" else 1.0
 
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
-
 from pyengine.errors import ConfigError
 from pyengine.preferences.belief import Belief, Rewards
 from pyengine.preferences.feedback import Feedback
@@ -66,12 +64,11 @@ class Uncertainty(Budgeted):
     ) -> Pairs:
         """See Selection. Raises RequestError where a column is missing."""
         rewards = Rewards.read(self.name, feedback, self.particles, self.std)
-        gaps = [rewards.gaps(c.group, c.winner, c.loser) for c in pairs.comparisons]
-        known = [i for i, gap in enumerate(gaps) if gap is not None]
-        unknown = len(gaps) - len(known)
+        known, gaps = rewards.gaps(pairs.comparisons)
+        unknown = len(pairs.comparisons) - len(known)
         if not known:
             return some_of(pairs, (), over_budget=0, unknown=unknown)
-        belief = Belief.of(np.array([gaps[i] for i in known]))
+        belief = Belief.of(gaps)
         usable = [k for k in range(len(known)) if self.doubted or belief.mean[k] > 0.5]
         size = self.size(len(usable), round)
         kept = self._order(belief, usable, round)[:size]
