@@ -33,6 +33,10 @@ class RewardError(PyengineError, RuntimeError):
     """Too few valid rewards to train on."""
 
 
+class SpendingLimitError(PyengineError, RuntimeError):
+    """A judge that costs money has reached the limit that was set for it."""
+
+
 class CheckpointError(PyengineError, RuntimeError):
     """A checkpoint that cannot be written, verified or read."""
 

@@ -1,15 +1,18 @@
 """Groups of responses, what is known about them, and the comparisons that follow from it."""
 
+from pyengine.preferences.comparators.remote_judge import RemoteJudge
 from pyengine.preferences.feedback import Feedback, SampleStatus
 from pyengine.preferences.groups import Comparison, Group, Preferences, Response
 from pyengine.preferences.pairings.all_pairs import AllPairs
 from pyengine.preferences.pairings.best_worst import BestWorst
 from pyengine.preferences.pairings.pairing import Pairing, Pairs
+from pyengine.preferences.remote.endpoint import Endpoint
 from pyengine.preferences.sources.derived import Derived
 from pyengine.preferences.sources.derived_source import DerivedSource
 from pyengine.preferences.sources.ensemble import Ensemble
 from pyengine.preferences.sources.function_source import FunctionSource
 from pyengine.preferences.sources.mc_dropout import McDropout
+from pyengine.preferences.sources.remote_scores import RemoteScores
 from pyengine.preferences.sources.reward_function import RewardFunction
 from pyengine.preferences.sources.reward_model_source import RewardModelSource
 from pyengine.preferences.sources.reward_sum import RewardSum
@@ -22,6 +25,7 @@ __all__ = [
     "Comparison",
     "Derived",
     "DerivedSource",
+    "Endpoint",
     "Ensemble",
     "Feedback",
     "FunctionSource",
@@ -31,6 +35,8 @@ __all__ = [
     "Pairing",
     "Pairs",
     "Preferences",
+    "RemoteJudge",
+    "RemoteScores",
     "Response",
     "RewardFunction",
     "RewardModelSource",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pyengine.preferences.comparators.by_reward import ByReward
 from pyengine.preferences.comparators.comparator import Comparator
+from pyengine.preferences.comparators.remote_judge import RemoteJudge
 from pyengine.preferences.comparators.simulated_annotator import SimulatedAnnotator
 from pyengine.registry import Registry
 
 COMPARATORS: Registry[Comparator] = Registry(
     "comparators",
     ByReward,
+    RemoteJudge,
     SimulatedAnnotator,
 )

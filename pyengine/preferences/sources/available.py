@@ -8,6 +8,7 @@ from pyengine.preferences.sources.ensemble import Ensemble
 from pyengine.preferences.sources.function_source import FunctionSource
 from pyengine.preferences.sources.mc_dropout import McDropout
 from pyengine.preferences.sources.ranked import RankedSource
+from pyengine.preferences.sources.remote_scores import RemoteScores
 from pyengine.preferences.sources.reward_model_source import RewardModelSource
 from pyengine.preferences.sources.reward_sum import RewardSum
 from pyengine.preferences.sources.source import Source
@@ -21,6 +22,7 @@ SOURCES: Registry[Source] = Registry(
     Ensemble,
     FunctionSource,
     McDropout,
+    RemoteScores,
     RewardModelSource,
     RewardSum,
 )

@@ -11,6 +11,7 @@ from pyengine.engine.reward.reward_model import RewardModel
 from pyengine.errors import ConfigError
 from pyengine.models.source import resolve
 from pyengine.preferences.binding import unbound
+from pyengine.preferences.remote.endpoint import endpoints_of
 from pyengine.recipes.schema.part_names import is_place
 from pyengine.recipes.schema.rewards import load_reward
 
@@ -47,10 +48,19 @@ class RunBindings:
 
 
 def check_names(part: Any, allow_code: bool, has_reference: bool) -> None:
-    """Raises ConfigError where a name stands for nothing, before any model is loaded.
+    """Raises ConfigError where a name stands for nothing, before any model is loaded, and where
+    something would be sent to an endpoint without leave, or cannot be.
 
     A snapshot's name is not known before the run: it is looked up when it is asked.
     """
+    for endpoint in endpoints_of(part):
+        if not allow_code:
+            key = "" if endpoint.api_key_env is None else f" and the key in {endpoint.api_key_env}"
+            raise ConfigError(
+                f"[{part.name}] prompts, responses{key} would be sent to {endpoint.base_url}, "
+                "which happens only where it may: if you trust the recipe, allow it by --allow-code"
+            )
+        endpoint.ready()
     for name, kind in unbound(part):
         if kind == "function":
             load_reward(name, allow_code=allow_code)

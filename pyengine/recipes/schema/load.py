@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from pyengine.errors import ConfigError
+from pyengine.preferences.remote.endpoint_fields import CHANGE_NO_ANSWER
 from pyengine.recipes.schema.build import build, unknown_key
 from pyengine.recipes.schema.em_recipe import EMRecipe
 from pyengine.recipes.schema.engine_section import CHANGE_NO_BIT, EngineSection
@@ -37,6 +38,7 @@ RECIPES: Registry[Recipe] = Registry(
     SelfPlayRecipe,
     TwoPlayerRecipe,
 )  # by the name of their loop
+_OF_AN_ENDPOINT = tuple(f".endpoint.{name}" for name in CHANGE_NO_ANSWER)
 _OF_THE_ENGINE = tuple(f.name for f in dataclasses.fields(EngineSection))
 
 
@@ -143,6 +145,7 @@ def first_difference(a: Recipe, b: Recipe) -> tuple[str, Any, Any] | None:
     of the run."""
     left, right = _flatten(plain(a)), _flatten(plain(b))
     free = {"output", *(f"engine.{name}" for name in CHANGE_NO_BIT)}
+    free |= {n for n in left | right if n.endswith(_OF_AN_ENDPOINT)}
     for name in left | right:
         if name not in free and left.get(name) != right.get(name):
             return name, left.get(name), right.get(name)
@@ -154,6 +157,8 @@ def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in data.items():
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(each, dict) for each in value):
+            flat |= _flatten({f"{key}[{i}]": each for i, each in enumerate(value)}, prefix)
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -1,0 +1,1 @@
+"""Judges behind an endpoint: calls at a time, repeated, paid for, and kept on disk."""
