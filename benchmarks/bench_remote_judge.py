@@ -1,4 +1,4 @@
-"""Calls of a remote judge through the package openai: many at a time, beside one after another.
+"""Calls of a remote judge through the package openai, many at a time.
 
 The endpoint is a process of this machine that answers after 100 ms, so that 200 calls at
 concurrency 20 take a second at the least. `python benchmarks/bench_remote_judge.py` prints it.
@@ -14,20 +14,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from pyengine.preferences import Endpoint, Group, RemoteJudge, Response
 from pyengine.preferences.comparators.comparator import Duel
 
 SERVER = Path(__file__).resolve().parents[1] / "tests" / "judge_server.py"
 LATENCY_S = 0.1
+CONCURRENCY = 20
 SHAPES = {"smoke": [20], "default": [200], "full": [200]}
 DTYPES = ("json",)
-PROVIDERS = ("pyengine", "pyengine-concurrency1")
+PROVIDERS = ("pyengine",)
 
 
 @contextmanager
-def endpoint(concurrency: int) -> Iterator[Endpoint]:
+def endpoint() -> Iterator[Endpoint]:
     """Its key, retries and cache are left out: nothing fails here."""
     command = [sys.executable, str(SERVER), "--latency-s", str(LATENCY_S)]
     pipe = subprocess.PIPE
@@ -35,7 +34,7 @@ def endpoint(concurrency: int) -> Iterator[Endpoint]:
         assert server.stdin is not None
         assert server.stdout is not None
         url = server.stdout.readline().strip()
-        yield Endpoint("local", base_url=url, api_key_env=None, concurrency=concurrency)
+        yield Endpoint("local", base_url=url, api_key_env=None, concurrency=CONCURRENCY)
         server.stdin.close()
 
 
@@ -49,11 +48,8 @@ def duels(calls: int) -> tuple[list[Group], list[Duel]]:
 
 
 def test_remote_judge(shape: int, dtype: str, provider: str, measure: Any) -> None:
-    alone = provider.endswith("concurrency1")
-    if alone and shape > 20:
-        pytest.skip("one after another takes their number times the latency")
     groups, pairs = duels(shape)
-    with endpoint(1 if alone else 20) as where:
+    with endpoint() as where:
         judge = RemoteJudge(where)
         found = judge.compare(groups, pairs)  # the server always says A: the mean of both is 1/2
         assert found.probabilities == [0.5] * len(pairs)
@@ -63,9 +59,9 @@ def test_remote_judge(shape: int, dtype: str, provider: str, measure: Any) -> No
 
 
 def main() -> None:
-    calls, concurrency = 200, 20
+    calls = 200
     groups, pairs = duels(calls)
-    with endpoint(concurrency) as where:
+    with endpoint() as where:
         where.ready()  # imports the package
         judge = RemoteJudge(where)
         for which in ("first batch", "again", "again"):
@@ -75,8 +71,8 @@ def main() -> None:
             assert found.counts["calls"] == calls
             assert not found.errors
             print(
-                f"{calls} calls, {LATENCY_S * 1e3:.0f} ms each, concurrency {concurrency}: "
-                f"{seconds:.2f} s ({which}; at the least {calls / concurrency * LATENCY_S:.1f} s)"
+                f"{calls} calls, {LATENCY_S * 1e3:.0f} ms each, concurrency {CONCURRENCY}: "
+                f"{seconds:.2f} s ({which}; at the least {calls / CONCURRENCY * LATENCY_S:.1f} s)"
             )
 
 

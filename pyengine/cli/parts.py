@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
-from typing import Any
+from typing import Any, get_type_hints
 
 from pyengine.cli.arguments import Commands
 from pyengine.engine.optim.available import OPTIMIZERS
@@ -62,13 +62,24 @@ def parts(args: argparse.Namespace) -> int:
 
 
 def describe(registry: Registry[Any], name: str) -> str:
-    """A part's docstring, and each field with its default and rule. Raises ConfigError."""
-    lines = [inspect.getdoc(registry.class_of(name)) or "", ""]
-    for field in registry.fields(name).values():
-        default = "required" if _is_required(field) else f"default {_default(field)!r}"
-        rule = field.metadata.get("rule")
-        lines.append(f"  {field.name}: {default}{'' if rule is None else f', {rule.text}'}")
+    """A part's docstring, and each field with its default and rule; then the same of required
+    fields that have fields of their own. Raises ConfigError.
+    """
+    cls, fields = registry.class_of(name), registry.fields(name)
+    lines = [inspect.getdoc(cls) or "", "", *map(_line, fields.values())]
+    hints = get_type_hints(cls)
+    for field in fields.values():
+        inner = hints[field.name]
+        if _is_required(field) and dataclasses.is_dataclass(inner):
+            own = [f for f in dataclasses.fields(inner) if f.init]
+            lines += ["", f"{field.name}: {inspect.getdoc(inner)}", "", *map(_line, own)]
     return "\n".join(lines).rstrip()
+
+
+def _line(field: dataclasses.Field[Any]) -> str:
+    default = "required" if _is_required(field) else f"default {_default(field)!r}"
+    rule = field.metadata.get("rule")
+    return f"  {field.name}: {default}{'' if rule is None else f', {rule.text}'}"
 
 
 def _registry(kind: str) -> Registry[Any]:

@@ -19,6 +19,11 @@ def test_a_part_shows_its_fields_defaults_and_rules(capsys):
     assert "  max_pairs: default None, an integer >= 1, or None" in shown
     assert main(["parts", "loops", "offline"]) == 0
     assert "  data: required" in capsys.readouterr().out
+    assert main(["parts", "sources", "remote_scores"]) == 0
+    shown = capsys.readouterr().out
+    assert "  endpoint: required" in shown
+    assert "\nendpoint: An OpenAI-compatible endpoint" in shown
+    assert "  concurrency: default 16, an integer >= 1" in shown
 
 
 @pytest.mark.parametrize(("words", "message"), [(["pairings", "best"], "top_half but is 'best'")])

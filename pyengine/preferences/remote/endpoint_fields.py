@@ -37,26 +37,7 @@ _KEY = re.compile(r"[!-~]{8,}")  # what a header may hold, and no word of an ans
 class EndpointFields:
     """Where an endpoint is, how it is asked, and what it may cost.
 
-    model         as the endpoint calls it
-    base_url      up to and with "/v1"
-    api_key_env   the environment variable that holds the key; None: the endpoint asks for none.
-                  The key itself is nowhere else: not in recipes, caches, reports or messages
-    concurrency   calls at a time
-    timeout_s     seconds a call may take in all
-    retries       times to ask again after 408, 409, 429, 5xx, a timeout, a broken connection or a
-                  broken body
-    backoff_s     seconds before the first of them, doubled each time, less up to half by the
-                  question's digest; a Retry-After of the endpoint counts instead, for all calls
-    max_wait_s    the longest of these pauses; an endpoint that asks for a longer one has failed
-    temperature, seed  as the endpoint takes them; None: not sent
-    max_tokens    of an answer, sent under the name `max_tokens_as`
-    structured    the answer's JSON schema is sent along; an endpoint that refuses it is asked
-                  without, and JSON is searched for in its answers' text, which is counted
-    usd_per_million_prompt_tokens, usd_per_million_completion_tokens  prices
-    limit_usd     no call begins once so much is spent: SpendingLimitError. The calls under way may
-                  go beyond it. With a cache the limit holds over resumed runs
-    cache         a folder for answers by the digest of endpoint, model, messages and settings;
-                  None: none
+    Each is described in Endpoint.
     """
 
     SHORTHAND: ClassVar[str] = "model"

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import pyengine as pe
 from pyengine.errors import ConfigError
-from pyengine.preferences import Gives, Group, McDropout, Response
+from pyengine.preferences import AllPairs, Gives, Group, McDropout, Response
+from pyengine.preferences.selections.uncertainty import Uncertainty
 
 
 class Fixed:
@@ -77,6 +78,24 @@ def test_heads_take_turns_and_equal_states_are_never_told_apart() -> None:
         [row], [other] = one.columns[f"pass_{t + 1}"], two.columns[f"pass_{t + 1}"]
         assert other == [value * (-1) ** t for value in row]
     assert one.preference_matrix == two.preference_matrix == [[[0.5, 0.5], [0.5, 0.5]]]
+
+
+def test_a_selection_reads_the_passes_as_particles() -> None:
+    """BALD in bits: H(mean_t p_t) - mean_t H(p_t), p_t = sigmoid(r_t0 - r_t1); weights 1 - BALD."""
+    model = Fixed([1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 2.2])
+    source, groups = McDropout(model, p=0.5, passes=4, seed=8), [group(1, 1)]
+    feedback = source(groups)
+    [first, second] = ([feedback.columns[t][0][k] for t in source.particles] for k in (0, 1))
+    p = [1 / (1 + math.exp(b - a)) for a, b in zip(first, second, strict=True)]
+
+    def bits(q: float) -> float:
+        return -q * math.log2(q) - (1 - q) * math.log2(1 - q)
+
+    bald = bits(sum(p) / 4) - sum(map(bits, p)) / 4
+    assert bald > 0.05
+    chooses = Uncertainty(particles=source.particles, weigh=True)
+    [kept] = chooses(groups, feedback, AllPairs()(groups, feedback)).comparisons
+    assert kept.weight == pytest.approx(1 - bald)
 
 
 def test_states_that_are_not_finite_are_errors() -> None:
