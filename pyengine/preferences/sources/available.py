@@ -12,6 +12,13 @@ from pyengine.preferences.sources.remote_scores import RemoteScores
 from pyengine.preferences.sources.reward_model_source import RewardModelSource
 from pyengine.preferences.sources.reward_sum import RewardSum
 from pyengine.preferences.sources.source import Source
+from pyengine.preferences.sources.verifiers.choice_letter import ChoiceLetter
+from pyengine.preferences.sources.verifiers.exact_match import ExactMatch
+from pyengine.preferences.sources.verifiers.json_schema import JsonSchema
+from pyengine.preferences.sources.verifiers.numeric import Numeric
+from pyengine.preferences.sources.verifiers.reasoning_gym_task import ReasoningGymTask
+from pyengine.preferences.sources.verifiers.regex_match import RegexMatch
+from pyengine.preferences.sources.verifiers.unit_tests import UnitTests
 from pyengine.registry import Registry
 
 SOURCES: Registry[Source] = Registry(
@@ -25,4 +32,11 @@ SOURCES: Registry[Source] = Registry(
     RemoteScores,
     RewardModelSource,
     RewardSum,
+    ChoiceLetter,
+    ExactMatch,
+    JsonSchema,
+    Numeric,
+    ReasoningGymTask,
+    RegexMatch,
+    UnitTests,
 )
