@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,21 +21,21 @@ class CodeTest:
               its value. "input": what the program reads and what it prints
     text      the code, or the input
     expected  the value or the output; it never leaves this process
-    json      the value came from JSON, which has no tuples: tuples and lists are the same
+    of_json   the value came from JSON, which has no tuples: tuples and lists are the same
     """
 
     kind: Kind
     text: str
     expected: Any = None
-    json: bool = False
+    of_json: bool = False
 
     def passed_by(self, said: Any) -> bool:
         """Whether a program's reply, as data, is the expected one. Statements judge themselves."""
         if self.kind == "input":
             return _lines(said) == _lines(self.expected)
         try:
-            value = decoded(said)
-            if self.json:
+            value = decoded(json.loads(said))
+            if self.of_json:
                 return bool(_without_tuples(value) == _without_tuples(self.expected))
             return bool(value == self.expected)
         except (ValueError, TypeError, RecursionError, OverflowError):
@@ -58,7 +59,7 @@ def _test(given: Any) -> CodeTest | None:
     if not isinstance(given, Mapping):
         return None
     if set(given) == {"call", "returns"} and isinstance(given["call"], str):
-        return CodeTest("call", given["call"].strip(), given["returns"], json=True)
+        return CodeTest("call", given["call"].strip(), given["returns"], of_json=True)
     if set(given) == {"input", "output"} and all(isinstance(v, str) for v in given.values()):
         return CodeTest("input", given["input"], given["output"])
     return None

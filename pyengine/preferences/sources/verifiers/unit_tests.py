@@ -48,7 +48,7 @@ class UnitTests(Verifier):
     compares with a written value is judged in our process, and only the right value passes it;
     other code of tests shares the interpreter with the program, and one that sets out to deceive
     it can. By which means it is contained, and what is not: docs/verifiers.md.
-    Source: Chen et al., arXiv:2107.03374, section 2.3 (functional correctness in a sandbox).
+    Source: Chen et al., arXiv:2107.03374, sections 2.1 and 2.3 (functional correctness, a sandbox).
     """
 
     name: ClassVar[str] = "unit_tests"

@@ -1,6 +1,6 @@
 """Programs that go past their limits, a few tries each, and a driver for other users.
 
-As a script: `hostile_programs.py ROOT WAY PORT SECRET` runs them with the package below ROOT, of
+As a script: `hostile_programs.py ROOT WAY [PORT SECRET]` runs them with the package below ROOT, of
 which only the sandbox is needed, and prints what came of each as JSON.
 """
 
@@ -64,7 +64,7 @@ if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         os.write(write, b"%d" % os.getpid())
-        time.sleep(5)
+        time.sleep(20)
     os._exit(0)
 seen = [
     int(os.read(read, 20)), readable("mine"), readable({secret!r}), "SECRET" in os.environ,
@@ -91,19 +91,29 @@ def outcomes(
     return found
 
 
-def main() -> None:
-    """Without the imports of the packages on the way, which need torch."""
-    root, way, port, secret = sys.argv[1:]
+def bare_run(root: str) -> types.ModuleType:
+    """The sandbox without the imports of the packages on the way, which need torch."""
     parts = SANDBOX.split(".")
     for k in range(1, len(parts) + 1):
         bare = types.ModuleType(".".join(parts[:k]))
         bare.__path__ = ["/".join([root, *parts[:k]])]
         sys.modules[bare.__name__] = bare
-    sandbox_run = importlib.import_module(f"{SANDBOX}.run")
+    return importlib.import_module(f"{SANDBOX}.run")
+
+
+def main() -> None:
+    """All of them; without PORT and SECRET only the one that hides, for as long as it may."""
+    root, way, *others = sys.argv[1:]
+    sandbox_run = bare_run(root)
+    if not others:
+        program = HIDING.replace("{secret!r}", "''") + "time.sleep(20)\n"
+        sandbox_run.run(way, program, [], [], sandbox_run.Limits(wall_s=30))
+        return
+    port, secret = others
     program = HIDING.replace("{secret!r}", repr(secret))
     [seen] = sandbox_run.run(way, program, [], [("call", "seen")], sandbox_run.Limits())["replies"]
     found = outcomes(sandbox_run, way, int(port), HOSTILE)
-    print(json.dumps({"seen": seen["value"]["list"], "found": found}))
+    print(json.dumps({"seen": json.loads(seen["value"])["list"], "found": found}))
 
 
 if __name__ == "__main__":

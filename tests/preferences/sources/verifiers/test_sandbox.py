@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hostile_programs
@@ -112,6 +114,40 @@ def test_programs_are_stopped(
     if way == "filters":  # elsewhere the number is the room's own
         assert not Path(f"/proc/{hidden}").exists()
     assert set(Path(tempfile.gettempdir()).glob("pyengine-code-*")) <= before
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Processes whose command line names a folder: launcher, referee, program and its children."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if str(folder).encode() in (entry / "cmdline").read_bytes():
+                    found.append(entry.name)
+    return found
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_is_left_when_we_are_killed(way: str, open_copy: Path) -> None:
+    """kill -9 of the process that began it all: launcher, referee, program, hidden grandchild."""
+    python = python_of_everybody()
+    if not python:
+        pytest.skip("no Python >= 3.11 that another user may begin")
+    command = [python, "-S", "-P", open_copy / "hostile_programs.py", open_copy, way]
+    ours = subprocess.Popen(command, stderr=subprocess.PIPE, env={"TMPDIR": str(open_copy)})
+    wait_until(lambda: ours.poll() is not None or len(processes_of(open_copy)) == 5)
+    if ours.poll() is not None:
+        pytest.skip(f"{way} do not work here: {ours.communicate()[1]!r}")
+    ours.kill()
+    ours.communicate()
+    wait_until(lambda: not processes_of(open_copy), 10)  # they would sleep for longer
 
 
 def test_limits_by_other_ways() -> None:

@@ -28,6 +28,9 @@ class Filters(Room):
         """Orphans become the referee's children, and nobody of this user can look into it."""
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+        # Killed with those that began it, it would leave the program's children's children.
+        signal.signal(signal.SIGTERM, self._orphaned)
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGTERM)
         if self.owner is not None:
             os.chown(self.folder, self.owner, self.owner)
         return {
@@ -36,6 +39,10 @@ class Filters(Room):
             "processes": "RLIMIT_NPROC" + ", a user of its own" * (self.owner is not None),
         }
 
+    def _orphaned(self, *_: object) -> None:
+        self.sweep()
+        os._exit(1)
+
     def process_limit(self) -> int:
         """Beside what else runs of the program's user."""
         others = 0 if self.owner is not None else _tasks_of(os.geteuid()) - 1
@@ -43,6 +50,7 @@ class Filters(Room):
 
     def shut(self) -> None:
         """Rights, then files, then calls."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.chdir(self.folder)
         self.become_owner()
         if landlock.version():

@@ -49,8 +49,8 @@ def serve(source: str, questions: int, replies: int) -> None:
     """Answers questions, a line of JSON each, until there are no more.
 
     {"do": "run"} runs the program, {"do": "statement", "text"} a test, {"do": "call", "text"} gives
-    an expression's value. Each brings a nonce, which comes after the program was run, and which its
-    reply gives back.
+    an expression's value as a text of JSON. Each brings a nonce, which comes after the program was
+    run, and which its reply gives back.
     """
     loads, dumps, write, leave = json.loads, json.dumps, os.write, os._exit
     kept, namespace = dict(vars(builtins)), _namespace("program")
@@ -72,7 +72,7 @@ def _answer(question: dict[str, Any], source: str, namespace: dict[str, Any]) ->
             exec(compile(question["text"], "test.py", "exec"), namespace)
         else:
             value = eval(compile(question["text"], "test.py", "eval"), namespace)
-            return {"value": encoded(value)}
+            return {"value": json.dumps(encoded(value))}
         return {"done": True}
     except BaseException as error:
         return described(error)

@@ -45,7 +45,7 @@ def failed(outcome: str, limit: str = "", message: str = "") -> Result:
 
 def failure_of(reply: Result) -> Result:
     """What an exception of the program comes to."""
-    name, message = str(reply.get("error")), str(reply.get("message"))[:300]
+    name, message = _text(reply.get("error")), _text(reply.get("message"))
     said = f"{name}: {message}" if message else name
     number = reply.get("errno")
     if name == "AssertionError":
@@ -57,6 +57,10 @@ def failure_of(reply: Result) -> Result:
     if type(number) is int and number in _LIMITS:
         return failed("over_limit", _LIMITS[number], said)
     return failed("crashed", "", said)
+
+
+def _text(value: Any) -> str:
+    return value[:300] if isinstance(value, str) else ""
 
 
 def ending_of(status: int, usage: resource.struct_rusage, limits: Limits) -> Result:
@@ -135,7 +139,11 @@ class Process:
         if reply.get("nonce") != nonce:
             self._gone = failed("crashed", "", "wrote into the pipe of its verdicts")
             return self._gone
-        return failure_of(reply) if "error" in reply else reply
+        if "error" in reply:
+            return failure_of(reply)
+        # Nothing else is passed on: what is nested deeply could not be read further up.
+        value = reply.get("value")
+        return {"value": value} if isinstance(value, str) else {"done": reply.get("done") is True}
 
     def printed(self) -> Result:
         """What a script printed, after its end."""
