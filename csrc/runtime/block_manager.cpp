@@ -12,7 +12,8 @@ BlockManager::BlockManager(int32_t num_pages, int32_t page_tokens, bool share_pr
       share_prefixes_(share_prefixes),
       pages_(index(num_pages)),
       tokens_(index(num_pages) * index(page_tokens)),
-      buckets_(std::bit_ceil(2 * index(num_pages)), -1) {
+      buckets_(std::bit_ceil(2 * index(num_pages)), -1),
+      families_(buckets_.size(), -1) {
     assert(num_pages >= 1 && page_tokens >= 1);
     for (int32_t page = num_pages; page-- > 0;) link_free(page);
     root_ = ++last_content_;
@@ -52,6 +53,34 @@ int64_t BlockManager::match(Table& table, const int32_t* tokens, int64_t limit) 
     }
     table.root = root_;
     return matched;
+}
+
+int64_t BlockManager::copy_beginning(Table& table, const int32_t* tokens, int64_t limit,
+                                     std::vector<PageCopy>& copies) {
+    const int64_t matched = static_cast<int64_t>(table.pages.size()) * page_tokens_;
+    if (!share_prefixes_ || num_free_ == 0) return matched;
+    const uint64_t previous = table.contents.empty() ? root_ : table.contents.back();
+    const int64_t most = std::min<int64_t>(page_tokens_, limit - matched);
+    const int32_t* const wanted = tokens + matched;
+    int64_t common = 0;
+    int32_t from = -1, page = families_[family(previous)];
+    for (int i = 0; page >= 0 && i < kMostSiblings && common < most; ++i) {
+        const Page& p = pages_[index(page)];
+        if (p.previous == previous && p.since < now_) {
+            const int32_t* const held = tokens_of(page);
+            const int64_t n = std::mismatch(held, held + most, wanted).first - held;
+            if (n > common) common = n, from = page;
+        }
+        page = p.after;
+    }
+    if (common == 0) return matched;
+    const int32_t to = take();  // it may be that very page, which nobody holds: nothing to copy
+    table.pages.push_back(to);
+    if (to != from) {
+        copies.push_back({from, to});
+        ++counts_.copied;
+    }
+    return matched + common;
 }
 
 int64_t BlockManager::reservable(const Table& table, int64_t begin) const {
@@ -127,6 +156,11 @@ size_t BlockManager::bucket(uint64_t previous, const int32_t* tokens) const {
     return static_cast<size_t>(h) & (buckets_.size() - 1);
 }
 
+size_t BlockManager::family(uint64_t previous) const {
+    const uint64_t h = previous * 0x9E3779B97F4A7C15u;
+    return static_cast<size_t>(h ^ (h >> 32)) & (families_.size() - 1);
+}
+
 int32_t BlockManager::find(uint64_t previous, const int32_t* tokens) const {
     int32_t page = buckets_[bucket(previous, tokens)];
     while (page >= 0 && !(pages_[index(page)].previous == previous &&
@@ -145,6 +179,12 @@ void BlockManager::add_key(int32_t page, uint64_t previous, const int32_t* token
     p.previous = previous;
     p.next = head;
     head = page;
+    int32_t& newest = families_[family(previous)];
+    p.since = now_;
+    p.before = -1;
+    p.after = newest;
+    if (newest >= 0) pages_[index(newest)].before = page;
+    newest = page;
 }
 
 void BlockManager::remove_key(int32_t page) {
@@ -153,6 +193,9 @@ void BlockManager::remove_key(int32_t page) {
     while (*link != page) link = &pages_[index(*link)].next;
     *link = p.next;
     p.next = -1;
+    (p.before < 0 ? families_[family(p.previous)] : pages_[index(p.before)].after) = p.after;
+    if (p.after >= 0) pages_[index(p.after)].before = p.before;
+    p.before = p.after = -1;
     p.content = p.previous = 0;
 }
 
@@ -247,7 +290,22 @@ std::string BlockManager::check_keys() const {
     if (std::count_if(pages_.begin(), pages_.end(), has_key) != keys) {
         return "a registered page is in no bucket";
     }
-    return "";
+    return check_families(keys);
+}
+
+std::string BlockManager::check_families(int64_t keys) const {
+    int64_t listed = 0;
+    for (size_t i = 0; i < families_.size(); ++i) {
+        int32_t before = -1;
+        for (int32_t page = families_[i]; page >= 0; page = pages_[index(page)].after) {
+            const Page& p = pages_[index(page)];
+            if (++listed > keys) return "pages with one predecessor are a ring, or not registered";
+            if (p.content == 0 || family(p.previous) != i) return "a page is in another's family";
+            if (p.before != before) return "the links of pages with one predecessor disagree";
+            before = page;
+        }
+    }
+    return listed == keys ? "" : "a registered page is in no family";
 }
 
 }  // namespace pe::runtime

@@ -9,7 +9,7 @@ Scheduler::Scheduler(BlockManager& blocks, Limits limits) : blocks_(blocks), lim
     assert(limits.max_rows >= 1 && limits.max_sequences >= 1);
     const auto most = static_cast<size_t>(std::min(limits.max_rows, limits.max_sequences));
     step_.rows.reserve(most);
-    step_.copies.reserve(most);  // only the page of a sequence's first row can be shared
+    step_.copies.reserve(most);  // only the page of a sequence's first row can be another's
     running_.reserve(static_cast<size_t>(limits.max_sequences));
 }
 
@@ -156,6 +156,7 @@ bool Scheduler::admit() {
         }
         preempt_youngest();
     }
+    s.computed = blocks_.copy_beginning(s.table, s.tokens.data(), limit, step_.copies);
     matched_tokens_ += s.computed;
     waiting_.erase(age(id));
     running_.insert(running_.begin() + static_cast<std::ptrdiff_t>(turn_), id);
@@ -187,6 +188,7 @@ void Scheduler::preempt_youngest() {
 void Scheduler::advance() {
     assert(in_step_ || step_.rows.empty());
     for (const StepRows& r : step_.rows) at(r.sequence).computed += r.count;
+    blocks_.settle();
     in_step_ = false;
 }
 

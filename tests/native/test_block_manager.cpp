@@ -64,6 +64,47 @@ void test_match() {
     CHECK(cached(apart, tokens) == 0, "sharing is off");
 }
 
+// Where tokens part in the middle of a page.
+void test_copy_beginning() {
+    BlockManager blocks(8, 4, true);
+    std::vector<PageCopy> copies;
+    const auto begin = [&](Table& table, const std::vector<int32_t>& tokens, int64_t limit) {
+        copies.clear();
+        blocks.match(table, tokens.data(), limit);
+        return blocks.copy_beginning(table, tokens.data(), limit, copies);
+    };
+    const std::vector<int32_t> first = {0, 1, 2, 3, 4, 5, 6, 7}, other = {0, 1, 2, 3, 4, 5, 9, 9};
+    Table a = computed(blocks, first), b, c, d;
+    CHECK(begin(b, other, 8) == 4 && copies.empty(), "not yet computed: whole pages alone");
+    blocks.release(b);
+    blocks.settle();
+    CHECK(begin(b, other, 8) == 6 && b.pages.size() == 2 && b.pages[0] == a.pages[0], "two more");
+    CHECK(copies.size() == 1 && copies[0].from == a.pages[1] && copies[0].to == b.pages[1], "copy");
+    CHECK(blocks.references(a.pages[1]) == 1 && !blocks.registered(b.pages[1]), "b's own page");
+    CHECK(blocks.reserve(b, 6, 8, copies) && copies.size() == 1, "written in place");
+    blocks.register_full(b, other.data(), 8);
+    blocks.settle();
+    const std::vector<int32_t> nearer = {0, 1, 2, 3, 4, 5, 9, 8};
+    CHECK(begin(c, nearer, 8) == 7 && copies[0].from == b.pages[1], "the longest beginning");
+    blocks.release(c);
+    CHECK(begin(c, first, 7) == 7 && copies[0].from == a.pages[1], "the same tokens up to a limit");
+    blocks.release(c);
+    CHECK(begin(c, {0, 1, 7, 7}, 4) == 2 && copies[0].from == a.pages[0], "in the first page");
+    CHECK(begin(d, {7, 1, 2, 3}, 4) == 0 && d.pages.empty() && copies.empty(), "nothing alike");
+    blocks.release(c);
+    CHECK(blocks.check({&a, &b}).empty(), blocks.check({&a, &b}));
+    blocks.set_version(1);
+    CHECK(begin(d, other, 8) == 0, "of other weights");
+    BlockManager small(2, 4, true);
+    Table e = computed(small, first), f;
+    small.settle();
+    small.release(e);
+    copies.clear();
+    CHECK(small.match(f, other.data(), 8) == 4, "match");
+    CHECK(small.copy_beginning(f, other.data(), 8, copies) == 6 && copies.empty(), "as it is");
+    CHECK(!small.registered(f.pages[1]) && small.check({&f}).empty(), "taken over");
+}
+
 void test_eviction() {
     BlockManager blocks(6, 4, true);
     auto first = iota(8), second = iota(8);
@@ -182,6 +223,28 @@ void test_equal_prompts_are_computed_once() {
     CHECK(64 - blocks.num_free() == 6 + 4, "pages");
 }
 
+// Prompts that begin alike cost their distinct tokens once, but for a page that is computed in the
+// same step.
+void test_common_beginnings_are_computed_once() {
+    BlockManager blocks(64, 16, true);
+    Scheduler scheduler(blocks, {1024, 16});
+    auto tokens = iota(100);
+    scheduler.add(0, 0, tokens.data(), 100, 120);
+    scheduler.schedule(), scheduler.advance();
+    tokens[70] = 1000;
+    scheduler.add(1, 0, tokens.data(), 100, 120);
+    tokens[90] = 1001;
+    scheduler.add(2, 0, tokens.data(), 100, 120);
+    const Step& step = scheduler.schedule();
+    CHECK(step.rows.size() == 2 && step.rows[0].first == 70 && step.rows[0].count == 30, "from 70");
+    CHECK(step.rows[1].first == 80 && step.copies.size() == 1, "that page comes with this step");
+    scheduler.advance();
+    tokens[95] = 1002;
+    scheduler.add(3, 0, tokens.data(), 100, 120);
+    CHECK(scheduler.schedule().rows[0].first == 95, "from 95");
+    CHECK(scheduler.num_matched_tokens() == 70 + 80 + 95, "matched");
+}
+
 void test_decoders_before_prefill() {
     BlockManager blocks(64, 16, true);
     Scheduler scheduler(blocks, {10, 16});
@@ -293,12 +356,14 @@ void test_decoding_does_not_allocate() {
 
 void test_block_manager() {
     test_match();
+    test_copy_beginning();
     test_eviction();
     test_evicted_predecessor();
     test_version();
     test_used_pages_are_used_again();
     test_copy_on_write();
     test_equal_prompts_are_computed_once();
+    test_common_beginnings_are_computed_once();
     test_decoders_before_prefill();
     test_preemption();
     test_order_of_copies();

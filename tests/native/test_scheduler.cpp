@@ -18,7 +18,8 @@ using namespace pe::runtime;
 struct Tally {
     int64_t submitted = 0, cancelled = 0, finished = 0, forked = 0, appended = 0, steps = 0,
             empty_steps = 0, rows = 0, chunks = 0, preempted = 0, copied = 0, matched = 0,
-            matched_in_step = 0, evicted = 0, versions = 0, abandoned = 0, refused = 0, pools = 0;
+            matched_in_step = 0, begun_in_page = 0, evicted = 0, versions = 0, abandoned = 0,
+            refused = 0, pools = 0;
     void print(int64_t events, int64_t seeds, double s) const {
         const auto n = [](int64_t x) { return static_cast<long long>(x); };
         printf("    %lld seeds of %lld events in %lld pools: %.1f s\n", n(seeds), n(events),
@@ -32,8 +33,10 @@ struct Tally {
             "    steps %lld (%lld empty), rows %lld, parts of prefills %lld, preempted %lld, "
             "tokens matched %lld\n",
             n(steps), n(empty_steps), n(rows), n(chunks), n(preempted), n(matched));
-        printf("    pages matched in the step that writes them %lld, copied %lld, evicted %lld\n",
-               n(matched_in_step), n(copied), n(evicted));
+        printf(
+            "    pages matched in the step that writes them %lld, begun as copies %lld, copied "
+            "%lld, evicted %lld\n",
+            n(matched_in_step), n(begun_in_page), n(copied), n(evicted));
     }
 };
 
@@ -225,6 +228,7 @@ class Simulation {
                 continue;
             }
             twin.kv.clear();  // preempted, or begun with what was cached
+            tally_.begun_in_page += computed % static_cast<size_t>(page_tokens_) != 0;
             while (twin.kv.size() < computed)
                 twin.kv.push_back(value(twin, twin.kv.size(), epoch_));
         }
@@ -414,7 +418,7 @@ void test_scheduler(const Options& options) {
     tally.print(options.events, options.seeds, s.count());
     if (options.events * options.seeds < 100000) return;
     CHECK(tally.preempted > 0 && tally.copied > 0 && tally.matched_in_step > 0 &&
-              tally.evicted > 0 && tally.refused > 0 && tally.chunks > 0,
+              tally.begun_in_page > 0 && tally.evicted > 0 && tally.refused > 0 && tally.chunks > 0,
           "a path was not taken");
 }
 

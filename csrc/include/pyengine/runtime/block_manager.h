@@ -10,6 +10,11 @@
 // whose predecessor was evicted can be found by no one. A page that nobody holds keeps its content
 // until it is needed, the least recently used one first.
 //
+// Where tokens part in the middle of a page, a sequence begins with a copy of it: the positions
+// before that hold what it would compute. So prompts that begin alike cost their distinct tokens
+// once, whatever the size of a page; only a page that is computed in the very step that would copy
+// it cannot be copied yet.
+//
 // Not thread-safe. After construction memory is allocated only when a table outgrows its capacity.
 #pragma once
 
@@ -54,6 +59,15 @@ class BlockManager {
     // limit; returns m.
     int64_t match(Table& table, const int32_t* tokens, int64_t limit);
 
+    // After match(), which left a table of whole pages: appends a copy (to be done as those of
+    // reserve) of the page that has most tokens in common with what follows them, if any has one.
+    // Returns how many of tokens[0, limit) the table now holds. Of the pages that follow the same
+    // ones it looks at the kMostSiblings newest. Takes a free page unless it copies nothing.
+    int64_t copy_beginning(Table& table, const int32_t* tokens, int64_t limit,
+                           std::vector<PageCopy>& copies);
+    // What was registered until now has been computed: it may be copied.
+    void settle() { ++now_; }
+
     // The largest end for which reserve(table, begin, end) would succeed; begin when not even one
     // position would.
     int64_t reservable(const Table& table, int64_t begin) const;
@@ -78,8 +92,12 @@ class BlockManager {
         int32_t references = 0;
         int32_t older = -1, newer = -1;      // neighbours in the list of free pages
         int32_t next = -1;                   // in its bucket
+        int32_t before = -1, after = -1;     // neighbours among those with the same predecessor
         uint64_t content = 0, previous = 0;  // 0: not registered
+        uint64_t since = 0;                  // when it was registered
     };
+    static constexpr int kMostSiblings = 64;
+
     static size_t index(int32_t page) { return static_cast<size_t>(page); }
     int32_t* tokens_of(int32_t page) { return &tokens_[index(page) * index(page_tokens_)]; }
     const int32_t* tokens_of(int32_t page) const {
@@ -87,6 +105,7 @@ class BlockManager {
     }
 
     size_t bucket(uint64_t previous, const int32_t* tokens) const;
+    size_t family(uint64_t previous) const;  // where the list of those with it begins
     int32_t find(uint64_t previous, const int32_t* tokens) const;  // -1: none
     void add_key(int32_t page, uint64_t previous, const int32_t* tokens);
     void remove_key(int32_t page);
@@ -97,14 +116,16 @@ class BlockManager {
     void drop(int32_t page);
     std::string check_free_list() const;
     std::string check_keys() const;
+    std::string check_families(int64_t keys) const;  // of so many registered pages
 
     const int32_t num_pages_, page_tokens_;
     const bool share_prefixes_;
     std::vector<Page> pages_;
-    std::vector<int32_t> tokens_;   // (num_pages, page_tokens): the keys of registered pages
-    std::vector<int32_t> buckets_;  // first page of each; a power of two of them
+    std::vector<int32_t> tokens_;    // (num_pages, page_tokens): the keys of registered pages
+    std::vector<int32_t> buckets_;   // first page of each; a power of two of them
+    std::vector<int32_t> families_;  // newest page of each; as many
     int32_t oldest_ = -1, newest_ = -1, num_free_ = 0;
-    uint64_t version_ = 0, last_content_ = 0, root_ = 0;
+    uint64_t version_ = 0, last_content_ = 0, root_ = 0, now_ = 1;
     Counts counts_;
 };
 

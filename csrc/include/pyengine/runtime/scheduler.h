@@ -7,7 +7,8 @@
 // - One with more gets what max_rows leaves when those rows are set aside, as far as there are
 //   pages. The oldest sequence with work gets one row at least.
 // - A waiting one starts when there are free pages for all its tokens, and one more for every
-//   kHeadroom running sequences. What is cached of its tokens, all but the last, is not computed.
+//   kHeadroom running sequences. What is cached of its tokens, all but the last, is not computed;
+//   the page where they part from what is cached begins as a copy.
 // - Where pages are missing the youngest running sequence is preempted, if it is younger than the
 //   one that asks: it gives its pages back, waits, and computes its tokens again later. When
 //   nobody younger runs, the step is complete.
