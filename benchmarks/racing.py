@@ -11,7 +11,7 @@ import gc
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,14 +41,18 @@ class Lane:
     """What one provider is timed doing.
 
     tokens        of one run
-    first         the same work up to its first new token: the rest of a run is decoding
-    decode_tokens of a run without `first`
+    first         the beginning of the same work, of generation up to its first new token
+    decode_tokens of a run without `first`, or what else its rest makes
+    rest          what a run does after `first`, and the unit of its rate
+    figures       of the job, shown beside its rates
     """
 
     run: Callable[[], Any]
     tokens: int
     first: Callable[[], Any] | None = None
     decode_tokens: int = 0
+    rest: tuple[str, str] = ("decode", "tok/s")
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -57,6 +61,8 @@ class Laps:
 
     tokens: int
     decode_tokens: int
+    rest: tuple[str, str] = ("decode", "tok/s")
+    figures: Mapping[str, float] = field(default_factory=dict)
     run_s: list[float] = field(default_factory=list)
     decode_s: list[float] = field(default_factory=list)
 
@@ -100,7 +106,7 @@ def take_turns(make: Make, providers: Iterable[str], rounds: int) -> dict[str, O
                 outcomes[provider] = error.with_traceback(None)
                 continue
             lanes[provider] = lane
-            outcomes[provider] = Laps(lane.tokens, lane.decode_tokens)
+            outcomes[provider] = Laps(lane.tokens, lane.decode_tokens, lane.rest, lane.figures)
         gc.collect()
         for _ in range(rounds):
             for provider, lane in lanes.items():
@@ -137,13 +143,13 @@ class Race:
             raise laps
         recorded = iter(laps.run_s)
         bench.pedantic(lambda: CLOCK.advance(next(recorded)), rounds=len(laps.run_s), iterations=1)
-        rates = {"tok/s": laps.tokens / statistics.median(laps.run_s)}
+        rates = {"tok/s": laps.tokens / statistics.median(laps.run_s), **laps.figures}
         self.measure.keep(laps.run_s, rates, **case)
         if laps.decode_s:
-            median_s = statistics.median(laps.decode_s)
-            bench.extra_info.update({"decode s": laps.decode_s})
-            rates = {"decode tok/s": laps.decode_tokens / median_s if median_s > 0 else 0.0}
-            self.measure.keep(laps.decode_s, rates, **case | {"job": f"{job}: decode"})
+            median_s, (name, unit) = statistics.median(laps.decode_s), laps.rest
+            bench.extra_info.update({f"{name} s": laps.decode_s})
+            rates = {f"{name} {unit}": laps.decode_tokens / median_s if median_s > 0 else 0.0}
+            self.measure.keep(laps.decode_s, rates, **case | {"job": f"{job}: {name}"})
 
     def _providers(self) -> list[str]:
         """Those that this session was asked for, of this test's case."""

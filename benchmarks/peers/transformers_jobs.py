@@ -84,3 +84,22 @@ class DpoSteps:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.item()
+
+
+@torch.inference_mode()
+def label_logprobs(
+    model: Any, prompts: Sequence[Sequence[int]], labels: Sequence[int], batch: int
+) -> Tensor:
+    """(N, labels) log-probs of single tokens after each of N prompts, in left-padded batches."""
+    found = []
+    for start in range(0, len(prompts), batch):
+        rows = prompts[start : start + batch]
+        longest = max(map(len, rows))
+        ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        out = model(
+            ids, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=1
+        )
+        found.append(torch.log_softmax(out.logits[:, -1].float(), -1)[:, list(labels)])
+    return torch.cat(found)

@@ -295,6 +295,8 @@ class Engine(SnapshotCalls, ExportCalls):
         groups: Sequence[Group],
         model: str = "policy",
         progress: Callable[[int, int], None] | None = None,
+        *,
+        keep: bool = True,
     ) -> list[list[Score]]:
         """Log-probs of every response: scores[g][k] for response k of group g.
 
@@ -303,6 +305,8 @@ class Engine(SnapshotCalls, ExportCalls):
         them from there.
         model     "policy", "reference" or a snapshot's name
         progress  called with (groups done, groups in all)
+        keep      False, of the reference: no update will ask for these, which are computed on the
+                  sampler's pages, where groups whose prompts begin alike share them
         Raises RequestError for an unknown model, or ids and lengths the model cannot take, naming
         the group; NonFiniteError where the weights give logits that are not finite.
         """
@@ -310,7 +314,7 @@ class Engine(SnapshotCalls, ExportCalls):
         trees = [Tree(g.prompt_ids, [r.token_ids for r in g.responses]) for g in groups]
         for i, tree in enumerate(trees):
             check_tree("score", i, tree, self.spec.vocab_size, self.max_positions)
-        if model == "reference" and self.config.trains:  # where updates look too
+        if model == "reference" and keep and self.config.trains:  # where updates look too
             scores = self._learner.reference_scores(trees, progress)
         else:
             scores = self._inference.score(model, trees, progress)

@@ -28,7 +28,9 @@ class _Engine(Protocol):
         models: Mapping[str, float] | None = None,
     ) -> list[Group]: ...
 
-    def score(self, groups: Sequence[Group], model: str = "policy") -> list[list[Score]]: ...
+    def score(
+        self, groups: Sequence[Group], model: str = "policy", *, keep: bool = True
+    ) -> list[list[Score]]: ...
 
 
 class Asking:
@@ -48,6 +50,10 @@ class Asking:
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
         """See Engine.score."""
         return self.engine.score(groups, model=self.model)
+
+    def score_once(self, groups: Sequence[Group]) -> list[list[Score]]:
+        """See Engine.score: of questions, which no update asks about, nothing is kept."""
+        return self.engine.score(groups, model=self.model, keep=False)
 
     def sample(
         self,

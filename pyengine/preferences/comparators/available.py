@@ -6,6 +6,8 @@ from pyengine.preferences.comparators.by_reward import ByReward
 from pyengine.preferences.comparators.comparator import Comparator
 from pyengine.preferences.comparators.remote_judge import RemoteJudge
 from pyengine.preferences.comparators.simulated_annotator import SimulatedAnnotator
+from pyengine.preferences.comparators.pairwise_judge import PairwiseJudge
+from pyengine.preferences.comparators.votes import Votes
 from pyengine.registry import Registry
 
 COMPARATORS: Registry[Comparator] = Registry(
@@ -13,4 +15,6 @@ COMPARATORS: Registry[Comparator] = Registry(
     ByReward,
     RemoteJudge,
     SimulatedAnnotator,
+    PairwiseJudge,
+    Votes,
 )

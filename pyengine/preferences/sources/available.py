@@ -11,6 +11,9 @@ from pyengine.preferences.sources.ranked import RankedSource
 from pyengine.preferences.sources.remote_scores import RemoteScores
 from pyengine.preferences.sources.reward_model_source import RewardModelSource
 from pyengine.preferences.sources.reward_sum import RewardSum
+from pyengine.preferences.sources.implicit_reward import ImplicitReward
+from pyengine.preferences.sources.judge_matrix import JudgeMatrix
+from pyengine.preferences.sources.score_tokens import ScoreTokens
 from pyengine.preferences.sources.source import Source
 from pyengine.preferences.sources.verifiers.choice_letter import ChoiceLetter
 from pyengine.preferences.sources.verifiers.exact_match import ExactMatch
@@ -19,6 +22,7 @@ from pyengine.preferences.sources.verifiers.numeric import Numeric
 from pyengine.preferences.sources.verifiers.reasoning_gym_task import ReasoningGymTask
 from pyengine.preferences.sources.verifiers.regex_match import RegexMatch
 from pyengine.preferences.sources.verifiers.unit_tests import UnitTests
+from pyengine.preferences.sources.yes_no import YesNo
 from pyengine.registry import Registry
 
 SOURCES: Registry[Source] = Registry(
@@ -39,4 +43,8 @@ SOURCES: Registry[Source] = Registry(
     ReasoningGymTask,
     RegexMatch,
     UnitTests,
+    ImplicitReward,
+    JudgeMatrix,
+    ScoreTokens,
+    YesNo,
 )
