@@ -11,11 +11,11 @@ from typing import Any
 
 from judge_jobs import TransformersModel, text_of
 from model_jobs import Models, Shape
-from pyengine.preferences.rankings.knockout import Knockout
 from racing import Lane, Race
 
 import pyengine as pe
 from pyengine.preferences.comparators.pairwise_judge import PairwiseJudge
+from pyengine.preferences.rankings.knockout import Knockout
 from pyengine.preferences.rankings.ranking import rank
 
 SHAPES = {

@@ -7,6 +7,7 @@ from pyengine.preferences.comparators.comparator import Comparator
 from pyengine.preferences.comparators.remote_judge import RemoteJudge
 from pyengine.preferences.comparators.simulated_annotator import SimulatedAnnotator
 from pyengine.preferences.comparators.pairwise_judge import PairwiseJudge
+from pyengine.preferences.comparators.simulated_annotator import SimulatedAnnotator
 from pyengine.preferences.comparators.votes import Votes
 from pyengine.registry import Registry
 

@@ -6,13 +6,13 @@ from pyengine.preferences.sources.by_origin import ByOrigin
 from pyengine.preferences.sources.derived_source import DerivedSource
 from pyengine.preferences.sources.ensemble import Ensemble
 from pyengine.preferences.sources.function_source import FunctionSource
+from pyengine.preferences.sources.implicit_reward import ImplicitReward
+from pyengine.preferences.sources.judge_matrix import JudgeMatrix
 from pyengine.preferences.sources.mc_dropout import McDropout
 from pyengine.preferences.sources.ranked import RankedSource
 from pyengine.preferences.sources.remote_scores import RemoteScores
 from pyengine.preferences.sources.reward_model_source import RewardModelSource
 from pyengine.preferences.sources.reward_sum import RewardSum
-from pyengine.preferences.sources.implicit_reward import ImplicitReward
-from pyengine.preferences.sources.judge_matrix import JudgeMatrix
 from pyengine.preferences.sources.score_tokens import ScoreTokens
 from pyengine.preferences.sources.source import Source
 from pyengine.preferences.sources.verifiers.choice_letter import ChoiceLetter
@@ -43,8 +43,15 @@ SOURCES: Registry[Source] = Registry(
     ReasoningGymTask,
     RegexMatch,
     UnitTests,
+    DerivedSource,
+    Ensemble,
+    FunctionSource,
     ImplicitReward,
     JudgeMatrix,
+    McDropout,
+    RankedSource,
+    RewardModelSource,
+    RewardSum,
     ScoreTokens,
     YesNo,
 )
