@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
 
@@ -23,13 +24,14 @@ from pyengine.engine.config import (
     Reference,
     check_device,
 )
+from pyengine.engine.footprint import Footprint
 from pyengine.engine.guard import Guard, guarded, refuse_copy
 from pyengine.engine.infer.generation import Progress
 from pyengine.engine.infer.inference import check_model, mixture_of
-from pyengine.engine.learn.gradients import drops_gradients
+from pyengine.engine.learn.trained_network import TrainedNetwork, drops_gradients
 from pyengine.engine.learn.training import checked_batch, checked_scale, forward_backward, measure
 from pyengine.engine.loading import loaded_parts, restored_parts
-from pyengine.engine.memory_budget import LEDGER, budget
+from pyengine.engine.named.engine_reference import EngineReference
 from pyengine.engine.named.snapshot_calls import SnapshotCalls
 from pyengine.engine.named.snapshots import Snapshots
 from pyengine.engine.optim.optimizer import Optimizer
@@ -43,9 +45,8 @@ from pyengine.engine.persist.engine_state import (
     saved_state,
 )
 from pyengine.engine.persist.export import ExportCalls
-from pyengine.errors import RequestError
 from pyengine.models.decoder import Decoder
-from pyengine.models.lora import Lora, LoraConfig
+from pyengine.models.lora import Lora, LoraConfig, trained_parameters
 from pyengine.models.spec import DecoderSpec
 from pyengine.objectives.core.objective import Objective, SideOutput
 from pyengine.preferences.groups import Group, Preferences
@@ -83,41 +84,38 @@ class Engine(SnapshotCalls, ExportCalls):
         self.device = device
         self.extra: dict[str, Any] = {}
         self._guard = Guard()
-        self._policy = decoder.to(device)
-        self._reference = None if reference is None else reference.to(device)
         self._model_config = model_config
         self._generation_config = generation_config
-        self._lora = lora
-        self._trained = dict(self._policy.named_parameters()) if lora is None else lora.parameters
-        self._optimizer = Optimizer(self._trained, config.optimizer)
-        self._snapshots = Snapshots(decoder, lora, None) if snapshots is None else snapshots
-        self.config = dataclasses.replace(config, lora=None if lora is None else lora.config)
+        policy = decoder.to(device)
+        optimizer = Optimizer(trained_parameters(policy, lora), config.optimizer)
+        self._snapshots = Snapshots(policy, lora, None) if snapshots is None else snapshots
+        frozen = None if reference is None else reference.to(device)
+        self._reference = EngineReference(frozen, self._snapshots)
+        config = dataclasses.replace(config, lora=None if lora is None else lora.config)
+        use = partial(memory.use_of, config, policy, self._reference, self._snapshots, device)
         asked = config.kv_tokens, config.micro_batch_tokens, config.gradient_checkpointing
-        self._sizes = memory.planned_sizes("Engine", self._memory_use(), *asked)
+        sizes = memory.planned_sizes("Engine", use(), *asked)
         # What was planned goes into checkpoints: a resumed run must cut its batches alike.
         self.config = dataclasses.replace(
-            self.config,
-            kv_tokens=self._sizes.kv_tokens,
-            micro_batch_tokens=self._sizes.micro_batch_tokens,
+            config, kv_tokens=sizes.kv_tokens, micro_batch_tokens=sizes.micro_batch_tokens
         )
-        self._stop_ids = stop_ids(tokenizer, model_config, generation_config)
         self._inference, self._learner, self._models = make_parts(
-            self._policy,
-            self._reference,
-            self._lora,
+            policy,
+            frozen,
+            lora,
             self.config,
             device,
             reference_cache,
-            self._sizes.recompute,
+            sizes.recompute,
             tokenizer,
-            self._stop_ids,
+            stop_ids(tokenizer, model_config, generation_config),
             self._snapshots,
         )
+        self._network = TrainedNetwork(policy, lora, optimizer, self._learner, config.dtype)
+        self._footprint = Footprint(device, use, sizes, [self._inference, self._network])
         # Files of a checkpoint whose tensors never change: name -> where it is, SHA-256.
         self._written: dict[str, tuple[Path, str]] = {}
         self._has_room: set[tuple[SideOutput, ...]] = set()  # updates that memory was found for
-        if device.type == "cpu":
-            LEDGER.enter(self, Engine._untouched_bytes)
 
     def __reduce__(self) -> NoReturn:
         refuse_copy("Engine")
@@ -191,11 +189,11 @@ class Engine(SnapshotCalls, ExportCalls):
 
     @property
     def spec(self) -> DecoderSpec:
-        return self._policy.spec
+        return self._network.decoder.spec
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._policy.compute_dtype
+        return self._network.decoder.compute_dtype
 
     @property
     def max_positions(self) -> int:
@@ -203,39 +201,26 @@ class Engine(SnapshotCalls, ExportCalls):
 
     @property
     def step_count(self) -> int:
-        return self._optimizer.step_count
+        return self._network.optimizer.step_count
 
     @property
     def has_reference(self) -> bool:
-        return self._reference is not None or self._snapshots.reference is not None
+        return self._reference.exists
 
     @property
     def kv_tokens(self) -> int:
-        return self._sizes.kv_tokens
+        return self._footprint.sizes.kv_tokens
 
     @property
     def micro_batch_tokens(self) -> int:
-        return self._sizes.micro_batch_tokens
+        return self._footprint.sizes.micro_batch_tokens
 
     def memory_plan(self, objective: Objective | None = None) -> memory.MemoryPlan:
         """What each part of this engine takes when all of it is in use, and what is free.
 
         objective  of the updates: what it takes of tokens' whole distributions counts too
         """
-        side = () if objective is None else objective.side_outputs
-        use, found = self._memory_use(), budget(self.device, besides=self)
-        return memory.memory_plan(use, self._sizes, found, side, self._held_bytes())
-
-    def _memory_use(self) -> memory.MemoryUse:
-        return memory.use_of(
-            self.config, self._policy, self._reference, self._snapshots, self.device
-        )
-
-    def _held_bytes(self) -> dict[str, int]:
-        return self._inference.held_bytes | self._learner.held_bytes | self._optimizer.held_bytes
-
-    def _untouched_bytes(self) -> int:
-        return memory.untouched_bytes(self._memory_use(), self._sizes, self._held_bytes())
+        return self._footprint.plan(() if objective is None else objective.side_outputs)
 
     # Sampling
 
@@ -330,7 +315,7 @@ class Engine(SnapshotCalls, ExportCalls):
         Returns the metrics of both.
         """
         metrics = self._forward_backward(batch, objective, 1.0)
-        return metrics | self._step()
+        return metrics | self._network.step()
 
     @guarded
     @drops_gradients
@@ -347,7 +332,7 @@ class Engine(SnapshotCalls, ExportCalls):
         return self._forward_backward(batch, objective, scale)
 
     def _forward_backward(self, batch: Any, objective: Any, scale: float) -> dict[str, float]:
-        self._refuse_without_masters("update")
+        self._network.check_masters("update")
         scale = checked_scale(scale)
         examples = checked_batch(
             batch,
@@ -370,7 +355,7 @@ class Engine(SnapshotCalls, ExportCalls):
                 scale,
             )
         except BaseException:
-            self._optimizer.zero_grad()
+            self._network.drop_gradients()
             raise
 
     @guarded
@@ -398,18 +383,7 @@ class Engine(SnapshotCalls, ExportCalls):
         that are not finite change nothing: the step is skipped, and after MAX_SKIPPED_STEPS in a
         row it raises NonFiniteError. Raises RequestError when there are no gradients.
         """
-        return self._step()
-
-    def _step(self) -> dict[str, float]:
-        self._learner.settle()
-        return self._optimizer.apply()
-
-    def _refuse_without_masters(self, who: str) -> None:
-        if not self.config.trains:
-            raise RequestError(
-                f"[{who}] an engine of dtype '{self.config.dtype}' only samples and scores: load "
-                "the model in 'float32' or 'bfloat16'"
-            )
+        return self._network.step()
 
     def close(self) -> None:
         """Lets go of the file of `reference_cache`, as the engine's end does; also on leaving
@@ -433,18 +407,15 @@ class Engine(SnapshotCalls, ExportCalls):
         refuses, a weight is not finite, `extra` is not JSON data or `path` holds something other
         than a checkpoint; what stood at `path` is then intact.
         """
-        self._refuse_without_masters("save_checkpoint")
-        if any(p.grad is not None for p in self._trained.values()):
-            raise RequestError(
-                "[save_checkpoint] there are gradients that no step has applied: call step first"
-            )
-        target = Path(path)
+        self._network.check_masters("save_checkpoint")
+        self._network.check_no_gradients("save_checkpoint")
+        target, network = Path(path), self._network
         content = checkpoint_content(
-            self._policy,
-            self._reference,
-            self._lora,
-            self._optimizer.state_tensors(),
-            state=saved_state(self.config, self._optimizer, self._snapshots, extra or {}),
+            network.decoder,
+            self._reference.decoder,
+            network.lora,
+            network.optimizer.state_tensors(),
+            state=saved_state(self.config, network.optimizer, self._snapshots, extra or {}),
             model={
                 "config.json": self._model_config,
                 "generation_config.json": self._generation_config,
@@ -486,8 +457,9 @@ class Engine(SnapshotCalls, ExportCalls):
         engine = cls(*restored_parts(content, state, path))
         if state.config.trains:
             moments = content.tensors.get("optimizer", {})
-            engine._optimizer.load_state_tensors(moments, state.step_count, state.moments_reset_at)
-        engine._optimizer.skipped_in_a_row = state.skipped_in_a_row
+            engine._network.restore(
+                moments, state.step_count, state.skipped_in_a_row, state.moments_reset_at
+            )
         engine.extra = state.extra
         engine._remember(Path(path), content.digests)
         return engine

@@ -14,6 +14,7 @@ from pyengine.engine.config import EngineConfig
 from pyengine.engine.infer.sampler import page_bytes
 from pyengine.engine.learn.tape import saved_bytes_per_row
 from pyengine.engine.memory_budget import Budget, budget, mib
+from pyengine.engine.named.engine_reference import EngineReference
 from pyengine.engine.named.named_models import KEPT
 from pyengine.engine.named.snapshots import Snapshots
 from pyengine.engine.optim.adamw import AdamW
@@ -70,7 +71,7 @@ class MemoryUse:
 def use_of(
     config: EngineConfig,
     policy: Decoder,
-    reference: Decoder | None,
+    reference: EngineReference,
     snapshots: Snapshots,
     device: torch.device,
 ) -> MemoryUse:
@@ -78,8 +79,8 @@ def use_of(
     kind: ReferenceMemory = "none"
     if (name := snapshots.reference) is not None:
         kind = "adapters" if snapshots.kind(name) == "adapter" else "snapshot"
-    elif reference is not None:
-        kind = "shared" if reference is policy else "copy"
+    elif reference.decoder is not None:
+        kind = "shared" if reference.decoder is policy else "copy"
     return MemoryUse(
         policy.spec,
         config.dtype,

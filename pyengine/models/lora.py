@@ -225,6 +225,11 @@ class Lora:
         return merged.requires_grad_(False)
 
 
+def trained_parameters(decoder: Decoder, lora: Lora | None) -> dict[str, nn.Parameter]:
+    """What is trained of a model, by name: its weights, or the adapters where it has such."""
+    return dict(decoder.named_parameters()) if lora is None else lora.parameters
+
+
 def adapter_sizes(spec: DecoderSpec, config: LoraConfig) -> list[tuple[int, int, int]]:
     """(rank, rows, columns) of every adapter: of B (rows, rank) and A (rank, columns)."""
     with torch.device("meta"):

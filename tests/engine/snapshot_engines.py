@@ -26,11 +26,11 @@ def learned(engine: pe.Engine, name: str) -> Tensor:
 
 def move(engine: pe.Engine, seed: int = 0, size: float = 0.02) -> None:
     """Other weights, as an update makes them."""
-    if engine._lora is None:
+    if engine._network.lora is None:
         return shift(engine, size, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for p in engine._lora.parameters.values():
+        for p in engine._network.lora.parameters.values():
             p.add_(torch.randn(p.shape, generator=generator) * 5 * size)
     return None
 

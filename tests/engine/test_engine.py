@@ -292,7 +292,7 @@ def test_saving_does_not_delete_what_is_not_a_model(engine, tmp_path):
 
 def test_a_model_that_is_not_finite_is_not_saved(engine, tmp_path):
     with torch.no_grad():
-        engine._policy.final_norm.weight[3] = math.nan
+        engine._network.decoder.final_norm.weight[3] = math.nan
     with pytest.raises(CheckpointError) as caught:
         engine.save_pretrained(tmp_path / "model")
     assert str(caught.value) == "[save] weights must be finite but model.norm.weight is not"
@@ -323,7 +323,7 @@ def test_gpt2_scores_trains_and_saves(tmp_path):
 def test_weights_have_transformers_names_and_values(engine, tiny_model):
     theirs = {n: p.detach() for n, p in oracle(tiny_model).named_parameters()}
     assert same_bits(weights(engine), theirs)
-    assert len(flat(theirs)) == sum(p.numel() for p in engine._policy.parameters())
+    assert len(flat(theirs)) == sum(p.numel() for p in engine._network.decoder.parameters())
 
 
 def test_a_prompt_alone_that_is_too_long_is_refused(engine):

@@ -28,23 +28,25 @@ OTHER = pe.Preferences([group(5, [4, 7], 9)], [pe.Comparison(0, 0, 1)])
 def state(engine: pe.Engine) -> dict[str, Tensor]:
     """All that a step changes."""
     count = {"step_count": torch.tensor(engine.step_count)}
-    skipped = {"skipped": torch.tensor(engine._optimizer.skipped_in_a_row)}
+    skipped = {"skipped": torch.tensor(engine._network.optimizer.skipped_in_a_row)}
     return weights(engine) | moments(engine) | count | skipped
 
 
 def put_back(engine: pe.Engine, kept: dict[str, Tensor]) -> None:
     """The state as it was, gradients gone."""
-    engine._optimizer.zero_grad()
+    engine._network.optimizer.zero_grad()
     with torch.no_grad():
         for name, weight in engine.named_weights():
             weight.copy_(kept[name])
     found = {name: tensor for name, tensor in kept.items() if name.startswith("exp_avg")}
     if found:
-        engine._optimizer.load_state_tensors(found, int(kept["step_count"]))
+        engine._network.optimizer.load_state_tensors(found, int(kept["step_count"]))
     else:  # as before the first step
-        uninterrupted(*engine._optimizer.reset_calls())
-        engine._optimizer.step_count = engine._optimizer.reset_at = int(kept["step_count"])
-    engine._optimizer.skipped_in_a_row = int(kept["skipped"])
+        uninterrupted(*engine._network.optimizer.reset_calls())
+        engine._network.optimizer.step_count = engine._network.optimizer.reset_at = int(
+            kept["step_count"]
+        )
+    engine._network.optimizer.skipped_in_a_row = int(kept["skipped"])
 
 
 def scores(engine: pe.Engine) -> Tensor:
@@ -81,7 +83,7 @@ def test_a_step_is_all_or_nothing(learner):
     learner.forward_backward(BATCH, DPO())
     seen = set()
     for where in interrupted(learner.step, every=3):
-        pending = any(p.grad is not None for p in learner._trained.values())
+        pending = any(p.grad is not None for p in learner._network.parameters.values())
         here, said = state(learner), scores(learner)
         which = new if same_bits(here, new[0]) else old
         assert same_bits(here, which[0]), where
@@ -131,15 +133,15 @@ def test_a_step_that_is_skipped_is_counted_once_or_not(make_engine):
 
     def spoil() -> None:
         engine.forward_backward(BATCH, DPO())
-        engine._policy.final_norm.weight.grad[0] = math.nan
+        engine._network.decoder.final_norm.weight.grad[0] = math.nan
 
     spoil()
     counts = set()
     for where in interrupted(engine.step, every=2):
-        counts.add(engine._optimizer.skipped_in_a_row)
+        counts.add(engine._network.optimizer.skipped_in_a_row)
         assert same_bits(weights(engine), before), where
         assert engine.step_count == 0
-        engine._optimizer.skipped_in_a_row = 0
+        engine._network.optimizer.skipped_in_a_row = 0
         spoil()
     assert counts == {0, 1}
 
@@ -184,7 +186,7 @@ def test_load_snapshot_reads_all_before_it_writes(learner, monkeypatch):
     learner.snapshot("a")
     learner.update(OTHER, DPO())
     before = state(learner)
-    names = list(learner._trained)
+    names = list(learner._network.parameters)
     from pyengine.engine.named.snapshots import OpenTensors
 
     read = OpenTensors.__getitem__
@@ -205,8 +207,8 @@ def test_a_step_of_a_reward_model_is_all_or_nothing(tiny_model):
     batch = OTHER
 
     def here() -> dict[str, Tensor]:
-        kept = {name: p.detach().clone() for name, p in model._trained.items()}
-        return kept | {n: t.clone() for n, t in model._optimizer.state_tensors().items()}
+        kept = {name: p.detach().clone() for name, p in model._network.parameters.items()}
+        return kept | {n: t.clone() for n, t in model._network.optimizer.state_tensors().items()}
 
     model.update(batch)
     old, count = here(), model.step_count
@@ -214,12 +216,12 @@ def test_a_step_of_a_reward_model_is_all_or_nothing(tiny_model):
     new = here()
 
     def back() -> None:
-        model._optimizer.zero_grad()
+        model._network.optimizer.zero_grad()
         with torch.no_grad():
-            for name, parameter in model._trained.items():
+            for name, parameter in model._network.parameters.items():
                 parameter.copy_(old[name])
-        kept = {n: old[n] for n in model._optimizer.state_tensors()}
-        model._optimizer.load_state_tensors(kept, count)
+        kept = {n: old[n] for n in model._network.optimizer.state_tensors()}
+        model._network.optimizer.load_state_tensors(kept, count)
 
     back()
     model.forward_backward(batch)

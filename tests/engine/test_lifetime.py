@@ -50,9 +50,10 @@ def test_the_weights_go_with_the_engine_at_once(make_engine, options):
         engine.score(groups, model=name)
     engine.set_reference("a")
     engine.score(groups, model="reference")
-    held = [engine, engine._policy, engine._inference, engine._learner, engine._models]
+    held = [engine, engine._network, engine._network.decoder, engine._footprint]
+    held += [engine._inference, engine._learner, engine._models]
     seen = {type(each).__name__: weakref.ref(each) for each in held}
-    seen |= {name: weakref.ref(p) for name, p in engine._trained.items()}
+    seen |= {name: weakref.ref(p) for name, p in engine._network.parameters.items()}
     del engine, held
     assert [name for name, ref in seen.items() if ref() is not None] == []
 
@@ -62,9 +63,10 @@ def test_a_reward_models_weights_go_at_once(tiny_model):
     model = pe.RewardModel.from_pretrained(tiny_model, dtype="float32")
     model.update(PAIR)
     model.rewards(PAIR.groups)
-    seen = [weakref.ref(model), weakref.ref(model._decoder)]
-    seen += [weakref.ref(p) for p in model._trained.values()]
-    del model
+    held = [model, model._network, model._network.decoder, model._footprint]
+    seen = [weakref.ref(each) for each in held]
+    seen += [weakref.ref(p) for p in model._network.parameters.values()]
+    del model, held
     assert [ref for ref in seen if ref() is not None] == []
 
 

@@ -24,7 +24,7 @@ def test_bytes_per_token_are_those_of_the_pool(make_engine):
 
 
 def sizes(engine: pe.Engine, free: int, **asked: object) -> memory.Sizes:
-    return memory.plan_sizes(engine._memory_use(), free, **asked)
+    return memory.plan_sizes(engine._footprint.use(), free, **asked)
 
 
 def test_what_was_asked_for_is_what_there_is(engine):
@@ -37,7 +37,7 @@ def test_plans_take_their_share_of_what_is_left(make_engine, dtype):
     """The tiny model's cache takes 2 * 2 layers * 2 heads * 16 * 4 bytes = 512 bytes a token in
     float32, heads of 8 padded to 16: a quarter of 4 MB is 1953 tokens, planned as 1024.
     """
-    use = make_engine(dtype=dtype)._memory_use()
+    use = make_engine(dtype=dtype)._footprint.use()
     base = memory.memory_plan(use, memory.Sizes(0, 0, False), Budget(0, ""))
     fixed = sum(size for name, size in base.parts if name not in use.loaded)
     planned = memory.plan_sizes(use, fixed + 4_000_000, recompute=False)
@@ -64,8 +64,8 @@ def test_the_plan_counts_what_there_is(make_engine, dtype):
         engine.score([pe.Group([5, 6], [pe.Response([7])])], model=model)
     parts = dict(engine.memory_plan().parts)
     held = {
-        "weights": sum(p.nbytes for p in engine._policy.parameters()),
-        "reference": sum(p.nbytes for p in engine._reference.parameters()),
+        "weights": sum(p.nbytes for p in engine._network.decoder.parameters()),
+        "reference": sum(p.nbytes for p in engine._reference.decoder.parameters()),
         "KV cache": engine._inference.sampler.pool_bytes,
     }
     assert {name: parts[name] for name in held} == held
@@ -80,7 +80,7 @@ def test_the_plan_counts_the_moments(make_engine, bits):
     """Those that a step has made, in 8 bits only where a tensor is large enough."""
     engine = make_engine(optimizer_bits=bits)
     engine.update(preferences(), pe.objectives.DPO())
-    state = engine._optimizer.state_tensors()
+    state = engine._network.optimizer.state_tensors()
     assert any(t.dtype == torch.uint8 for t in state.values()) == (bits == 8)
     assert dict(engine.memory_plan().parts)["optimizer"] == sum(t.nbytes for t in state.values())
 
@@ -105,7 +105,7 @@ def test_the_plan_counts_the_moments_of_adapters(make_engine, bits):
     """B of 259 rows or less is small; in 8 bits are those of at least 4096 elements alone."""
     engine = make_engine(lora=pe.LoraConfig(r=64), optimizer_bits=bits)
     engine.update(preferences(), pe.objectives.DPO())
-    state = engine._optimizer.state_tensors()
+    state = engine._network.optimizer.state_tensors()
     assert any(t.dtype == torch.uint8 for t in state.values()) == (bits == 8)
     assert dict(engine.memory_plan().parts)["optimizer"] == sum(t.nbytes for t in state.values())
 

@@ -124,8 +124,7 @@ def small_machine(tmp_path, monkeypatch) -> None:
     files = group("sys/fs/cgroup", True, GIB, GIB - 64 * MIB)
     monkeypatch.setattr(memory_budget, "ROOT", machine(tmp_path, "0::/\n", V2, **files))
     monkeypatch.setattr(memory_budget, "LEDGER", ledger := Ledger())
-    for module in ("engine.engine", "engine.reward.reward_model"):
-        monkeypatch.setattr(f"pyengine.{module}.LEDGER", ledger)
+    monkeypatch.setattr("pyengine.engine.footprint.LEDGER", ledger)
 
 
 def test_engines_of_a_process_share_one_budget(make_engine, small_machine):
@@ -149,7 +148,7 @@ def test_engines_of_a_process_share_one_budget(make_engine, small_machine):
 def test_reward_models_are_in_it(make_engine, small_machine, tiny_model):
     model = pe.RewardModel.from_pretrained(tiny_model, dtype="float32")
     planned = 64 * MIB - budget(CPU).free
-    assert planned == model._untouched_bytes() > MIB
+    assert planned == model._footprint.untouched_bytes() > MIB
     assert make_engine().memory_plan().budget.promised == planned
 
 
@@ -213,7 +212,7 @@ def test_or_it_is_refused_with_the_arithmetic(tmp_path, monkeypatch, smollm2_ggu
 
 def test_where_memory_is_unknown_what_was_asked_for_is_taken(tmp_path, monkeypatch, engine):
     monkeypatch.setattr(memory_budget, "ROOT", tmp_path)
-    use = engine._memory_use()
+    use = engine._footprint.use()
     assert memory.planned_sizes("Engine", use, 64, 32, False) == memory.Sizes(64, 32, False)
     with pytest.raises(ConfigError, match="pass kv_tokens"):
         memory.planned_sizes("Engine", use, 64, None, False)

@@ -138,7 +138,7 @@ def _batch(groups: list[pe.Group]) -> pe.Preferences:
 def _gradients(engine: pe.Engine, batch: pe.Preferences) -> dict[str, torch.Tensor]:
     engine.forward_backward(batch, pe.objectives.DPO(beta=0.1))
     gradients = {name: g.clone() for name, g in engine.named_gradients()}
-    engine._optimizer.zero_grad()
+    engine._network.optimizer.zero_grad()
     return gradients
 
 
@@ -178,8 +178,8 @@ def test_gradient_does_not_depend_on_the_micro_batches(
 ) -> None:
     batch = _batch(groups)
     whole = _flat(_gradients(engine, batch))
-    sizes = dataclasses.replace(engine._sizes, micro_batch_tokens=48)
-    monkeypatch.setattr(engine, "_sizes", sizes)
+    sizes = dataclasses.replace(engine._footprint.sizes, micro_batch_tokens=48)
+    monkeypatch.setattr(engine._footprint, "sizes", sizes)
     parts = _flat(_gradients(engine, batch))
     difference = float((whole - parts).norm() / whole.norm())
     print(

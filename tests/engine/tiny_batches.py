@@ -102,7 +102,7 @@ def gradients(engine: pe.Engine) -> dict[str, Tensor]:
 
 
 def moments(engine: pe.Engine) -> dict[str, Tensor]:
-    return {name: t.clone() for name, t in engine._optimizer.state_tensors().items()}
+    return {name: t.clone() for name, t in engine._network.optimizer.state_tensors().items()}
 
 
 def flat(tensors: dict[str, Tensor]) -> Tensor:
@@ -117,7 +117,7 @@ def shift(engine: pe.Engine, size: float = 0.02, seed: int = 0) -> None:
     """Moves the policy's weights away from the reference's."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for weight in engine._policy.parameters():
+        for weight in engine._network.decoder.parameters():
             weight.add_(torch.randn(weight.shape, generator=generator) * size)
 
 

@@ -50,7 +50,7 @@ def engine(tiny_model: Path) -> pe.Engine:
     engine = pe.Engine.from_pretrained(tiny_model, dtype="float32", learning_rate=1e-2)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # away from the reference
-        for weight in engine._policy.parameters():
+        for weight in engine._network.decoder.parameters():
             weight.add_(torch.randn(weight.shape, generator=generator) * 0.02)
     return engine
 

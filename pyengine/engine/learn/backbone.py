@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyengine.engine.batch.packing import PackedBatch, Tree, micro_batches, pack
 from pyengine.engine.learn.gradients import Gradients
@@ -13,7 +13,7 @@ from pyengine.engine.learn.tree_model import TreeModel
 from pyengine.engine.weights.packed import PackedDecoder
 from pyengine.engine.weights.packed_lora import LoraGradients, PackedLora
 from pyengine.models.decoder import Decoder
-from pyengine.models.lora import Lora
+from pyengine.models.lora import Lora, trained_parameters
 from pyengine.ops.linear import Kind
 
 _CPU = torch.device("cpu")
@@ -34,9 +34,7 @@ class Backbone:
         recompute: bool,
         micro_batch_tokens: int,
     ) -> None:
-        self.parameters: dict[str, nn.Parameter] = (
-            dict(decoder.named_parameters()) if lora is None else lora.parameters
-        )
+        self.parameters = trained_parameters(decoder, lora)
         self._decoder = decoder
         self._packed = (
             PackedDecoder(decoder, kind) if lora is None else PackedLora(decoder, kind, lora)

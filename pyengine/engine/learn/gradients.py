@@ -6,39 +6,13 @@ micro-batch left them, so that a batch's gradient does not depend on how it was 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar, cast
-
 import torch
 from torch import Tensor
 
 from pyengine.engine.weights.arena import Arena
 from pyengine.engine.weights.packed import Fused, fused_matrices
-from pyengine.errors import ConfigError, RequestError
 from pyengine.models.decoder import Decoder
 from pyengine.ops.linear import linear_backward
-
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def drops_gradients(method: Method) -> Method:
-    """A method that learns, of a class with an `_optimizer`: when it raises or is interrupted, all
-    gathered gradients are dropped; where it is refused before any work they are as before. The
-    caller's grad mode does not matter."""
-
-    @wraps(method)
-    def learn(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            with torch.enable_grad():
-                return method(self, *args, **kwargs)
-        except (RequestError, ConfigError):
-            raise
-        except BaseException:
-            self._optimizer.zero_grad()
-            raise
-
-    return cast(Method, learn)
 
 
 class RowGradient:

@@ -6,18 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
-
 from pyengine.engine.guard import Guard, guarded
 from pyengine.engine.infer.inference import Inference
 from pyengine.engine.learn.learning import Learner
+from pyengine.engine.learn.trained_network import TrainedNetwork
 from pyengine.engine.named.combination import check_mix, mean_mix
+from pyengine.engine.named.engine_reference import EngineReference
 from pyengine.engine.named.named_models import NamedModels
 from pyengine.engine.named.snapshots import Snapshots
-from pyengine.engine.optim.optimizer import Optimizer
 from pyengine.engine.uninterrupted import uninterrupted
 from pyengine.errors import RequestError
-from pyengine.models.decoder import Decoder
 
 Moments = Literal["keep", "reset"]
 
@@ -35,11 +33,8 @@ class SnapshotCalls:
         _models: NamedModels[Any]
         _inference: Inference
         _learner: Learner
-        _optimizer: Optimizer
-        _reference: Decoder | None
-        _trained: Mapping[str, nn.Parameter]
-
-        def _refuse_without_masters(self, who: str) -> None: ...
+        _network: TrainedNetwork
+        _reference: EngineReference
 
     @property
     def snapshots(self) -> list[str]:
@@ -109,19 +104,16 @@ class SnapshotCalls:
         Raises RequestError for an unknown name, one whose weights the policy cannot hold, or
         between forward_backward and step.
         """
-        self._refuse_without_masters("load_snapshot")
+        self._network.check_masters("load_snapshot")
         self._snapshots.check_known("load_snapshot", name)
         if moments not in ("keep", "reset"):
             raise RequestError(
                 f"[load_snapshot] moments must be 'keep' or 'reset' but is {moments!r:.80}"
             )
-        if any(p.grad is not None for p in self._trained.values()):
-            raise RequestError(
-                "[load_snapshot] there are gradients that no step has applied: call step first"
-            )
+        self._network.check_no_gradients("load_snapshot")
         found = self._snapshots.for_policy("load_snapshot", name)
         copies = [partial(parameter.detach().copy_, value) for parameter, value in found]
-        reset = self._optimizer.reset_calls() if moments == "reset" else []
+        reset = self._network.optimizer.reset_calls() if moments == "reset" else []
         uninterrupted(*copies, *reset)
 
     @guarded
@@ -136,14 +128,14 @@ class SnapshotCalls:
         self._snapshots.reference = name
         self._inference.drop_reference()
         self._learner.drop_reference()
-        self._reference = None
+        self._reference.decoder = None
 
     def _combine(self, models: Mapping[str, float], name: str, overwrite: bool) -> None:
         mix = check_mix(models, self._snapshots)
         self._write("combine", name, overwrite, lambda new: self._snapshots.combine(mix, new))
 
     def _write(self, who: str, name: str, overwrite: bool, write: Callable[[str], object]) -> None:
-        self._refuse_without_masters(who)
+        self._network.check_masters(who)
         self._snapshots.check_new(who, name, overwrite)
         write(name)
         self._models.forget(name)  # what was read from the file before

@@ -24,7 +24,7 @@ from pyengine.errors import CheckpointError, ConfigError, RequestError
 from pyengine.files import link_or_copy, sha256_file
 from pyengine.models.adapter_format import load_tensors
 from pyengine.models.decoder import Decoder, set_parameter
-from pyengine.models.lora import Adapter, Lora
+from pyengine.models.lora import Adapter, Lora, trained_parameters
 
 FORMAT = "pyengine-snapshot-1"
 SUFFIX = ".safetensors"
@@ -249,9 +249,7 @@ class Snapshots:
                 "the policy's rank: it can be scored, sampled from or be the reference"
             )
         tensors = OpenTensors(snapshot.path)
-        parameters = (
-            dict(self._policy.named_parameters()) if self._lora is None else self._lora.parameters
-        )
+        parameters = trained_parameters(self._policy, self._lora)
         found = [(parameter, tensors[each]) for each, parameter in parameters.items()]
         for parameter, value in found:
             if value.shape != parameter.shape:

@@ -26,8 +26,8 @@ class Optimizer:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
         self.config = config
-        self._parameters = dict(parameters)
-        self._moments = config.rule.moments(self._parameters)
+        self.parameters = dict(parameters)
+        self._moments = config.rule.moments(self.parameters)
         self.step_count = 0
         self.reset_at = 0  # steps made when the moments were last set to zero
         self.skipped_in_a_row = 0
@@ -46,7 +46,7 @@ class Optimizer:
         Raises RequestError when there are no gradients, NonFiniteError where they were not finite
         MAX_SKIPPED_STEPS times in a row.
         """
-        if all(p.grad is None for p in self._parameters.values()):
+        if all(p.grad is None for p in self.parameters.values()):
             raise RequestError("[step] there are no gradients: call forward_backward first")
         result = self._update(self._clearing())
         if self.skipped_in_a_row >= MAX_SKIPPED_STEPS:
@@ -58,7 +58,7 @@ class Optimizer:
 
     def _update(self, then: list[Change]) -> dict[str, float]:
         """`step`, with further changes that belong to it."""
-        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = self._moments.grad_norm(gradients)
         rate = self.config.rate(self.step_count)
         if not math.isfinite(norm):
@@ -68,7 +68,7 @@ class Optimizer:
         scale = limit / norm if limit is not None and norm > limit else 1.0
         calls = self._moments.step_calls(rate, scale, self.step_count - self.reset_at + 1)
         # Before they move: copies that are made anew too early are right, too late never.
-        torch.autograd.graph.increment_version(list(self._parameters.values()))
+        torch.autograd.graph.increment_version(list(self.parameters.values()))
         uninterrupted(
             *calls,
             _set(self, "step_count", self.step_count + 1),
@@ -87,12 +87,12 @@ class Optimizer:
         uninterrupted(*self._clearing())
 
     def _clearing(self) -> list[Change]:
-        return [_set(p, "grad", None) for p in self._parameters.values()]
+        return [_set(p, "grad", None) for p in self.parameters.values()]
 
     def reset_calls(self) -> list[Change]:
         """Moments begin again from zero; the schedule of the learning rate goes on: changes that
         are still to be made."""
-        fresh = self.config.rule.moments(self._parameters)
+        fresh = self.config.rule.moments(self.parameters)
         return [_set(self, "_moments", fresh), _set(self, "reset_at", self.step_count)]
 
     def state_tensors(self) -> dict[str, Tensor]:

@@ -14,10 +14,10 @@ from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine import memory
 from pyengine.engine.batch.packing import Tree, check_tree
 from pyengine.engine.config import DTYPES, device_of, dtype_name, packed_kind
+from pyengine.engine.footprint import Footprint
 from pyengine.engine.guard import Guard, guarded, refuse_copy
 from pyengine.engine.learn.backbone import Backbone
-from pyengine.engine.learn.gradients import drops_gradients
-from pyengine.engine.memory_budget import LEDGER, budget
+from pyengine.engine.learn.trained_network import TrainedNetwork, drops_gradients
 from pyengine.engine.optim.optimizer import Optimizer
 from pyengine.engine.optim.optimizer_config import OPTIMIZER_OPTIONS, OptimizerConfig
 from pyengine.engine.persist import checkpoint as checkpoints
@@ -37,15 +37,14 @@ from pyengine.engine.reward.reward_head import (
 )
 from pyengine.engine.reward.reward_training import Targets, make_lesson
 from pyengine.engine.weights.packed_lora import frozen_base
-from pyengine.errors import ConfigError, RequestError
+from pyengine.errors import ConfigError
 from pyengine.files import atomic_folder
-from pyengine.models.adapter_format import peft_tensors
 from pyengine.models.classifier import SCORE, load_classifier, write_classifier
 from pyengine.models.decoder import Decoder
 from pyengine.models.lora import Lora, LoraConfig
 from pyengine.models.source import resolve
 from pyengine.models.spec import DecoderSpec
-from pyengine.models.writer import check_save_folder, hf_tensors
+from pyengine.models.writer import check_save_folder
 from pyengine.preferences.groups import Group, Preferences
 from pyengine.preferences.head_reading import Reading
 
@@ -88,26 +87,22 @@ class RewardModel:
         self.tokenizer = tokenizer
         self._guard = Guard()
         self.spec: DecoderSpec = decoder.spec
-        self._decoder, self._lora, self._head = decoder, lora, head
+        self._head = head
         self._model_config = model_config
         self.pad_token_id = padding_of(model_config, tokenizer, self.spec.vocab_size)
         adapters = None if lora is None else lora.config
-        self._memory_use = memory.MemoryUse(
-            self.spec, dtype, _CPU, rule=optimizer.rule, lora=adapters
-        )
-        self._sizes = memory.planned_sizes(
-            "RewardModel", self._memory_use, 0, micro_batch_tokens, gradient_checkpointing
+        use = memory.MemoryUse(self.spec, dtype, _CPU, rule=optimizer.rule, lora=adapters)
+        sizes = memory.planned_sizes(
+            "RewardModel", use, 0, micro_batch_tokens, gradient_checkpointing
         )
         self._backbone = Backbone(
-            decoder,
-            packed_kind(dtype),
-            lora,
-            self._sizes.recompute,
-            self._sizes.micro_batch_tokens,
+            decoder, packed_kind(dtype), lora, sizes.recompute, sizes.micro_batch_tokens
         )
-        self._trained = self._backbone.parameters | {SCORE: head.weight}
-        self._optimizer = Optimizer(self._trained, optimizer)
-        LEDGER.enter(self, RewardModel._untouched_bytes)
+        trained = self._backbone.parameters | {SCORE: head.weight}
+        self._network = TrainedNetwork(
+            decoder, lora, Optimizer(trained, optimizer), self._backbone, dtype
+        )
+        self._footprint = Footprint(_CPU, lambda: use, sizes, [self._network])
         self.extra: dict[str, Any] = {}
         self._state = RewardState(
             heads,
@@ -199,16 +194,7 @@ class RewardModel:
 
     @property
     def step_count(self) -> int:
-        return self._optimizer.step_count
-
-    def _untouched_bytes(self) -> int:
-        held = self._backbone.held_bytes | self._optimizer.held_bytes
-        return memory.untouched_bytes(self._memory_use, self._sizes, held)
-
-    def _check_room(self) -> None:
-        held = self._backbone.held_bytes | self._optimizer.held_bytes
-        found = budget(_CPU, besides=self)
-        memory.memory_plan(self._memory_use, self._sizes, found, (), held).check_update()
+        return self._network.optimizer.step_count
 
     # Judging
 
@@ -267,7 +253,7 @@ class RewardModel:
     ) -> dict[str, float]:
         """One optimizer step: `forward_backward`, then `step`. Returns the metrics of both."""
         metrics = self._forward_backward(batch, loss, targets, use_margins, options)
-        return metrics | self._step()
+        return metrics | self._network.step()
 
     @guarded
     @drops_gradients
@@ -306,7 +292,7 @@ class RewardModel:
         lesson.check(self.ensemble, self.outputs)
         trees = self._checked("update", lesson.trees(batch))
         if self.step_count == 0 and not self._backbone.gradients():
-            self._check_room()
+            self._footprint.plan().check_update()
         metrics: dict[str, float] = {}
 
         def slopes(states: Tensor) -> Tensor:
@@ -318,7 +304,7 @@ class RewardModel:
         try:
             tokens = self._backbone.learn(trees, slopes)
         except BaseException:
-            self._optimizer.zero_grad()
+            self._network.drop_gradients()
             raise
         self.reading = lesson.reading
         return metrics | {"tokens": float(tokens)}
@@ -331,18 +317,13 @@ class RewardModel:
         Raises RequestError when there are no gradients, NonFiniteError after MAX_SKIPPED_STEPS in a
         row whose gradients were not finite.
         """
-        return self._step()
-
-    def _step(self) -> dict[str, float]:
-        self._backbone.settle()
-        return self._optimizer.apply()
+        return self._network.step()
 
     @guarded
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """(name, gradient) of every weight that has one, under Hugging Face names, the head's
         "score.weight"; of adapters under the names of `peft`."""
-        found = self._backbone.gradients()
-        named = list(hf_tensors(self.spec, found) if self._lora is None else peft_tensors(found))
+        named = self._network.named_gradients()
         if self._head.weight.grad is not None:
             named.append((SCORE, self._head.weight.grad))
         return iter(named)
@@ -356,11 +337,10 @@ class RewardModel:
         With LoRA, the sums of weights and adapters. Raises as Engine.save_pretrained.
         """
         check_save_folder(path, overwrite)
-        decoder = self._decoder if self._lora is None else self._lora.merged(self._decoder)
         with atomic_folder(path) as folder:
             write_classifier(
                 folder,
-                decoder,
+                self._network.merged(),
                 self._model_config,
                 self._head.weight,
                 (self.outputs, self.ensemble),
@@ -376,22 +356,20 @@ class RewardModel:
 
         Arguments and errors as those of Engine.save_checkpoint.
         """
-        if self._head.weight.grad is not None:
-            raise RequestError(
-                "[save_checkpoint] there are gradients that no step has applied: call step first"
-            )
+        network = self._network
+        network.check_no_gradients("save_checkpoint")
         state = replace(
             self._state,
             step_count=self.step_count,
-            skipped_in_a_row=self._optimizer.skipped_in_a_row,
+            skipped_in_a_row=network.optimizer.skipped_in_a_row,
             reading=self.reading,
             extra=extra or {},
         )
         content = reward_checkpoint(
-            self._decoder,
-            self._lora,
+            network.decoder,
+            network.lora,
             self._head.weight,
-            self._optimizer.state_tensors(),
+            network.optimizer.state_tensors(),
             state,
             self._model_config,
         )
@@ -420,7 +398,6 @@ class RewardModel:
             state.reading,
         )
         moments = content.tensors.get("optimizer", {})
-        model._optimizer.load_state_tensors(moments, state.step_count)
-        model._optimizer.skipped_in_a_row = state.skipped_in_a_row
+        model._network.restore(moments, state.step_count, state.skipped_in_a_row)
         model.extra = state.extra
         return model

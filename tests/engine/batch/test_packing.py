@@ -147,7 +147,7 @@ def test_packed_gradient_equals_that_of_separate_sequences(engine):
     """The sum of coefficients times log-probs, over trees that share prompts and over sequences
     that do not: the gradients of every weight agree.
     """
-    decoder = engine._policy
+    decoder = engine._network.decoder
     trees = [Tree(g.prompt_ids, [r.token_ids for r in g.responses])
              for g in (group(*shape, seed=i) for i, shape in enumerate(SHAPES))]  # fmt: skip
     total = sum(len(r) for t in trees for r in t.responses)

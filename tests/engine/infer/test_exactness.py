@@ -102,7 +102,7 @@ def test_instruction_sets_with_fma_agree(make_engine: MakeEngine, dtype: str) ->
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
 def test_packed_weights_do_not_depend_on_the_instruction_set(make_engine, kind) -> None:
-    decoder = make_engine()._policy
+    decoder = make_engine()._network.decoder
     packed = []
     for isa in _C.available_isas():
         _C.set_isa(isa)
@@ -142,7 +142,7 @@ def test_three_models_in_lock_step(make_engine: MakeEngine, dtype: str) -> None:
     for seed, engine in enumerate(engines):
         shift(engine, seed=seed)
     packed = {
-        name: PackedDecoder(engine._policy, dtype)
+        name: PackedDecoder(engine._network.decoder, dtype)
         for name, engine in zip(("policy", "reference", "third"), engines, strict=True)
     }
     inference = SessionInference(packed, 1000, None, frozenset({2}))
@@ -209,7 +209,7 @@ def test_every_family(case: str, dtype: str, tmp_path: Path) -> None:
     groups = [proof.alone(i) for i in range(len(proof.pool))]
     trees = [Tree(g.prompt_ids, [r.token_ids for r in g.responses]) for g in groups]
     plain = TorchInference(
-        {"policy": engine._policy}, torch.device("cpu"), 4096, 4096, None, frozenset()
+        {"policy": engine._network.decoder}, torch.device("cpu"), 4096, 4096, None, frozenset()
     ).score("policy", trees, None)
     worst = max(
         float((s.token_logprobs - p).abs().max())

@@ -416,7 +416,7 @@ def test_stop_strings_need_a_tokenizer(model_without_tokenizer):
 
 def test_weights_that_are_not_finite_are_reported_and_the_engine_stays_usable(engine):
     before = engine.generate(PROMPTS, PARAMS)
-    norm = engine._policy.final_norm.weight
+    norm = engine._network.decoder.final_norm.weight
     kept = norm.detach().clone()
     with torch.no_grad():
         norm.fill_(math.nan)
@@ -447,7 +447,7 @@ def test_a_session_is_given_weights_only_where_something_changed(engine, monkeyp
     engine.generate([[5] * 9], params)  # rotations reach further
     assert given == [7, 13]
     with torch.no_grad():
-        engine._policy.final_norm.weight.mul_(1.5)
+        engine._network.decoder.final_norm.weight.mul_(1.5)
     second = engine.generate([[5, 6, 7]], params)
     assert given == [7, 13, 7]
     assert second[0].responses[0].logprobs != first[0].responses[0].logprobs

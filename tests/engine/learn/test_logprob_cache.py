@@ -32,7 +32,7 @@ class Counting:
     """A reference whose forward passes are counted in rows."""
 
     def __init__(self, engine: pe.Engine, cache: LogprobCache) -> None:
-        self.model = TreeModel(PackedDecoder(engine._policy, "float32"))
+        self.model = TreeModel(PackedDecoder(engine._network.decoder, "float32"))
         self.rows: list[int] = []
         self.reference = CachedReference(self.compute, cache, CPU)
 
@@ -51,7 +51,7 @@ def assert_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
 
 
 def test_what_was_computed_is_found_again(engine):
-    counting = Counting(engine, LogprobCache(engine._policy))
+    counting = Counting(engine, LogprobCache(engine._network.decoder))
     assert_equal(counting.reference.logps(TREES), expected(engine))
     assert counting.rows == [sum(t.num_rows for t in TREES)]
     assert_equal(counting.reference.logps(TREES[::-1]), expected(engine)[::-1])
@@ -59,7 +59,7 @@ def test_what_was_computed_is_found_again(engine):
 
 
 def test_only_responses_that_are_missing_are_computed(engine):
-    counting = Counting(engine, LogprobCache(engine._policy))
+    counting = Counting(engine, LogprobCache(engine._network.decoder))
     counting.reference.logps(TREES[:1])
     more = Tree(TREES[0].prompt_ids, [*TREES[0].responses, [7, 8]])
     counting.reference.logps([more])
@@ -68,14 +68,14 @@ def test_only_responses_that_are_missing_are_computed(engine):
 
 def test_the_same_tokens_after_another_split_are_another_response(engine):
     """Prompt (1, 2) with response (3) is not prompt (1) with response (2, 3)."""
-    cache = LogprobCache(engine._policy)
+    cache = LogprobCache(engine._network.decoder)
     assert cache.key([1, 2], [3]) != cache.key([1], [2, 3])
 
 
 def test_a_folder_keeps_them_for_other_runs(engine, tmp_path):
-    first = Counting(engine, LogprobCache(engine._policy, tmp_path / "cache"))
+    first = Counting(engine, LogprobCache(engine._network.decoder, tmp_path / "cache"))
     first.reference.logps(TREES)
-    second = Counting(engine, LogprobCache(engine._policy, tmp_path / "cache"))
+    second = Counting(engine, LogprobCache(engine._network.decoder, tmp_path / "cache"))
     assert_equal(second.reference.logps(TREES), expected(engine))
     assert second.rows == []
 
@@ -83,8 +83,8 @@ def test_a_folder_keeps_them_for_other_runs(engine, tmp_path):
 def test_other_weights_find_nothing(make_engine, tmp_path):
     engine, other = make_engine(), make_engine()
     shift(other)
-    Counting(engine, LogprobCache(engine._policy, tmp_path)).reference.logps(TREES)
-    counting = Counting(other, LogprobCache(other._policy, tmp_path))
+    Counting(engine, LogprobCache(engine._network.decoder, tmp_path)).reference.logps(TREES)
+    counting = Counting(other, LogprobCache(other._network.decoder, tmp_path))
     assert_equal(counting.reference.logps(TREES), expected(other))
     assert counting.rows != []
 
@@ -93,18 +93,18 @@ def test_the_digest_is_of_what_is_multiplied(make_engine):
     """Masters that round to the same bf16 values give the same log-probs; float32 ones do not."""
     rough, exact = make_engine(dtype="bfloat16"), make_engine()
     for engine, same in ((rough, True), (exact, False)):
-        weight = engine._policy.embed.weight
+        weight = engine._network.decoder.embed.weight
         with torch.no_grad():
             weight.copy_(weight.bfloat16())
-        before = weights_digest(engine._policy)
+        before = weights_digest(engine._network.decoder)
         with torch.no_grad():
             weight.mul_(1 + 2**-20)
-        assert (weights_digest(engine._policy) == before) == same
+        assert (weights_digest(engine._network.decoder) == before) == same
 
 
 def test_memory_has_a_bound(engine):
     size = 32 + 4 * 3
-    cache = LogprobCache(engine._policy, memory_bytes=2 * size)
+    cache = LogprobCache(engine._network.decoder, memory_bytes=2 * size)
     keys = [cache.key([1], [i, 5, 6]) for i in range(3)]
     for key in (keys[0], keys[0], keys[1]):  # what comes twice is there once
         cache.store({key: torch.zeros(3)})
@@ -120,7 +120,7 @@ def test_an_update_with_what_was_found_is_the_same(make_engine, tmp_path):
         engine = make_engine(reference_cache=tmp_path)
         shift(engine)
         for _ in range(2):
-            engine._optimizer.zero_grad()
+            engine._network.optimizer.zero_grad()
             engine.forward_backward(preferences(), pe.objectives.DPO())
             found.append(gradients(engine))
     assert all(same_bits(each, found[0]) for each in found)
@@ -138,12 +138,12 @@ def test_a_folder_that_cannot_be_one_is_refused(engine, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(ConfigError, match=r"\[reference_cache\] .*file must be a folder"):
-        LogprobCache(engine._policy, file)
+        LogprobCache(engine._network.decoder, file)
     damaged = Path(tmp_path / "damaged")
     damaged.mkdir()
     (damaged / logprob_cache._FILE).write_bytes(b"nonsense" * 1000)
     with pytest.raises(ConfigError, match="file is not a database"):
-        LogprobCache(engine._policy, damaged)
+        LogprobCache(engine._network.decoder, damaged)
 
 
 # The file
@@ -158,7 +158,7 @@ def commits(cache: LogprobCache) -> list[str]:
 
 
 def test_a_batch_is_one_transaction(engine, tmp_path):
-    cache = LogprobCache(engine._policy, tmp_path)
+    cache = LogprobCache(engine._network.decoder, tmp_path)
     seen = commits(cache)
     Counting(engine, cache).reference.logps(TREES)
     assert seen == ["COMMIT"]
@@ -166,7 +166,7 @@ def test_a_batch_is_one_transaction(engine, tmp_path):
 
 def test_what_was_computed_before_an_interrupt_is_kept(engine, tmp_path, monkeypatch):
     monkeypatch.setattr(cached_logps, "REFERENCE_BATCH_TOKENS", 1)  # each tree for itself
-    counting = Counting(engine, LogprobCache(engine._policy, tmp_path))
+    counting = Counting(engine, LogprobCache(engine._network.decoder, tmp_path))
     compute = counting.reference._compute
 
     def interrupted(batch):
@@ -177,13 +177,13 @@ def test_what_was_computed_before_an_interrupt_is_kept(engine, tmp_path, monkeyp
     counting.reference._compute = interrupted
     with pytest.raises(KeyboardInterrupt):
         counting.reference.logps(TREES)
-    again = Counting(engine, LogprobCache(engine._policy, tmp_path))
+    again = Counting(engine, LogprobCache(engine._network.decoder, tmp_path))
     assert_equal(again.reference.logps(TREES), expected(engine))
     assert again.rows == [TREES[2].num_rows]
 
 
 def test_it_is_used_from_any_thread(engine, tmp_path):
-    counting = Counting(engine, LogprobCache(engine._policy, tmp_path, memory_bytes=1))
+    counting = Counting(engine, LogprobCache(engine._network.decoder, tmp_path, memory_bytes=1))
     compute, one = counting.reference._compute, threading.Lock()
 
     def alone(batch):
@@ -199,7 +199,7 @@ def test_it_is_used_from_any_thread(engine, tmp_path):
 
 def test_a_locked_file_is_named_and_nothing_is_lost(engine, tmp_path, monkeypatch):
     monkeypatch.setattr(logprob_cache, "LOCK_SECONDS", 0.05)
-    counting = Counting(engine, LogprobCache(engine._policy, tmp_path))
+    counting = Counting(engine, LogprobCache(engine._network.decoder, tmp_path))
     other = sqlite3.connect(tmp_path / logprob_cache._FILE)
     other.execute("BEGIN EXCLUSIVE")
     path = tmp_path / logprob_cache._FILE
@@ -220,7 +220,7 @@ def test_a_locked_file_is_named_and_nothing_is_lost(engine, tmp_path, monkeypatc
 
 
 def test_a_full_disk_is_named(engine, tmp_path):
-    cache = LogprobCache(engine._policy, tmp_path)
+    cache = LogprobCache(engine._network.decoder, tmp_path)
     cache._store.file.execute("PRAGMA max_page_count = 3")
     with pytest.raises(CacheError, match="database or disk is full"):
         cache.store({bytes([i]): torch.zeros(4096) for i in range(20)})
@@ -346,7 +346,7 @@ def test_scoring_the_reference_packs_it_once(make_engine, monkeypatch):
 def test_a_reference_that_is_not_finite_is_named(make_engine):
     engine = make_engine()
     with torch.no_grad():
-        engine._reference.layers[0].mlp.down.weight[0, 0] = float("nan")
+        engine._reference.decoder.layers[0].mlp.down.weight[0, 0] = float("nan")
     with pytest.raises(NonFiniteError) as caught:
         engine.score(preferences().groups, "reference")
     assert str(caught.value) == (

@@ -116,10 +116,10 @@ def log_softmax(decoder: Decoder, packed: PackedBatch) -> Tensor:
 
 def side_values(engine: pe.Engine, packed: PackedBatch, objective: Objective) -> dict[str, Tensor]:
     """What the objective takes of whole distributions, in torch, differentiable in the policy."""
-    logps = log_softmax(engine._policy, packed)
-    assert engine._reference is not None
+    logps = log_softmax(engine._network.decoder, packed)
+    assert engine._reference.decoder is not None
     with torch.no_grad():
-        reference = log_softmax(engine._reference, packed)
+        reference = log_softmax(engine._reference.decoder, packed)
     others = logps.scatter(1, packed.targets[:, None], -torch.inf)
     return {
         side.name: {
@@ -153,10 +153,10 @@ def test_gradient_is_autograds(make_engine, case: Case) -> None:
     engine = prepared(make_engine(), objective)
     metrics = engine.forward_backward(batch(objective), objective)
     ours = {name: slope.clone() for name, slope in engine._learner.gradients().items()}
-    engine._optimizer.zero_grad()
+    engine._network.optimizer.zero_grad()
     examples = loss_batch(batch(objective), objective, engine.spec.vocab_size, engine.max_positions)
     packed = pack(examples.trees, torch.device("cpu"))
-    logps = token_logps(engine._policy, packed)
+    logps = token_logps(engine._network.decoder, packed)
     learner = engine._learner
     models: Mapping[str, Tensor] = {
         name: torch.cat(learner.model_logps(name, examples.trees)).double()
@@ -167,7 +167,9 @@ def test_gradient_is_autograds(make_engine, case: Case) -> None:
     kl = None
     if objective.needs_mismatched:
         swapped = examples.mismatched_trees()
-        policy = token_logps(engine._policy, pack(swapped, torch.device("cpu"))).double().sum()
+        policy = (
+            token_logps(engine._network.decoder, pack(swapped, torch.device("cpu"))).double().sum()
+        )
         of_reference = torch.cat(learner.reference_logps(swapped) or []).double().sum()
         kl = max(0.0, (policy - of_reference).item() / sum(len(t.responses) for t in swapped))
     side = side_values(engine, packed, objective)
@@ -188,7 +190,9 @@ def test_gradient_is_autograds(make_engine, case: Case) -> None:
         assert slope.abs().sum() > 0
         total = total + (side[name] * slope.float()).sum()
     total.backward()  # type: ignore[no-untyped-call]
-    theirs = {n: p.grad for n, p in engine._policy.named_parameters() if p.grad is not None}
+    theirs = {
+        n: p.grad for n, p in engine._network.decoder.named_parameters() if p.grad is not None
+    }
     assert metrics["loss"] == pytest.approx(output.loss.item(), rel=2e-5, abs=1e-6)
     assert ours.keys() == theirs.keys()
     assert flat(theirs).norm() > 0

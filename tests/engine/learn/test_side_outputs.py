@@ -78,7 +78,7 @@ def test_the_token_is_never_its_own_alternative(make_engine) -> None:
 def test_entropy_of_a_uniform_model_is_log_v(make_engine) -> None:
     engine = make_engine()
     with torch.no_grad():
-        for parameter in engine._policy.parameters():
+        for parameter in engine._network.decoder.parameters():
             parameter.zero_()
     made = engine._learner.policy_pass(pack([Tree([1], [[2, 3]])], CPU), [ENTROPY])
     assert made.side["entropy"].tolist() == pytest.approx([math.log(259)] * 2, rel=1e-6)
@@ -92,12 +92,14 @@ def test_gradient_is_autograds(make_engine) -> None:
     made.backward(output.dlogps, output.dside)
     engine._learner.settle()
     ours = {name: slope.clone() for name, slope in engine._learner.gradients().items()}
-    engine._optimizer.zero_grad()
-    total = (token_logps(engine._policy, packed) * output.dlogps).sum()
+    engine._network.optimizer.zero_grad()
+    total = (token_logps(engine._network.decoder, packed) * output.dlogps).sum()
     for name, slope in output.dside.items():
         total = total + (theirs[name] * slope).sum()
     total.backward()
-    expected = {n: p.grad for n, p in engine._policy.named_parameters() if p.grad is not None}
+    expected = {
+        n: p.grad for n, p in engine._network.decoder.named_parameters() if p.grad is not None
+    }
     assert F.cosine_similarity(flat(ours), flat(expected), dim=0) > 0.999999
     assert flat(ours).norm().item() == pytest.approx(flat(expected).norm().item(), rel=1e-4)
 

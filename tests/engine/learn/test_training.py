@@ -96,9 +96,9 @@ def test_gradient_equals_finite_differences(shifted):
     engine = shifted()
     batch, objective = preferences(), DPO(beta=0.5)
     engine.forward_backward(batch, objective)
-    parameters = dict(engine._policy.named_parameters())
+    parameters = dict(engine._network.decoder.named_parameters())
     slopes = {name: g.clone() for name, g in engine._learner.gradients().items()}
-    engine._optimizer.zero_grad()
+    engine._network.optimizer.zero_grad()
     norm = math.sqrt(sum(g.double().square().sum().item() for g in slopes.values()))
 
     def loss(move: dict[str, torch.Tensor], size: float) -> float:
@@ -107,7 +107,7 @@ def test_gradient_equals_finite_differences(shifted):
             for name, direction in move.items():
                 parameters[name].add_(direction, alpha=size)
         value = engine.forward_backward(batch, objective)["loss"]
-        engine._optimizer.zero_grad()
+        engine._network.optimizer.zero_grad()
         with torch.no_grad():
             for name, p in parameters.items():
                 p.copy_(kept[name])
@@ -157,7 +157,7 @@ def test_losses_of_several_objectives_make_one_step(shifted):
     for batch, objective in ((preferences(), DPO()), (liked, pe.objectives.NLL())):
         engine.forward_backward(batch, objective)
         parts.append(gradients(engine))
-        engine._optimizer.zero_grad()
+        engine._network.optimizer.zero_grad()
     engine.forward_backward(preferences(), DPO())
     scaled = engine.forward_backward(liked, pe.objectives.NLL(), scale=0.25)
     expected = {name: g + 0.25 * parts[1][name] for name, g in parts[0].items()}

@@ -50,7 +50,7 @@ def gradient(
     engine: pe.Engine, batches: Sequence[Sequence[Tree]], recompute: bool = False
 ) -> dict[str, Tensor]:
     """Of sum(coefficients * log-probs), one batch after the other."""
-    decoder = engine._policy
+    decoder = engine._network.decoder
     decoder.zero_grad()
     kind = "bfloat16" if engine.dtype == torch.bfloat16 else "float32"
     model, gradients = TreeModel(PackedDecoder(decoder, kind), recompute), Gradients(decoder)
@@ -61,7 +61,7 @@ def gradient(
 
 def autograd(engine: pe.Engine, trees: Sequence[Tree]) -> dict[str, Tensor]:
     """The same gradient through the training modules in torch."""
-    decoder = engine._policy
+    decoder = engine._network.decoder
     decoder.zero_grad()
     token_logps(decoder, pack(trees, CPU)).backward(coefficients(trees))
     slopes = {name: p.grad.clone() for name, p in decoder.named_parameters()}
@@ -99,7 +99,7 @@ def test_every_family_has_the_samplers_bits_and_autograds_slopes(case: Path, dty
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_packing_in_passing_changes_no_bit(case: Path, dtype: str) -> None:
     """A reference that no session has packed takes memory for one layer; and it follows changes."""
-    decoder = pe.Engine.from_pretrained(case, dtype=dtype, reference="none")._policy
+    decoder = pe.Engine.from_pretrained(case, dtype=dtype, reference="none")._network.decoder
     batch = pack(trees_of(groups_of(SHAPES, decoder.spec.vocab_size)), CPU)
     kept, passing = PackedDecoder(decoder, dtype), PackedDecoder(decoder, dtype)  # type: ignore[arg-type]
     all_kept, in_passing = TreeModel(kept), TreeModel(passing, keep=False)
@@ -148,7 +148,7 @@ def test_bfloat16_is_as_near_to_float32_as_torch(case: Path) -> None:
     rough = pe.Engine.from_pretrained(case, dtype="bfloat16", reference="none")
     exact = pe.Engine.from_pretrained(case, dtype="float32", reference="none")
     with torch.no_grad():
-        for p in exact._policy.parameters():
+        for p in exact._network.decoder.parameters():
             p.copy_(p.bfloat16() if p.ndim == 2 else p)
     trees = trees_of(groups_of(SHAPES, rough.spec.vocab_size))
     truth = flat(autograd(exact, trees))
@@ -211,7 +211,7 @@ def test_sampled_log_probs_are_the_trainers(make_engine) -> None:
 def test_gradients_are_zeroed_between_steps_and_kept_between_batches(make_engine) -> None:
     engine, once = make_engine(), make_engine()
     engine.forward_backward(preferences(), pe.objectives.DPO())
-    engine._optimizer.zero_grad()
+    engine._network.optimizer.zero_grad()
     engine.forward_backward(preferences(), pe.objectives.DPO())
     once.forward_backward(preferences(), pe.objectives.DPO())
     read = dict(engine.named_gradients())

@@ -108,7 +108,7 @@ def test_weights_that_are_not_finite_are_not_kept(engine):
     engine.snapshot("a")
     before = scored(engine)
     with torch.no_grad():
-        engine._policy.final_norm.weight.fill_(torch.nan)
+        engine._network.decoder.final_norm.weight.fill_(torch.nan)
     with pytest.raises(CheckpointError, match=r"final_norm\.weight must be finite but is not"):
         engine.snapshot("a", overwrite=True)
     assert torch.equal(scored(engine, "a"), before)
@@ -179,7 +179,7 @@ def test_adapters_of_another_base_or_scale_are_refused(make_engine, tmp_path):
     engine = make_engine(lora=LORA, snapshot_folder=tmp_path / "s")
     engine.snapshot("a")
     with torch.no_grad():
-        engine._policy.final_norm.weight.mul_(2)
+        engine._network.decoder.final_norm.weight.mul_(2)
     engine.save_pretrained(tmp_path / "other")
     other = pe.LoraConfig(r=LORA.r, alpha=7, targets=LORA.targets)
     for make in (

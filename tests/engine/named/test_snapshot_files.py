@@ -55,7 +55,7 @@ def test_the_reference_before_is_let_go(make_engine, dtype):
     engine = make_engine(dtype=dtype)
     learned(engine, "reference")
     scored(engine, "reference")
-    old = weakref.ref(engine._reference)
+    old = weakref.ref(engine._reference.decoder)
     engine.snapshot("a")
     engine.set_reference("a")
     gc.collect()

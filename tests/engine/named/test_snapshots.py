@@ -158,7 +158,9 @@ def test_combinations_are_torchs_arithmetic_on_the_masters(make_engine, dtype):
     masters = {}
     for seed, name in enumerate(("old", "new", "policy")):
         move(engine, seed, size=1e-4)  # below what bfloat16 could tell apart
-        masters[name] = {n: p.detach().clone() for n, p in engine._policy.named_parameters()}
+        masters[name] = {
+            n: p.detach().clone() for n, p in engine._network.decoder.named_parameters()
+        }
         if name != "policy":
             engine.snapshot(name)
     engine.combine({"new": 1.3, "old": -0.3}, name="apo")
@@ -177,7 +179,7 @@ def test_combinations_are_torchs_arithmetic_on_the_masters(make_engine, dtype):
             exact = sum(masters[source][each].double() * c for source, c in mix.items())
             torch.testing.assert_close(tensor.double(), exact, rtol=1e-6, atol=1e-8)
     engine.load_snapshot("apo")
-    assert same_bits(file_of(engine, "apo"), dict(engine._policy.named_parameters()))
+    assert same_bits(file_of(engine, "apo"), dict(engine._network.decoder.named_parameters()))
     assert torch.equal(scored(engine), scored(engine, "apo"))
 
 
@@ -205,7 +207,7 @@ def test_combined_adapters_are_combined_products(make_engine, dtype, tmp_path):
     for seed, name in enumerate(("a", "b")):
         move(engine, seed)
         engine.snapshot(name)
-        merged[name] = engine._lora.merged(engine._policy)
+        merged[name] = engine._network.lora.merged(engine._network.decoder)
     engine.combine({"b": 1.5, "a": -0.5}, name="c")
     engine.combine({"c": 0.25, "policy": 0.75}, name="d")
     weight = {"a": 0.25 * -0.5, "b": 0.25 * 1.5 + 0.75}  # the policy is b
@@ -277,7 +279,7 @@ def test_both_learners_know_snapshots(make_engine):
     move(engine)
     expected = {name: scored(engine, name) for name in ("a", "reference")}
     named = NamedModels(engine._snapshots, engine._snapshots.load_decoder)
-    policy, reference = engine._policy, engine._reference
+    policy, reference = engine._network.decoder, engine._reference.decoder
     learner = TorchLearner(policy, reference, LogprobCache(reference), cpu, named)
     decoders = {"policy": policy, "reference": reference}
     inference = TorchInference(decoders, cpu, 64, 64, None, frozenset(), named)

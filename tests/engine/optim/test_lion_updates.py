@@ -49,7 +49,7 @@ def test_a_run_that_is_resumed_has_the_bits_of_one_that_is_not(make_engine, tmp_
             engine.update(preferences(), DPO())
     assert same_bits(weights(straight), weights(resumed))
     assert same_bits(moments(straight), moments(resumed))
-    assert set(moments(straight)) == {f"exp_avg.{name}" for name in straight._trained}
+    assert set(moments(straight)) == {f"exp_avg.{name}" for name in straight._network.parameters}
 
 
 def test_a_name_and_fields_of_a_file_are_the_rule(make_engine):
@@ -71,11 +71,11 @@ def test_the_plan_counts_one_moment(make_engine):
 def test_a_reward_model_takes_it_too(tiny_model):
     batch = pe.Preferences(preferences().groups, [pe.Comparison(0, 0, 1)])
     model = pe.RewardModel.from_pretrained(tiny_model, dtype="float32", optimizer=RULE)
-    before = {name: p.detach().clone() for name, p in model._trained.items()}
+    before = {name: p.detach().clone() for name, p in model._network.parameters.items()}
     assert model.update(batch)["lr"] == 1e-3
     moved = {
         name: float((p - before[name] * (1 - 1e-4)).abs().max())
-        for name, p in model._trained.items()
+        for name, p in model._network.parameters.items()
     }
     assert moved == pytest.approx(dict.fromkeys(moved, 1e-3), rel=1e-3)
 

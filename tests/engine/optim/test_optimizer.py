@@ -404,12 +404,12 @@ def test_torchs_moments_step_save_and_load_like_ours():
     config = adamw(0.05, "linear", 2, 20, weight_decay=0.1, max_grad_norm=1.0)
     ours, theirs = parameters(), parameters()
     kernel, plain = Optimizer(ours, config), Optimizer(theirs, config)
-    plain._moments = TorchMoments(plain._parameters, config.rule)
+    plain._moments = TorchMoments(plain.parameters, config.rule)
     for i in range(6):
         if i == 3:
             state = plain.state_tensors()
             plain = Optimizer(theirs, config)
-            plain._moments = TorchMoments(plain._parameters, config.rule)
+            plain._moments = TorchMoments(plain.parameters, config.rule)
             plain.load_state_tensors(state, 3)
         for weights, optimizer in ((ours, kernel), (theirs, plain)):
             set_gradients(weights, i)

@@ -80,7 +80,7 @@ def die() -> None:
 def save(engine: pe.Engine, path: Path, number: int) -> None:
     """A checkpoint whose weights tell its number."""
     with torch.no_grad():
-        engine._policy.final_norm.weight.fill_(float(number))
+        engine._network.decoder.final_norm.weight.fill_(float(number))
     engine._guard = Guard()  # a fork's own: saving needs none of the parent's threads
     engine.save_checkpoint(path, extra={"number": number})
 
@@ -89,7 +89,7 @@ def number_of(path: Path) -> int:
     """Loads a checkpoint; its number, which its weights and its extra agree about."""
     engine = pe.Engine.load_checkpoint(path)
     number = int(engine.extra["number"])
-    assert engine._policy.final_norm.weight.unique().tolist() == [float(number)]
+    assert engine._network.decoder.final_norm.weight.unique().tolist() == [float(number)]
     return number
 
 

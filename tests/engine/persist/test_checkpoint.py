@@ -124,7 +124,7 @@ def test_skipped_steps_are_counted_on_across_a_checkpoint(trained, tmp_path):
 
     def skip(engine: pe.Engine) -> None:
         engine.forward_backward(preferences(), DPO())
-        engine._policy.final_norm.weight.grad[0] = math.nan
+        engine._network.decoder.final_norm.weight.grad[0] = math.nan
         engine.step()
 
     for _ in range(4):
@@ -318,7 +318,7 @@ def test_an_interrupt_leaves_the_old_checkpoint_and_the_engine(trained, saved, m
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_weights_that_are_not_finite_are_refused(trained, saved, bad):
-    weight = trained._policy.final_norm.weight
+    weight = trained._network.decoder.final_norm.weight
     kept = weight.detach().clone()
     with torch.no_grad():
         weight[3] = bad

@@ -52,8 +52,8 @@ def test_training_goes_on_bit_for_bit(
     assert (again.outputs, again.ensemble) == (model.outputs, model.ensemble)
     assert update(again, 2) == metrics[2:]
     assert same_bits(
-        {n: p.detach() for n, p in again._trained.items()},
-        {n: p.detach() for n, p in straight._trained.items()},
+        {n: p.detach() for n, p in again._network.parameters.items()},
+        {n: p.detach() for n, p in straight._network.parameters.items()},
     )
     groups = preferences(97).groups
     for ours, theirs in zip(again.rewards(groups), straight.rewards(groups), strict=True):

@@ -290,11 +290,11 @@ def test_bits_after_five_updates_are_the_same_for_every_budget(make: MakeModel) 
 def test_adapters_learn_and_are_saved_as_sums(make: MakeModel, tmp_path: Path) -> None:
     model = make(lora=pe.LoraConfig(r=4), learning_rate=1e-2)
     batch, _ = batch_of("bradley_terry")
-    before = {n: p.clone() for n, p in model._decoder.named_parameters()}
+    before = {n: p.clone() for n, p in model._network.decoder.named_parameters()}
     for _ in range(5):
         metrics = model.update(batch)
     assert metrics["rewards/accuracies"] == 1
-    assert same_bits(dict(model._decoder.named_parameters()), before)
+    assert same_bits(dict(model._network.decoder.named_parameters()), before)
     model.forward_backward(batch)
     names = {name for name, _ in model.named_gradients()}
     assert "score.weight" in names
@@ -342,11 +342,11 @@ def test_steps_that_are_not_finite_change_nothing(make: MakeModel) -> None:
     with pytest.raises(RequestError, match=r"^\[step\] there are no gradients"):
         model.step()
     model._head.weight.data[0, 0] = float("nan")
-    before = {n: p.clone() for n, p in model._decoder.named_parameters()}
+    before = {n: p.clone() for n, p in model._network.decoder.named_parameters()}
     assert [model.update(batch)["skipped"] for _ in range(4)] == [1] * 4
     with pytest.raises(NonFiniteError, match="were not finite 5 times in a row"):
         model.update(batch)
-    assert same_bits(dict(model._decoder.named_parameters()), before)
+    assert same_bits(dict(model._network.decoder.named_parameters()), before)
 
 
 def test_last_rows_row_by_row() -> None:
@@ -367,11 +367,11 @@ def test_an_update_moves_the_embeddings_that_were_read_and_the_head(make: MakeMo
     """A decoder without a head over the vocabulary owns its table: no other row has a gradient."""
     model = make(learning_rate=1e-3)
     groups = [pe.Group([3, 4], [pe.Response([5, 6]), pe.Response([7])])]
-    before = {n: p.clone() for n, p in model._trained.items()}
+    before = {n: p.clone() for n, p in model._network.parameters.items()}
     model.update(pe.Preferences(groups, [pe.Comparison(0, 0, 1)]))
-    moved = (model._trained["embed.weight"] != before["embed.weight"]).any(1)
+    moved = (model._network.parameters["embed.weight"] != before["embed.weight"]).any(1)
     assert moved.nonzero().flatten().tolist() == [3, 4, 5, 6, 7]
-    assert all(not torch.equal(p, before[n]) for n, p in model._trained.items())
+    assert all(not torch.equal(p, before[n]) for n, p in model._network.parameters.items())
 
 
 def test_what_is_refused_leaves_gathered_gradients(make: MakeModel) -> None:

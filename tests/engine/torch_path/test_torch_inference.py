@@ -24,14 +24,14 @@ LOGPROB_ATOL = 2e-5
 
 def with_torch(engine: pe.Engine) -> pe.Engine:
     """The engine as `Engine._make_inference` makes it for a GPU."""
-    decoders = {"policy": engine._policy, "reference": engine._reference}
+    decoders = {"policy": engine._network.decoder, "reference": engine._reference.decoder}
     engine._inference = TorchInference(
         decoders,
         torch.device("cpu"),
         engine.kv_tokens,
         engine.micro_batch_tokens,
         engine.tokenizer,
-        engine._stop_ids,
+        engine._inference._generator._stop_ids,
     )
     return engine
 
@@ -117,13 +117,13 @@ def test_waves_change_nothing(make_torch, kv_tokens):
 def test_prompts_are_computed_once_in_passes_of_the_limit(make_torch, monkeypatch):
     engine = make_torch()
     whole, rows = engine.generate(PROMPTS, PARAMS), []
-    forward = engine._policy.forward
+    forward = engine._network.decoder.forward
 
     def spy(ids, *rest):
         rows.append(len(ids))
         return forward(ids, *rest)
 
-    monkeypatch.setattr(engine._policy, "forward", spy)
+    monkeypatch.setattr(engine._network.decoder, "forward", spy)
     monkeypatch.setattr(generation_torch, "PREFILL_TOKENS", 20)
     assert_same(engine.generate(PROMPTS, PARAMS), whole)
     assert rows[:5] == [5 + 1, 17, 9, 30, 2]
@@ -232,7 +232,7 @@ def test_prompts_that_cannot_be_served(make_torch, prompts, message):
 def test_weights_that_are_not_finite_are_reported(make_torch):
     engine = make_torch()
     before = engine.generate(PROMPTS, PARAMS)
-    norm = engine._policy.final_norm.weight
+    norm = engine._network.decoder.final_norm.weight
     kept = norm.detach().clone()
     with torch.no_grad():
         norm.fill_(torch.nan)

@@ -52,7 +52,7 @@ def adapt(engine: pe.Engine, size: float = 0.05, seed: int = 0) -> pe.Engine:
     """Adapters that change something."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for p in engine._lora.parameters.values():
+        for p in engine._network.lora.parameters.values():
             p.add_(torch.randn(p.shape, generator=generator) * size)
     return engine
 
@@ -65,10 +65,10 @@ def gradient(
     engine: pe.Engine, batches: Sequence[Sequence[Tree]], recompute: bool = False
 ) -> dict[str, Tensor]:
     """Of sum(coefficients * log-probs), one batch after the other, by peft's names."""
-    packed = PackedLora(engine._policy, engine.config.dtype, engine._lora)
+    packed = PackedLora(engine._network.decoder, engine.config.dtype, engine._network.lora)
     model, buffers = TreeModel(packed, recompute), LoraGradients(packed)
     totals = add_up(model, buffers, batches)
-    for p in engine._lora.parameters.values():
+    for p in engine._network.lora.parameters.values():
         p.grad = None
     return {f"base_model.model.{name}": g for name, g in totals.items()}
 
@@ -111,7 +111,7 @@ def test_the_reference_is_the_base_model(make_engine, dtype) -> None:
     expected = scored(base, groups)
     assert torch.equal(scored(engine, groups, "reference"), expected)
     assert torch.equal(torch.cat(engine._learner.reference_logps(trees_of(groups))), expected)
-    assert engine._reference is engine._policy  # and no copy of it
+    assert engine._reference.decoder is engine._network.decoder  # and no copy of it
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -195,11 +195,11 @@ def test_gradient_equals_autograd_through_peft(tmp_path: Path, case, config, dty
 
 def test_gradient_equals_finite_differences(make_engine) -> None:
     engine = adapt(make_engine(lora=SMALL))
-    parameters = engine._lora.parameters
+    parameters = engine._network.lora.parameters
     kept = {name: p.detach().clone() for name, p in parameters.items()}
     engine.forward_backward(preferences(), DPO())
     slopes = {n.removeprefix("base_model.model."): g for n, g in gradients(engine).items()}
-    engine._optimizer.zero_grad()
+    engine._network.optimizer.zero_grad()
 
     def loss(direction: dict[str, Tensor], size: float) -> float:
         with torch.no_grad():
@@ -208,7 +208,7 @@ def test_gradient_equals_finite_differences(make_engine) -> None:
                 if name in direction:
                     p.add_(direction[name], alpha=size)
         value = engine.forward_backward(preferences(), DPO())["loss"]
-        engine._optimizer.zero_grad()
+        engine._network.optimizer.zero_grad()
         return value
 
     def slope(direction: dict[str, Tensor], size: float) -> float:
@@ -256,15 +256,15 @@ def test_adapters_after_updates_have_the_same_bits_for_every_budget(make_engine,
 
 def test_only_adapters_change(make_engine) -> None:
     engine = make_engine(lora=pe.LoraConfig(targets=["q_proj", "down_proj"]), learning_rate=1e-2)
-    base = {name: p.clone() for name, p in engine._policy.named_parameters()}
+    base = {name: p.clone() for name, p in engine._network.decoder.named_parameters()}
     before = weights(engine)
     engine.forward_backward(preferences(), DPO())
     assert gradients(engine).keys() == before.keys()
     assert all("q_proj.lora" in name or "down_proj.lora" in name for name in before)
     assert len(before) == 8
     engine.step()
-    assert same_bits(dict(engine._policy.named_parameters()), base)
-    assert all(p.grad is None for p in engine._policy.parameters())
+    assert same_bits(dict(engine._network.decoder.named_parameters()), base)
+    assert all(p.grad is None for p in engine._network.decoder.parameters())
     after = weights(engine)  # A has no slope while B is zero
     assert all(torch.equal(after[n], before[n]) == ("lora_A" in n) for n in before)
     assert len(moments(engine)) == 16
@@ -314,7 +314,7 @@ def test_a_loaded_engine_goes_on_bit_for_bit(make_engine, tmp_path, dtype, sourc
 def test_a_checkpoint_without_its_adapters_is_refused(make_engine, tmp_path) -> None:
     engine = make_engine(lora=SMALL)
     with pytest.raises(CheckpointError) as caught:
-        restored_lora(engine._policy, SMALL, {}, tmp_path)
+        restored_lora(engine._network.decoder, SMALL, {}, tmp_path)
     assert str(caught.value) == (
         f"[{tmp_path}] adapters do not fit the model: [{tmp_path}] tensor "
         "model.layers.0.mlp.down_proj.lora_A.weight is missing"
@@ -331,8 +331,8 @@ def test_the_plan_counts_what_there_is(make_engine) -> None:
         for model in ("policy", "reference"):
             engine.score([pe.Group([5, 6], [pe.Response([7])])], model=model)
         parts = dict(engine.memory_plan().parts)
-        adapters = sum(p.nbytes for p in engine._lora.parameters.values())
-        assert parts["weights"] == sum(p.nbytes for p in engine._policy.parameters())
+        adapters = sum(p.nbytes for p in engine._network.lora.parameters.values())
+        assert parts["weights"] == sum(p.nbytes for p in engine._network.decoder.parameters())
         assert parts["adapters"] == parts["gradients"] == adapters
         assert parts["optimizer"] == 2 * adapters
         assert parts["reference"] == parts["bf16 copies"] == 0
