@@ -25,14 +25,14 @@ from pyengine.engine.config import (
     check_device,
 )
 from pyengine.engine.footprint import Footprint
-from pyengine.engine.guard import Guard, guarded, refuse_copy
+from pyengine.engine.guard import Guard, delegated, guarded, refuse_copy
 from pyengine.engine.infer.generation import Progress
 from pyengine.engine.infer.inference import check_model, mixture_of
 from pyengine.engine.learn.trained_network import TrainedNetwork, drops_gradients
 from pyengine.engine.learn.training import checked_batch, checked_scale, forward_backward, measure
 from pyengine.engine.loading import loaded_parts, restored_parts
 from pyengine.engine.named.engine_reference import EngineReference
-from pyengine.engine.named.snapshot_calls import SnapshotCalls
+from pyengine.engine.named.iterates import Iterates
 from pyengine.engine.named.snapshots import Snapshots
 from pyengine.engine.optim.optimizer import Optimizer
 from pyengine.engine.optim.optimizer_config import ADAMW_OPTIONS, Schedule
@@ -52,7 +52,7 @@ from pyengine.objectives.core.objective import Objective, SideOutput
 from pyengine.preferences.groups import Group, Preferences
 
 
-class Engine(SnapshotCalls, ExportCalls):
+class Engine(ExportCalls):
     """One set of weights that samples, scores and learns.
 
     Make one with `from_pretrained` or `load_checkpoint`. Calls that read or write weights or pages
@@ -99,7 +99,7 @@ class Engine(SnapshotCalls, ExportCalls):
         self.config = dataclasses.replace(
             config, kv_tokens=sizes.kv_tokens, micro_batch_tokens=sizes.micro_batch_tokens
         )
-        self._inference, self._learner, self._models = make_parts(
+        self._inference, self._learner, models = make_parts(
             policy,
             frozen,
             lora,
@@ -113,6 +113,9 @@ class Engine(SnapshotCalls, ExportCalls):
         )
         self._network = TrainedNetwork(policy, lora, optimizer, self._learner, config.dtype)
         self._footprint = Footprint(device, use, sizes, [self._inference, self._network])
+        self._iterates = Iterates(
+            self._network, self._snapshots, self._reference, models, self._inference, self._learner
+        )
         # Files of a checkpoint whose tensors never change: name -> where it is, SHA-256.
         self._written: dict[str, tuple[Path, str]] = {}
         self._has_room: set[tuple[SideOutput, ...]] = set()  # updates that memory was found for
@@ -395,6 +398,25 @@ class Engine(SnapshotCalls, ExportCalls):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    # Snapshots
+
+    @property
+    def snapshots(self) -> list[str]:
+        """Names of the snapshots, in the order in which they were first taken."""
+        return self._snapshots.names
+
+    @property
+    def reference_snapshot(self) -> str | None:
+        """The snapshot that is the reference; None where it is the one that was loaded."""
+        return self._snapshots.reference
+
+    snapshot = delegated("_iterates", Iterates.snapshot)
+    drop_snapshot = delegated("_iterates", Iterates.drop_snapshot)
+    combine = delegated("_iterates", Iterates.combine)
+    average = delegated("_iterates", Iterates.average)
+    load_snapshot = delegated("_iterates", Iterates.load_snapshot)
+    set_reference = delegated("_iterates", Iterates.set_reference)
 
     # Saving
 

@@ -8,11 +8,13 @@ import threading
 from collections.abc import Callable
 from functools import wraps
 from types import CodeType
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
 from pyengine.errors import EngineBusyError, RequestError
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 _NOW = "now"
 
 
@@ -78,6 +80,19 @@ def guarded(method: Method) -> Method:
             guard.leave(call)
 
     return cast(Method, alone)
+
+
+def delegated(
+    part: str, method: Callable[Concatenate[Any, Arguments], Result]
+) -> Callable[Concatenate[Any, Arguments], Result]:
+    """A guarded method that a part does: `method` of what `part` names among the attributes of the
+    object it is called on. Name, signature and docstring are those of `method`."""
+
+    @wraps(method)
+    def of_part(self: Any, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return method(getattr(self, part), *args, **kwargs)
+
+    return guarded(of_part)
 
 
 def refuse_copy(kind: str) -> NoReturn:

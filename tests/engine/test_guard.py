@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -191,6 +192,17 @@ def test_a_call_that_was_cut_off_before_it_could_leave_holds_nothing_up(engine):
         sys.settrace(None)
     assert cut
     engine.update(preferences(), DPO())  # though the exception and its frames are still there
+
+
+def test_what_a_part_does_is_a_method_like_any_other(engine, tmp_path):
+    """Name, signature and docstring are those of the part's; the engine is its `self`."""
+    given = "name: 'str', overwrite: 'bool' = False) -> 'None'"
+    assert str(inspect.signature(pe.Engine.snapshot)) == f"(self, {given}"
+    assert str(inspect.signature(engine.snapshot)) == f"({given}"
+    for name in calls_of(engine, tmp_path):
+        method = getattr(pe.Engine, name)
+        assert method.__name__ == name
+        assert len(inspect.getdoc(method) or "") > 20, name
 
 
 def test_a_reward_model_has_a_guard_of_its_own(tiny_model, tmp_path):

@@ -130,7 +130,7 @@ def test_the_plan_counts_a_snapshot_that_is_the_reference(make_engine, lora):
     engine.snapshot("start")
     engine.set_reference("start")
     plan = engine.memory_plan()
-    model = engine._models.take(["start"])["start"]
+    model = engine._iterates._models.take(["start"])["start"]
     model.refresh()
     stored = model.decoder.parameters() if lora is None else model.lora.parameters.values()
     assert dict(plan.parts)["reference"] == sum(p.nbytes for p in stored)

@@ -37,16 +37,16 @@ def test_only_models_in_use_are_held(make_engine):
         move(engine, seed=i)
         engine.snapshot(f"iter{i}")
         scored(engine, f"iter{i}")
-        seen.append(weakref.ref(engine._models.take([f"iter{i}"])[f"iter{i}"].decoder))
+        seen.append(weakref.ref(engine._iterates._models.take([f"iter{i}"])[f"iter{i}"].decoder))
     gc.collect()
-    assert engine._models.held == ["iter3", "iter4"]
+    assert engine._iterates._models.held == ["iter3", "iter4"]
     assert [ref() is not None for ref in seen] == [False] * (5 - KEPT) + [True] * KEPT
     engine.generate([[5]], models={f"iter{i}": 0.25 for i in range(3)})
-    assert sorted(engine._models.held) == [f"iter{i}" for i in range(3)]
+    assert sorted(engine._iterates._models.held) == [f"iter{i}" for i in range(3)]
     scored(engine, "iter0")
-    assert len(engine._models.held) == KEPT
+    assert len(engine._iterates._models.held) == KEPT
     assert sorted(engine._inference.sampler.models) == sorted(
-        ["policy", "reference", *engine._models.held]
+        ["policy", "reference", *engine._iterates._models.held]
     )
 
 
@@ -66,8 +66,8 @@ def test_the_reference_before_is_let_go(make_engine, dtype):
         scored(engine, f"b{i}")
         if i == 0:
             scored(engine, "reference")
-    assert "a" in engine._models.held
-    assert len(engine._models.held) == KEPT + 1
+    assert "a" in engine._iterates._models.held
+    assert len(engine._iterates._models.held) == KEPT + 1
 
 
 def test_a_combination_is_made_a_tensor_at_a_time(make_engine, monkeypatch):
@@ -101,7 +101,7 @@ def test_the_plan_counts_snapshots(make_engine):
         engine.snapshot(name)
     plan = dict(engine.memory_plan().parts)
     held = 0
-    for model in engine._models.take(["a", "b"]).values():
+    for model in engine._iterates._models.take(["a", "b"]).values():
         model.refresh()
         held += model.num_bytes + sum(p.nbytes for p in model.decoder.parameters())
     assert plan["snapshots"] == engine.memory_plan().total - before

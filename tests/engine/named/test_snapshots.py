@@ -99,9 +99,9 @@ def test_what_was_asked_of_a_snapshot_is_not_computed_again(make_engine, monkeyp
     engine = make_engine()
     engine.snapshot("a")
     first = learned(engine, "a")
-    engine._models.forget("a")
+    engine._iterates._models.forget("a")
     assert torch.equal(learned(engine, "a"), first)
-    assert engine._models.held == []  # found in the cache: nothing was loaded
+    assert engine._iterates._models.held == []  # found in the cache: nothing was loaded
 
 
 # Sampling

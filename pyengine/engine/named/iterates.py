@@ -1,12 +1,11 @@
-"""The engine's methods that keep, combine and bring back iterates of the policy by name."""
+"""Iterates of the policy by name: kept, combined, brought back, made the reference."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from pyengine.engine.guard import Guard, guarded
 from pyengine.engine.infer.inference import Inference
 from pyengine.engine.learn.learning import Learner
 from pyengine.engine.learn.trained_network import TrainedNetwork
@@ -20,33 +19,30 @@ from pyengine.errors import RequestError
 Moments = Literal["keep", "reset"]
 
 
-class SnapshotCalls:
-    """What `Engine` does with snapshots.
+class Iterates:
+    """What an engine does with its snapshots.
 
     A snapshot is a file; its model is in memory while it is in use. Its name stands wherever a
     model's does: `score(model=NAME)`, `generate(models={NAME: 1.0})`, `set_reference(NAME)`.
+
+    models              of snapshots, in memory while they are in use
+    inference, learner  what a reference that is replaced has to be dropped from
     """
 
-    if TYPE_CHECKING:
-        _guard: Guard
-        _snapshots: Snapshots
-        _models: NamedModels[Any]
-        _inference: Inference
-        _learner: Learner
-        _network: TrainedNetwork
-        _reference: EngineReference
+    def __init__(
+        self,
+        network: TrainedNetwork,
+        snapshots: Snapshots,
+        reference: EngineReference,
+        models: NamedModels[Any],
+        inference: Inference,
+        learner: Learner,
+    ) -> None:
+        self._network = network
+        self._snapshots, self._reference = snapshots, reference
+        self._models = models
+        self._inference, self._learner = inference, learner
 
-    @property
-    def snapshots(self) -> list[str]:
-        """Names of the snapshots, in the order in which they were first taken."""
-        return self._snapshots.names
-
-    @property
-    def reference_snapshot(self) -> str | None:
-        """The snapshot that is the reference; None where it is the one that was loaded."""
-        return self._snapshots.reference
-
-    @guarded
     def snapshot(self, name: str, overwrite: bool = False) -> None:
         """Keeps the policy's weights as they are now, under a name.
 
@@ -57,7 +53,6 @@ class SnapshotCalls:
         """
         self._write("snapshot", name, overwrite, self._snapshots.save)
 
-    @guarded
     def drop_snapshot(self, name: str) -> None:
         """Deletes one. Raises RequestError for an unknown name, or that of the reference."""
         self._snapshots.check_known("drop_snapshot", name)
@@ -68,7 +63,6 @@ class SnapshotCalls:
         self._models.forget(name)
         self._snapshots.drop(name)
 
-    @guarded
     def combine(self, models: Mapping[str, float], name: str, overwrite: bool = False) -> None:
         """A new snapshot: sum of coefficient * weights of snapshots and the "policy", in float32.
 
@@ -82,9 +76,9 @@ class SnapshotCalls:
         Raises RequestError for names and coefficients that are not such, CheckpointError where the
         disk refuses or a sum is not finite.
         """
-        self._combine(models, name, overwrite)
+        mix = check_mix(models, self._snapshots)
+        self._write("combine", name, overwrite, lambda new: self._snapshots.combine(mix, new))
 
-    @guarded
     def average(
         self,
         names: Sequence[str],
@@ -93,9 +87,8 @@ class SnapshotCalls:
         overwrite: bool = False,
     ) -> None:
         """`combine` with weights >= 0 that are divided by their sum; None: all alike."""
-        self._combine(mean_mix(names, weights), name, overwrite)
+        self.combine(mean_mix(names, weights), name, overwrite)
 
-    @guarded
     def load_snapshot(self, name: str, moments: Moments = "keep") -> None:
         """The policy's weights become the snapshot's; all of them, or none when interrupted.
 
@@ -116,7 +109,6 @@ class SnapshotCalls:
         reset = self._network.optimizer.reset_calls() if moments == "reset" else []
         uninterrupted(*copies, *reset)
 
-    @guarded
     def set_reference(self, name: str) -> None:
         """A snapshot is the reference from now on, of updates and of model="reference".
 
@@ -129,10 +121,6 @@ class SnapshotCalls:
         self._inference.drop_reference()
         self._learner.drop_reference()
         self._reference.decoder = None
-
-    def _combine(self, models: Mapping[str, float], name: str, overwrite: bool) -> None:
-        mix = check_mix(models, self._snapshots)
-        self._write("combine", name, overwrite, lambda new: self._snapshots.combine(mix, new))
 
     def _write(self, who: str, name: str, overwrite: bool, write: Callable[[str], object]) -> None:
         self._network.check_masters(who)
