@@ -44,7 +44,7 @@ from pyengine.engine.persist.engine_state import (
     fixed_files,
     saved_state,
 )
-from pyengine.engine.persist.export import ExportCalls
+from pyengine.engine.persist.exports import Exports
 from pyengine.models.decoder import Decoder
 from pyengine.models.lora import Lora, LoraConfig, trained_parameters
 from pyengine.models.spec import DecoderSpec
@@ -52,7 +52,7 @@ from pyengine.objectives.core.objective import Objective, SideOutput
 from pyengine.preferences.groups import Group, Preferences
 
 
-class Engine(ExportCalls):
+class Engine:
     """One set of weights that samples, scores and learns.
 
     Make one with `from_pretrained` or `load_checkpoint`. Calls that read or write weights or pages
@@ -115,6 +115,9 @@ class Engine(ExportCalls):
         self._footprint = Footprint(device, use, sizes, [self._inference, self._network])
         self._iterates = Iterates(
             self._network, self._snapshots, self._reference, models, self._inference, self._learner
+        )
+        self._exports = Exports(
+            self._network, tokenizer, model_config, generation_config, config.source
         )
         # Files of a checkpoint whose tensors never change: name -> where it is, SHA-256.
         self._written: dict[str, tuple[Path, str]] = {}
@@ -419,6 +422,11 @@ class Engine(ExportCalls):
     set_reference = delegated("_iterates", Iterates.set_reference)
 
     # Saving
+
+    named_gradients = delegated("_exports", Exports.named_gradients)
+    named_weights = delegated("_exports", Exports.named_weights)
+    save_pretrained = delegated("_exports", Exports.save_pretrained)
+    save_adapter = delegated("_exports", Exports.save_adapter)
 
     @guarded
     def save_checkpoint(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:

@@ -1,16 +1,14 @@
-"""The engine's methods that hand out weights in the names and files of Hugging Face and peft."""
+"""Weights and gradients in the names and files of Hugging Face and peft."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from pyengine.data.tokenizer import Tokenizer
-from pyengine.engine.config import EngineConfig
-from pyengine.engine.guard import Guard, guarded
 from pyengine.engine.learn.trained_network import TrainedNetwork
 from pyengine.errors import RequestError
 from pyengine.files import atomic_folder
@@ -18,18 +16,24 @@ from pyengine.models.adapter_format import write_adapter
 from pyengine.models.writer import check_save_folder, write_model
 
 
-class ExportCalls:
-    """What `Engine` writes for others."""
+class Exports:
+    """What an engine hands out and writes for others.
 
-    if TYPE_CHECKING:
-        _guard: Guard
-        config: EngineConfig
-        tokenizer: Tokenizer | None
-        _network: TrainedNetwork
-        _model_config: dict[str, Any]
-        _generation_config: dict[str, Any]
+    source  the model that was loaded, which adapters name as their base
+    """
 
-    @guarded
+    def __init__(
+        self,
+        network: TrainedNetwork,
+        tokenizer: Tokenizer | None,
+        model_config: dict[str, Any],
+        generation_config: dict[str, Any],
+        source: str,
+    ) -> None:
+        self._network, self._tokenizer = network, tokenizer
+        self._model_config, self._generation_config = model_config, generation_config
+        self._source = source
+
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """(name, gradient) under Hugging Face names and shapes, for every weight that has one.
 
@@ -37,13 +41,11 @@ class ExportCalls:
         """
         return iter(self._network.named_gradients())
 
-    @guarded
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, fp32 master) of what is trained, named as in `named_gradients`."""
         masters = {n: p.detach() for n, p in self._network.parameters.items()}
         return iter(list(self._network.named(masters)))
 
-    @guarded
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes the policy as an fp32 Hugging Face folder that transformers loads; atomic.
 
@@ -56,10 +58,9 @@ class ExportCalls:
         policy = self._network.merged()
         with atomic_folder(path) as folder:
             write_model(folder, policy, self._model_config, self._generation_config)
-            if self.tokenizer is not None:
-                self.tokenizer.save(folder)
+            if self._tokenizer is not None:
+                self._tokenizer.save(folder)
 
-    @guarded
     def save_adapter(self, path: str | Path, overwrite: bool = False) -> None:
         """Writes the adapters as a folder that `peft` loads; atomic.
 
@@ -69,4 +70,4 @@ class ExportCalls:
         """
         if self._network.lora is None:
             raise RequestError("[save_adapter] there are no adapters: load the model with lora=")
-        write_adapter(path, self._network.lora, self.config.source, overwrite)
+        write_adapter(path, self._network.lora, self._source, overwrite)
