@@ -28,8 +28,8 @@ from pyengine.engine.footprint import Footprint
 from pyengine.engine.guard import Guard, delegated, guarded, refuse_copy
 from pyengine.engine.infer.generation import Progress
 from pyengine.engine.infer.inference import check_model, mixture_of
-from pyengine.engine.learn.trained_network import TrainedNetwork, drops_gradients
-from pyengine.engine.learn.training import checked_batch, checked_scale, forward_backward, measure
+from pyengine.engine.learn.trained_network import TrainedNetwork
+from pyengine.engine.learn.updates import Updates
 from pyengine.engine.loading import loaded_parts, restored_parts
 from pyengine.engine.named.engine_reference import EngineReference
 from pyengine.engine.named.iterates import Iterates
@@ -48,8 +48,8 @@ from pyengine.engine.persist.exports import Exports
 from pyengine.models.decoder import Decoder
 from pyengine.models.lora import Lora, LoraConfig, trained_parameters
 from pyengine.models.spec import DecoderSpec
-from pyengine.objectives.core.objective import Objective, SideOutput
-from pyengine.preferences.groups import Group, Preferences
+from pyengine.objectives.core.objective import Objective
+from pyengine.preferences.groups import Group
 
 
 class Engine:
@@ -113,6 +113,9 @@ class Engine:
         )
         self._network = TrainedNetwork(policy, lora, optimizer, self._learner, config.dtype)
         self._footprint = Footprint(device, use, sizes, [self._inference, self._network])
+        self._updates = Updates(
+            self._network, self._learner, self._reference, self._footprint, device
+        )
         self._iterates = Iterates(
             self._network, self._snapshots, self._reference, models, self._inference, self._learner
         )
@@ -121,7 +124,6 @@ class Engine:
         )
         # Files of a checkpoint whose tensors never change: name -> where it is, SHA-256.
         self._written: dict[str, tuple[Path, str]] = {}
-        self._has_room: set[tuple[SideOutput, ...]] = set()  # updates that memory was found for
 
     def __reduce__(self) -> NoReturn:
         refuse_copy("Engine")
@@ -313,83 +315,10 @@ class Engine:
 
     # Learning
 
-    @guarded
-    @drops_gradients
-    def update(self, batch: Preferences, objective: Objective) -> dict[str, float]:
-        """One optimizer step on the batch's mean loss: `forward_backward`, then `step`.
-
-        Returns the metrics of both.
-        """
-        metrics = self._forward_backward(batch, objective, 1.0)
-        return metrics | self._network.step()
-
-    @guarded
-    @drops_gradients
-    def forward_backward(
-        self, batch: Preferences, objective: Objective, scale: float = 1.0
-    ) -> dict[str, float]:
-        """Adds the gradient of scale times the batch's loss, in micro-batches.
-
-        Losses of several batches and objectives make one step so (C3PO, PPO-ptx). Returns "loss"
-        and the objective's metrics, averaged by weight over its comparisons, responses or groups
-        (`Objective.unit`), and "tokens" computed. When it raises or is interrupted, all gathered
-        gradients are dropped. Raises RequestError before any work.
-        """
-        return self._forward_backward(batch, objective, scale)
-
-    def _forward_backward(self, batch: Any, objective: Any, scale: float) -> dict[str, float]:
-        self._network.check_masters("update")
-        scale = checked_scale(scale)
-        examples = checked_batch(
-            batch,
-            objective,
-            self._learner,
-            self.has_reference,
-            self.spec.vocab_size,
-            self.max_positions,
-        )
-        if objective.side_outputs not in self._has_room:
-            self.memory_plan(objective).check_update()
-            self._has_room.add(objective.side_outputs)
-        try:
-            return forward_backward(
-                self._learner,
-                examples,
-                objective,
-                self.micro_batch_tokens,
-                self.device,
-                scale,
-            )
-        except BaseException:
-            self._network.drop_gradients()
-            raise
-
-    @guarded
-    def measure(self, batch: Preferences, objective: Objective) -> dict[str, float]:
-        """The loss and metrics of a batch as `forward_backward` returns them; no gradient.
-
-        Raises RequestError before any work.
-        """
-        examples = checked_batch(
-            batch,
-            objective,
-            self._learner,
-            self.has_reference,
-            self.spec.vocab_size,
-            self.max_positions,
-        )
-        return measure(self._learner, examples, objective, self.micro_batch_tokens, self.device)
-
-    @guarded
-    @drops_gradients
-    def step(self) -> dict[str, float]:
-        """Applies the gathered gradients and clears them; all of it, or nothing when interrupted.
-
-        Returns "lr", "grad_norm" before clipping, "step" (made so far) and "skipped". Gradients
-        that are not finite change nothing: the step is skipped, and after MAX_SKIPPED_STEPS in a
-        row it raises NonFiniteError. Raises RequestError when there are no gradients.
-        """
-        return self._network.step()
+    update = delegated("_updates", Updates.update)
+    forward_backward = delegated("_updates", Updates.forward_backward)
+    measure = delegated("_updates", Updates.measure)
+    step = delegated("_updates", Updates.step)
 
     def close(self) -> None:
         """Lets go of the file of `reference_cache`, as the engine's end does; also on leaving
