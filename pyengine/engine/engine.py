@@ -19,11 +19,7 @@ from pyengine.engine.calls.requests import Prompt, as_written, prompt_list, requ
 from pyengine.engine.calls.sampling_params import SamplingParams
 from pyengine.engine.calls.scoring import Score
 from pyengine.engine.calls.streaming import Stream
-from pyengine.engine.config import (
-    EngineConfig,
-    Reference,
-    check_device,
-)
+from pyengine.engine.config import EngineConfig, Reference, check_device
 from pyengine.engine.footprint import Footprint
 from pyengine.engine.guard import Guard, delegated, guarded, refuse_copy
 from pyengine.engine.infer.generation import Progress
@@ -38,12 +34,8 @@ from pyengine.engine.optim.optimizer import Optimizer
 from pyengine.engine.optim.optimizer_config import ADAMW_OPTIONS, Schedule
 from pyengine.engine.optim.update_rule import UpdateRule
 from pyengine.engine.persist import checkpoint as checkpoints
-from pyengine.engine.persist.engine_state import (
-    checkpoint_content,
-    engine_state,
-    fixed_files,
-    saved_state,
-)
+from pyengine.engine.persist.engine_checkpoints import EngineCheckpoints
+from pyengine.engine.persist.engine_state import engine_state
 from pyengine.engine.persist.exports import Exports
 from pyengine.models.decoder import Decoder
 from pyengine.models.lora import Lora, LoraConfig, trained_parameters
@@ -84,8 +76,6 @@ class Engine:
         self.device = device
         self.extra: dict[str, Any] = {}
         self._guard = Guard()
-        self._model_config = model_config
-        self._generation_config = generation_config
         policy = decoder.to(device)
         optimizer = Optimizer(trained_parameters(policy, lora), config.optimizer)
         self._snapshots = Snapshots(policy, lora, None) if snapshots is None else snapshots
@@ -122,8 +112,10 @@ class Engine:
         self._exports = Exports(
             self._network, tokenizer, model_config, generation_config, config.source
         )
-        # Files of a checkpoint whose tensors never change: name -> where it is, SHA-256.
-        self._written: dict[str, tuple[Path, str]] = {}
+        files = {"config.json": model_config, "generation_config.json": generation_config}
+        self._checkpoints = EngineCheckpoints(
+            self._network, self._snapshots, self._reference, self.config, tokenizer, files
+        )
 
     def __reduce__(self) -> NoReturn:
         refuse_copy("Engine")
@@ -357,36 +349,7 @@ class Engine:
     save_pretrained = delegated("_exports", Exports.save_pretrained)
     save_adapter = delegated("_exports", Exports.save_adapter)
 
-    @guarded
-    def save_checkpoint(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
-        """Writes everything that `load_checkpoint` needs to go on bit for bit; atomic.
-
-        extra  JSON-able data of the caller's, e.g. its data cursor
-        Raises RequestError between forward_backward and step, CheckpointError where the disk
-        refuses, a weight is not finite, `extra` is not JSON data or `path` holds something other
-        than a checkpoint; what stood at `path` is then intact.
-        """
-        self._network.check_masters("save_checkpoint")
-        self._network.check_no_gradients("save_checkpoint")
-        target, network = Path(path), self._network
-        content = checkpoint_content(
-            network.decoder,
-            self._reference.decoder,
-            network.lora,
-            network.optimizer.state_tensors(),
-            state=saved_state(self.config, network.optimizer, self._snapshots, extra or {}),
-            model={
-                "config.json": self._model_config,
-                "generation_config.json": self._generation_config,
-            },
-            snapshots=self._snapshots.files(),
-        )
-        digests = checkpoints.write(target, content, self._written, self.tokenizer)
-        self._remember(target, digests)
-
-    def _remember(self, checkpoint: Path, digests: Mapping[str, str]) -> None:
-        names = [name for name in fixed_files(self.config) if name in digests]
-        self._written = {name: (checkpoint / name, digests[name]) for name in names}
+    save_checkpoint = delegated("_checkpoints", EngineCheckpoints.save_checkpoint)
 
     @classmethod
     def load_checkpoint(
@@ -414,11 +377,6 @@ class Engine:
         places = {"device": device, "reference_cache": reference_cache}
         state = state.on(**places, snapshot_folder=snapshot_folder, **anew)
         engine = cls(*restored_parts(content, state, path))
-        if state.config.trains:
-            moments = content.tensors.get("optimizer", {})
-            engine._network.restore(
-                moments, state.step_count, state.skipped_in_a_row, state.moments_reset_at
-            )
+        engine._checkpoints.go_on_from(path, content, state)
         engine.extra = state.extra
-        engine._remember(Path(path), content.digests)
         return engine
