@@ -13,36 +13,27 @@ from torch import Tensor
 from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine import memory
 from pyengine.engine.batch.packing import Tree, check_tree
-from pyengine.engine.config import DTYPES, device_of, dtype_name, packed_kind
+from pyengine.engine.config import packed_kind
 from pyengine.engine.footprint import Footprint
 from pyengine.engine.guard import Guard, guarded, refuse_copy
 from pyengine.engine.learn.backbone import Backbone
 from pyengine.engine.learn.trained_network import TrainedNetwork, drops_gradients
 from pyengine.engine.optim.optimizer import Optimizer
-from pyengine.engine.optim.optimizer_config import OPTIMIZER_OPTIONS, OptimizerConfig
+from pyengine.engine.optim.optimizer_config import OptimizerConfig
 from pyengine.engine.persist import checkpoint as checkpoints
-from pyengine.engine.persist.engine_state import checkpoint_tokenizer, load_tokenizer
-from pyengine.engine.reward.reward_checkpoint import (
-    RewardState,
-    reward_checkpoint,
-    reward_parts,
-    reward_state,
-)
-from pyengine.engine.reward.reward_head import (
-    RewardHead,
-    check_asked,
-    head_sizes,
-    padding_of,
-    reading_of,
+from pyengine.engine.reward.reward_checkpoint import RewardState, reward_checkpoint, reward_state
+from pyengine.engine.reward.reward_head import RewardHead, padding_of
+from pyengine.engine.reward.reward_loading import (
+    check_place,
+    loaded_reward,
+    restored_reward,
+    reward_optimizer,
 )
 from pyengine.engine.reward.reward_training import Targets, make_lesson
-from pyengine.engine.weights.packed_lora import frozen_base
-from pyengine.errors import ConfigError
 from pyengine.files import atomic_folder
-from pyengine.models.classifier import SCORE, load_classifier, write_classifier
+from pyengine.models.classifier import SCORE, write_classifier
 from pyengine.models.decoder import Decoder
 from pyengine.models.lora import Lora, LoraConfig
-from pyengine.models.source import resolve
 from pyengine.models.spec import DecoderSpec
 from pyengine.models.writer import check_save_folder
 from pyengine.preferences.groups import Group, Preferences
@@ -143,50 +134,19 @@ class RewardModel:
         optimizer what `Engine.from_pretrained` takes beside the learning rate (1e-5), or instead
         Raises ConfigError (setting, a GPU), ModelFileError (file).
         """
-        if device_of(device).type != "cpu":
-            raise ConfigError(
-                "[RewardModel] device must be 'cpu', whose kernels read hidden states, but is "
-                f"{str(device)!r}"
-            )
-        name = dtype_name(dtype, _CPU)
-        if name not in ("float32", "bfloat16"):
-            raise ConfigError(
-                f"[RewardModel] dtype must be 'auto', 'float32' or 'bfloat16' but is {dtype!r}"
-            )
-        if lora is not None and not isinstance(lora, LoraConfig):
-            raise ConfigError(
-                f"[RewardModel] lora must be a LoraConfig or None but is {lora!r:.80}"
-            )
-        unknown = optimizer.keys() - OPTIMIZER_OPTIONS
-        if unknown:
-            raise ConfigError(f"[RewardModel] {min(unknown)} is not a setting")
-        if learning_rate is not None or optimizer.get("optimizer") is None:
-            optimizer["learning_rate"] = 1e-5 if learning_rate is None else learning_rate
-        settings = OptimizerConfig.from_options(optimizer)
-        check_asked(outputs, ensemble)
-        source = resolve(path)
-        model = load_classifier(source, DTYPES[name])
-        heads = head_sizes(model, outputs, ensemble)
-        width = model.decoder.spec.hidden_size
-        head = (
-            RewardHead.new(heads[0] * heads[1], width, seed)
-            if model.score is None
-            else RewardHead(model.score)
-        )
-        decoder = model.decoder if lora is None else frozen_base(model.decoder)
-        return cls(
-            decoder,
-            None if lora is None else Lora(decoder, lora),
-            head,
-            heads,
-            model.config,
-            load_tokenizer(source),
-            settings,
+        name = check_place(device, dtype, lora)
+        settings = reward_optimizer(learning_rate, optimizer)
+        parts = loaded_reward(
+            path,
             name,
+            lora,
+            (outputs, ensemble),
+            seed,
+            settings,
             micro_batch_tokens,
             gradient_checkpointing,
-            reading_of(model, heads[0]),
         )
+        return cls(*parts)
 
     @property
     def max_positions(self) -> int:
@@ -383,20 +343,7 @@ class RewardModel:
         """
         content = checkpoints.read(path)
         state = reward_state(content, path)
-        decoder, lora, score = reward_parts(content, state, path)
-        model = cls(
-            decoder,
-            lora,
-            RewardHead(score),
-            state.heads,
-            content.model["config.json"],
-            checkpoint_tokenizer(content, path),
-            state.optimizer,
-            state.dtype,
-            state.micro_batch_tokens,
-            state.gradient_checkpointing,
-            state.reading,
-        )
+        model = cls(*restored_reward(content, state, path))
         moments = content.tensors.get("optimizer", {})
         model._network.restore(moments, state.step_count, state.skipped_in_a_row)
         model.extra = state.extra

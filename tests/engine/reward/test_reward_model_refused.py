@@ -65,7 +65,7 @@ def test_a_family_without_such_a_class_in_transformers(tmp_path: Path) -> None:
 
 def test_a_gpu(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "pyengine.engine.reward.reward_model.device_of", lambda device: torch.device(device)
+        "pyengine.engine.reward.reward_loading.device_of", lambda device: torch.device(device)
     )
     with pytest.raises(ConfigError) as caught:
         pe.RewardModel.from_pretrained(llama, device="cuda")
