@@ -12,6 +12,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
+from pyengine.engine.optim.stored_moments import KernelMoments, StoredMoments
 from pyengine.engine.optim.update_rule import (
     ABOVE_0,
     AT_LEAST_0,
@@ -20,13 +21,11 @@ from pyengine.engine.optim.update_rule import (
     Moments,
     Parameters,
     UpdateRule,
-    check_fits,
-    contiguous,
     elsewhere,
 )
 from pyengine.engine.weights.arena import Arena
 from pyengine.errors import ConfigError
-from pyengine.ops.adamw import BLOCK, Moment8bit, adamw_grad_norm, adamw_steps
+from pyengine.ops.adamw import BLOCK, Moment8bit, adamw_steps
 from pyengine.rules import Rule, checked
 
 KEYS = ("exp_avg", "exp_avg_sq")
@@ -43,21 +42,18 @@ def state_bytes(size: int, bits: int) -> int:
     return 2 * size + 8 * math.ceil(size / BLOCK)
 
 
-class CpuMoments:
+class CpuMoments(KernelMoments[_Pair, "AdamW"]):
     """In 32 bits, or in 8 for parameters of at least MIN_8BIT_SIZE elements."""
 
-    def __init__(self, parameters: Parameters, rule: AdamW) -> None:
-        self._parameters, self._rule = parameters, rule
-        self._state: dict[str, _Pair] = {}
-
-    def grad_norm(self, gradients: Sequence[Tensor]) -> float:
-        return adamw_grad_norm([contiguous(g) for g in gradients])
-
-    def step_calls(self, rate: float, grad_scale: float, step: int) -> list[Change]:
-        state = self._state or self._zeros()
-        moved = {n: (p, p.grad) for n, p in self._parameters.items() if p.grad is not None}
-        write = adamw_steps(
-            [(p, contiguous(grad), *state[name]) for name, (p, grad) in moved.items()],
+    def _write(
+        self,
+        entries: Sequence[tuple[Tensor, Tensor, _Pair]],
+        rate: float,
+        grad_scale: float,
+        step: int,
+    ) -> Change:
+        return adamw_steps(
+            [(p, grad, *pair) for p, grad, pair in entries],
             step=step,
             lr=rate,
             betas=self._rule.betas,
@@ -65,10 +61,8 @@ class CpuMoments:
             weight_decay=self._rule.weight_decay,
             grad_scale=grad_scale,
         )
-        return [write, partial(setattr, self, "_state", state)]
 
     def _zeros(self) -> dict[str, _Pair]:
-        """They take memory when they are first written."""
         narrow = {
             name: self._rule.bits == 8 and p.numel() >= MIN_8BIT_SIZE
             for name, p in self._parameters.items()
@@ -82,23 +76,12 @@ class CpuMoments:
             for name, p in self._parameters.items()
         }
 
-    def tensors(self) -> dict[str, Tensor]:
-        return _named(self._state)
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        fresh = self._zeros()
-        check_fits(_named(fresh), state)
-        for name, tensor in _named(fresh).items():
-            tensor.copy_(state[name])
-        self._state = fresh
+    def _named(self, state: Mapping[str, _Pair]) -> dict[str, Tensor]:
+        return _named(state)
 
 
-class TorchMoments:
+class TorchMoments(StoredMoments[tuple[Tensor, Tensor], "AdamW"]):
     """torch's fused AdamW, on any device."""
-
-    def __init__(self, parameters: Parameters, rule: AdamW) -> None:
-        self._parameters, self._rule = parameters, rule
-        self._state: dict[str, tuple[Tensor, Tensor]] = {}
 
     def grad_norm(self, gradients: Sequence[Tensor]) -> float:
         """Squares of the gradients' norms add in float64, in order."""
@@ -128,15 +111,8 @@ class TorchMoments:
             for n, p in self._parameters.items()
         }
 
-    def tensors(self) -> dict[str, Tensor]:
-        return _named(self._state)
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        fresh = self._zeros()
-        check_fits(_named(fresh), state)
-        for name, tensor in _named(fresh).items():
-            tensor.copy_(state[name])
-        self._state = fresh
+    def _named(self, state: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        return _named(state)
 
 
 def _named(state: Mapping[str, _Pair]) -> dict[str, Tensor]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from pyengine.engine.optim.stored_moments import KernelMoments
 from pyengine.engine.optim.update_rule import (
     AT_LEAST_0,
     BETAS,
@@ -17,56 +17,41 @@ from pyengine.engine.optim.update_rule import (
     Moments,
     Parameters,
     UpdateRule,
-    check_fits,
-    contiguous,
     elsewhere,
 )
 from pyengine.engine.weights.arena import Arena
 from pyengine.errors import ConfigError
-from pyengine.ops.adamw import adamw_grad_norm
 from pyengine.ops.lion import lion_steps
 from pyengine.rules import checked
 
 KEY = "exp_avg"
 
 
-class LionMoments:
+class LionMoments(KernelMoments[Tensor, "Lion"]):
     """The moving average of every parameter's gradients, in 32 bits."""
 
-    def __init__(self, parameters: Parameters, rule: Lion) -> None:
-        self._parameters, self._rule = parameters, rule
-        self._state: dict[str, Tensor] = {}
-
-    def grad_norm(self, gradients: Sequence[Tensor]) -> float:
-        return adamw_grad_norm([contiguous(g) for g in gradients])
-
-    def step_calls(self, rate: float, grad_scale: float, step: int) -> list[Change]:
-        state = self._state or self._zeros()
-        moved = {n: (p, p.grad) for n, p in self._parameters.items() if p.grad is not None}
-        write = lion_steps(
-            [(p, contiguous(grad), state[name]) for name, (p, grad) in moved.items()],
+    def _write(
+        self,
+        entries: Sequence[tuple[Tensor, Tensor, Tensor]],
+        rate: float,
+        grad_scale: float,
+        step: int,
+    ) -> Change:
+        return lion_steps(
+            entries,
             lr=rate,
             betas=self._rule.betas,
             weight_decay=self._rule.weight_decay,
             grad_scale=grad_scale,
         )
-        return [write, partial(setattr, self, "_state", state)]
 
     def _zeros(self) -> dict[str, Tensor]:
-        """They take memory when they are first written."""
         arena = Arena.fitting(4 * p.numel() for p in self._parameters.values())
         shapes = {name: tuple(p.shape) for name, p in self._parameters.items()}
         return {name: arena.take(shape, torch.float32) for name, shape in shapes.items()}
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {f"{KEY}.{name}": tensor for name, tensor in self._state.items()}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        fresh = self._zeros()
-        check_fits({f"{KEY}.{name}": tensor for name, tensor in fresh.items()}, state)
-        for name, tensor in fresh.items():
-            tensor.copy_(state[f"{KEY}.{name}"])
-        self._state = fresh
+    def _named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {f"{KEY}.{name}": tensor for name, tensor in state.items()}
 
 
 @dataclass(frozen=True)
