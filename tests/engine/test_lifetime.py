@@ -50,8 +50,9 @@ def test_the_weights_go_with_the_engine_at_once(make_engine, options):
         engine.score(groups, model=name)
     engine.set_reference("a")
     engine.score(groups, model="reference")
-    held = [engine, engine._network, engine._network.decoder, engine._footprint]
-    held += [engine._inference, engine._learner, engine._iterates._models]
+    held = [engine, engine._network, engine._network.decoder, engine._footprint, engine._updates]
+    held += [engine._inference, engine._learner, engine._iterates, engine._iterates._models]
+    held += [engine._exports, engine._checkpoints]
     seen = {type(each).__name__: weakref.ref(each) for each in held}
     seen |= {name: weakref.ref(p) for name, p in engine._network.parameters.items()}
     del engine, held
