@@ -14,7 +14,7 @@ from pyengine.preferences.comparators.comparator import Compared, Duel
 from pyengine.preferences.comparators.rewards_once import RewardsOnce
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback
 from pyengine.preferences.groups import Group
-from pyengine.preferences.keyed_draws import keyed_random, keyed_uniforms
+from pyengine.preferences.keyed import keyed
 from pyengine.rules import (
     COUNT,
     FLIP_RATE,
@@ -98,7 +98,7 @@ class SimulatedAnnotator:
 
     def _panel(self, group: Group) -> list[int]:
         """Who labels this prompt."""
-        draw = keyed_random("annotators", self.seed, group.prompt_ids)
+        draw = keyed(self.seed, "annotators", tuple(group.prompt_ids))
         return draw.sample(range(self.annotators), self.votes)
 
     def _share(
@@ -121,7 +121,7 @@ class SimulatedAnnotator:
         votes = []
         for a in panel:
             rewards = gold[a % len(gold)].rewards[g]
-            key = (self.seed, a, group.prompt_ids, one, other)
+            key = (a, tuple(group.prompt_ids), tuple(one), tuple(other))
             vote = self._vote(a, rewards[i], rewards[j], key, counts)
             if vote is not None:
                 votes.append(vote)
@@ -145,7 +145,8 @@ class SimulatedAnnotator:
         if abs(one - other) <= self.margin:
             counts["ties"] += 1
             return 0.5
-        noise, flip, *_ = keyed_uniforms("label", *key)
+        draw = keyed(self.seed, "label", *key)
+        noise, flip = draw.random(), draw.random()
         wins = one > other
         if self.temperature:
             wins = noise < (preference(one, other, self.temperature) or 0.0)

@@ -9,7 +9,7 @@ from pyengine.preferences.sources.function_source import FunctionSource
 from pyengine.preferences.sources.implicit_reward import ImplicitReward
 from pyengine.preferences.sources.judge_matrix import JudgeMatrix
 from pyengine.preferences.sources.mc_dropout import McDropout
-from pyengine.preferences.sources.ranked import RankedSource
+from pyengine.preferences.sources.ranked_source import RankedSource
 from pyengine.preferences.sources.remote_scores import RemoteScores
 from pyengine.preferences.sources.reward_model_source import RewardModelSource
 from pyengine.preferences.sources.reward_sum import RewardSum

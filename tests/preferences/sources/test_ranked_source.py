@@ -20,7 +20,7 @@ from pyengine.preferences.rankings.borda import Borda
 from pyengine.preferences.rankings.knockout import Knockout
 from pyengine.preferences.rankings.win_rate import WinRate
 from pyengine.preferences.sources.available import SOURCES
-from pyengine.preferences.sources.ranked import RankedSource, entrants
+from pyengine.preferences.sources.ranked_source import RankedSource, entrants
 from pyengine.recipes.schema.build import part
 from pyengine.recipes.schema.strict_yaml import Document
 from pyengine.registry import Registry
