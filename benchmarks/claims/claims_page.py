@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import communication
 import estimation
 import exploration
 import feedback
 import iteration
 import optima
 import selection
+import tournaments
 import tradeoff
 import turns
 from claim import Outcome
@@ -17,7 +19,8 @@ from claim import Outcome
 CLAIMS = [
     claim
     for module in (
-        tradeoff, iteration, optima, estimation, feedback, selection, exploration, turns
+        tradeoff, iteration, optima, estimation, feedback, selection, exploration, turns,
+        tournaments, communication,
     )
     for claim in module.CLAIMS
 ]  # fmt: skip
