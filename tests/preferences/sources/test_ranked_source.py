@@ -21,7 +21,7 @@ from pyengine.preferences.rankings.knockout import Knockout
 from pyengine.preferences.rankings.win_rate import WinRate
 from pyengine.preferences.sources.available import SOURCES
 from pyengine.preferences.sources.ranked_source import RankedSource, entrants
-from pyengine.recipes.schema.build import part
+from pyengine.recipes.schema.build import make_part, part
 from pyengine.recipes.schema.strict_yaml import Document
 from pyengine.registry import Registry
 
@@ -172,3 +172,8 @@ def test_names_within_its_parts_are_bound():
     data = {"name": "ranked", "comparator": "by_reward", "ranking": {"name": "knockout"}}
     with pytest.raises(ConfigError, match=r"source\.comparator: .*by_reward needs source"):
         part(SOURCES, data, recipe, "source")
+    of_function = {"name": "by_reward", "source": {"name": "function", "function": "vader"}}
+    data = {"name": "ranked", "comparator": of_function, "ranking": "borda"}
+    from_recipe = make_part(SOURCES, part(SOURCES, data, recipe, "source"))
+    assert unbound(from_recipe) == [("vader", "function")]
+    assert from_recipe.gives.matrix
