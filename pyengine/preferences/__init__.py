@@ -1,17 +1,22 @@
 """Groups of responses, what is known about them, and the comparisons that follow from it."""
 
+from pyengine.preferences.comparators.by_reward import ByReward
 from pyengine.preferences.comparators.remote_judge import RemoteJudge
+from pyengine.preferences.comparators.simulated_annotator import SimulatedAnnotator
 from pyengine.preferences.feedback import Feedback, SampleStatus
 from pyengine.preferences.groups import Comparison, Group, Preferences, Response
 from pyengine.preferences.pairings.all_pairs import AllPairs
 from pyengine.preferences.pairings.best_worst import BestWorst
 from pyengine.preferences.pairings.pairing import Pairing, Pairs
+from pyengine.preferences.rankings.available import RANKINGS
+from pyengine.preferences.rankings.ranking import rank
 from pyengine.preferences.remote.endpoint import Endpoint
 from pyengine.preferences.sources.derived import Derived
 from pyengine.preferences.sources.derived_source import DerivedSource
 from pyengine.preferences.sources.ensemble import Ensemble
 from pyengine.preferences.sources.function_source import FunctionSource
 from pyengine.preferences.sources.mc_dropout import McDropout
+from pyengine.preferences.sources.ranked_source import RankedSource
 from pyengine.preferences.sources.remote_scores import RemoteScores
 from pyengine.preferences.sources.reward_function import RewardFunction
 from pyengine.preferences.sources.reward_model_source import RewardModelSource
@@ -20,8 +25,10 @@ from pyengine.preferences.sources.source import Gives, Source
 from pyengine.preferences.sources.token_function import TokenFunction
 
 __all__ = [
+    "RANKINGS",
     "AllPairs",
     "BestWorst",
+    "ByReward",
     "Comparison",
     "Derived",
     "DerivedSource",
@@ -35,6 +42,7 @@ __all__ = [
     "Pairing",
     "Pairs",
     "Preferences",
+    "RankedSource",
     "RemoteJudge",
     "RemoteScores",
     "Response",
@@ -42,6 +50,8 @@ __all__ = [
     "RewardModelSource",
     "RewardSum",
     "SampleStatus",
+    "SimulatedAnnotator",
     "Source",
     "TokenFunction",
+    "rank",
 ]
