@@ -14,6 +14,7 @@ from pyengine.preferences.sources.verifiers.code_tests import tests_of as rows_t
 from pyengine.preferences.sources.verifiers.sandbox.plain_data import decoded, encoded
 from pyengine.preferences.sources.verifiers.sandbox.run import Containment, SandboxError
 from pyengine.preferences.sources.verifiers.unit_tests import UnitTests
+from pyengine.preferences.sources.verifiers.verifier import RIGHT, Judged, Verdict
 
 ADD = "def add(a, b):\n    return a + b\n"
 
@@ -67,6 +68,20 @@ def test_what_programs_come_to() -> None:
         "over_limit/memory": 1,
         "no_answer": 1,
     }
+
+
+def test_a_program_that_comes_again_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three programs of two rows: the same text is another program where the tests are others."""
+    ran = []
+
+    def counted(self: UnitTests, response: Judged) -> Verdict:
+        ran.append((response.text, response.answer))
+        return RIGHT
+
+    monkeypatch.setattr(UnitTests, "verify", counted)
+    rows = [group("assert f()", "a", "b", "a"), group("assert g()", "a")]
+    assert UnitTests()(rows).rewards == [[1.0, 1.0, 1.0], [1.0]]
+    assert sorted(ran) == [("a", "assert f()"), ("a", "assert g()"), ("b", "assert f()")]
 
 
 def test_a_program_that_is_late() -> None:
