@@ -26,6 +26,7 @@ from pyengine.loops.walk import PromptWalk
 from pyengine.preferences.subset import Unit
 
 if TYPE_CHECKING:
+    from pyengine.evaluation.evaluation import Measure
     from pyengine.preferences.allocations.allocation import Allocation
     from pyengine.preferences.feedback import Feedback
     from pyengine.preferences.groups import Group, Preferences
@@ -45,6 +46,7 @@ class PromptedOptions(TypedDict, total=False):
     eval_columns: Mapping[str, Sequence[Any]] | None
     eval_sampling: Any
     eval_source: Source | None
+    eval_measures: Sequence[Measure]
     eval_every: int
     min_valid_fraction: float
     judge: steps.JudgePolicy | None
@@ -70,6 +72,7 @@ class Prompted(Loop):
                         receive them by name
     eval_prompts        held-out prompts for `evaluate`; eval_sampling defaults to `sampling` with
                         another seed, and eval_source to `source`
+    eval_measures       what else an evaluation measures, e.g. evaluation.PassAtK()
     eval_every          evaluate after every so many rounds; 0: only when `evaluate` is called
     min_valid_fraction  a round with a smaller fraction of valid rewards is a failure of the judge
     judge               what is done about one, see steps.JudgePolicy; None: RewardError
@@ -103,6 +106,7 @@ class Prompted(Loop):
         eval_columns: Mapping[str, Sequence[Any]] | None = None,
         eval_sampling: Any = None,
         eval_source: Source | None = None,
+        eval_measures: Sequence[Measure] = (),
         eval_every: int = 0,
         min_valid_fraction: float = 0.5,
         judge: steps.JudgePolicy | None = None,
@@ -121,7 +125,7 @@ class Prompted(Loop):
         self.eval_columns = eval_columns
         self.eval_sampling = eval_sampling or dataclasses.replace(sampling, seed=sampling.seed + 1)
         self.eval_source = eval_source or source
-        self.eval_every = eval_every
+        self.eval_measures, self.eval_every = tuple(eval_measures), eval_every
         self.min_valid_fraction = min_valid_fraction
         self.judge, self.remember = judge or steps.JudgePolicy(), remember
         self.seed = seed
@@ -172,7 +176,11 @@ class Prompted(Loop):
     def _made_up(self, index: int) -> Group:
         """A group such as a round would sample."""
         size = getattr(self.sampler, "size", None)
-        return made_up_group(index, self.sampling.n if size is None else size(self.sampling))
+        group = made_up_group(index, self.sampling.n if size is None else size(self.sampling))
+        if not getattr(self.sampler, "has_logprobs", True):
+            for response in group.responses:
+                response.logprobs = None
+        return group
 
     def _begin(self) -> None:
         """What a round does to snapshots before it samples. It may be done again."""
@@ -350,6 +358,7 @@ class Prompted(Loop):
             self.eval_source,
             self.eval_sampling,
             self.eval_columns,
+            self.eval_measures,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyengine.errors import ConfigError
+from pyengine.loops.measures import check_measures
 
 if TYPE_CHECKING:
     from pyengine.preferences.allocations.allocation import Allocation
@@ -50,6 +51,7 @@ def check_prompted(loop: Any, allocation: Allocation | None) -> None:
             f"[{who}] eval_every = {loop.eval_every} needs eval_prompts but there are none"
         )
     _check_columns(loop)
+    check_measures(loop.eval_measures, loop.eval_source, loop.eval_sampling.n, loop.has_reference)
     for name, part in (("sampler", loop.sampler), ("allocation", allocation)):
         if part is not None and loop.draws_itself:
             raise ConfigError(

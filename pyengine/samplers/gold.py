@@ -86,6 +86,7 @@ class Gold:
 
     name: ClassVar[str] = "gold"
     needs_source: ClassVar[bool] = False
+    has_logprobs: ClassVar[bool] = False
     column: str = checked("gold", _NAME)
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ class PromptedContrast:
 
     name: ClassVar[str] = "prompted_contrast"
     needs_source: ClassVar[bool] = False
+    has_logprobs: ClassVar[bool] = False
     good: str = checked("You give correct, helpful and complete answers.\n\n", _TEXT)
     bad: str = checked("You give careless answers that are vague or wrong.\n\n", _TEXT)
     place: str = checked("system", one_of("system", "suffix"))

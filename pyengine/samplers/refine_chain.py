@@ -72,6 +72,7 @@ class RefineChain:
 
     name: ClassVar[str] = "refine_chain"
     needs_source: ClassVar[bool] = False
+    has_logprobs: ClassVar[bool] = False
     rounds: int = checked(1, COUNT)
     critique: str = checked(CRITIQUE, _TEXT)
     revise: str = checked(REVISE, _TEXT)

@@ -35,6 +35,9 @@ class Sampler(Protocol):
     """A way to sample.
 
     needs_source  whether it asks a source which of its samples are good
+    One whose call also takes `columns`, name -> a value for each prompt, is given those of the
+    rows. One of whose responses some have no `logprobs` says `has_logprobs = False`: an objective
+    that needs them is then refused beforehand.
     """
 
     name: ClassVar[str]

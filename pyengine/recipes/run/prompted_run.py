@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pyengine.data.fitting import fit_prompts
 from pyengine.engine import SamplingParams
+from pyengine.evaluation.available import EVALUATIONS
 from pyengine.loops import JudgePolicy, Prompted
 from pyengine.loops.rehearsal import EngineToCome
 from pyengine.loops.steps import Remember
@@ -49,6 +50,8 @@ class PromptedRun:
         }
         for part in self.parts.values():
             check_names(part, allow_code, recipe.engine.has_reference)
+        metrics = recipe.eval.metrics if recipe.eval else []
+        self.measures = [make_part(EVALUATIONS, data) for data in metrics]
         self.prompts = load_prompts(recipe.prompts)
         self.held_out = load_prompts(recipe.eval.prompts) if recipe.eval else Prompts([], {})
         self.rehearsal = self._rehearsed()
@@ -155,6 +158,7 @@ class PromptedRun:
             "eval_prompts": self.held_out.prompts,
             "eval_columns": self.held_out.columns,
             "eval_sampling": self._eval_sampling(),
+            "eval_measures": self.measures,
             "min_valid_fraction": recipe.min_valid_fraction,
             "judge": JudgePolicy(**dataclasses.asdict(recipe.judge)),
             "seed": recipe.seed,

@@ -51,7 +51,8 @@ def build(cls: type[T], data: Any, document: Document, prefix: str = "") -> T:
             values[key] = None
             continue
         if registry is not None:
-            values[key] = part(registry, value, document, path)
+            several = fields[key].metadata.get("many", False)
+            values[key] = (_parts if several else part)(registry, value, document, path)
             continue
         values[key] = convert(hints[key], value, document, path)
         _check_range(fields[key].metadata, values[key], document, path)
@@ -104,13 +105,19 @@ def part(registry: Registry[Any], data: Any, document: Document, path: str) -> d
     return {"name": name, **values}
 
 
+def _parts(
+    registry: Registry[Any], data: Any, document: Document, path: str
+) -> list[dict[str, Any]]:
+    """Several parts of a registry, each as `part` takes it."""
+    if isinstance(data, (str, Mapping)) or not isinstance(data, Sequence):
+        raise _error(document, path, f"must be a list of {registry.kind}", data)
+    return [part(registry, each, document, f"{path}[{i}]") for i, each in enumerate(data)]
+
+
 def _bound(kind: str, value: Any, document: Document, path: str) -> Any:
     """What a recipe says of a field that a run fills: a name, or a part within the part."""
     if kind in MANY:
-        if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
-            raise _error(document, path, f"must be a list of {kind}", value)
-        room = ROOMS[MANY[kind]]
-        return [part(room, each, document, f"{path}[{i}]") for i, each in enumerate(value)]
+        return _parts(ROOMS[MANY[kind]], value, document, path)
     if kind in NESTED:
         return part(ROOMS[kind], value, document, path)
     if not isinstance(value, str):

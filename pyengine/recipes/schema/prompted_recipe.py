@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pyengine.engine import SamplingParams
 from pyengine.errors import ConfigError
+from pyengine.evaluation.available import EVALUATIONS
 from pyengine.objectives.available import OBJECTIVES
 from pyengine.preferences.allocations.available import ALLOCATIONS
 from pyengine.preferences.pairings.available import PAIRINGS
@@ -99,6 +100,8 @@ class EvalSpec:
     n           responses a prompt
     max_tokens  tokens a response; None: as in training
     seed        of the draws; the same at every evaluation
+    metrics     what else is measured, a list of names or {name, settings}; see `pyengine parts
+                evaluations`
     """
 
     SHORTHAND: ClassVar[str] = "prompts"
@@ -107,6 +110,9 @@ class EvalSpec:
     n: int = field(default=4, metadata={"min": 1})
     max_tokens: int | None = field(default=None, metadata={"min": 1})
     seed: int = field(default=1, metadata={"min": 0})
+    metrics: list[dict[str, Any]] = field(
+        default_factory=list, metadata={"registry": EVALUATIONS, "many": True}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
