@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from pyengine.errors import RequestError
 from pyengine.evaluation.evaluation import Figure
-from pyengine.evaluation.self_bleu import ngrams, self_bleu
+from pyengine.evaluation.self_bleu import ngram_counts, self_bleu
 from pyengine.evaluation.standard_errors import mean_figure
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Group, Response
@@ -23,7 +23,7 @@ def distinct(texts: Sequence[Sequence[Hashable]], n: int) -> float | None:
 
     Source: Li et al., arXiv:1510.03055, section 4.
     """
-    counts = [ngrams(text, n) for text in texts]
+    counts = [ngram_counts(text, n) for text in texts]
     total = sum(sum(count.values()) for count in counts)
     return len(set().union(*counts)) / total if total else None
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
-import random
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from typing import Any, ClassVar
 
 from pyengine.errors import RequestError
@@ -20,23 +16,12 @@ from pyengine.evaluation.pass_at_k import COUNTS
 from pyengine.evaluation.standard_errors import mean_figure
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Group
+from pyengine.preferences.keyed_draws import keyed_random
+from pyengine.preferences.sources.verifiers.numeric import last_number
 from pyengine.rules import FINITE, WHOLE, Rule, check_fields, checked, or_none
 
 MAX_SUBSETS = 1000  # more than these are drawn instead of gone through
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _TEXT = Rule("a text", lambda value: isinstance(value, str))
-
-
-def last_number(text: str) -> str | None:
-    """The last number of a text, written in one way: 1,200.50 is 1200.5; None without one."""
-    found = _NUMBER.findall(text)
-    if not found:
-        return None
-    try:
-        number = Decimal(found[-1].replace(",", ""))
-    except InvalidOperation:  # beyond what Decimal holds
-        return str(found[-1])
-    return format(number.normalize(), "f") if number else "0"
 
 
 def majority(answers: Sequence[Any], right: Sequence[bool]) -> float:
@@ -66,8 +51,7 @@ def maj_at_k(answers: Sequence[Any], right: Sequence[bool], k: int, key: str = "
         raise RequestError(f"[maj_at_k] k must be in [1, {n}], the samples, but is {k}")
     subsets: Iterable[Sequence[int]] = itertools.combinations(range(n), k)
     if math.comb(n, k) > MAX_SUBSETS:
-        digest = hashlib.sha256(f"maj_at_k/{key}/{n}/{k}".encode()).digest()
-        draws = random.Random(int.from_bytes(digest))
+        draws = keyed_random("maj_at_k", key, n, k)
         subsets = [sorted(draws.sample(range(n), k)) for _ in range(MAX_SUBSETS)]
     chances = [majority([answers[i] for i in s], [right[i] for i in s]) for s in subsets]
     return math.fsum(chances) / len(chances)

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 Words = Sequence[Hashable]
 
 
-def ngrams(words: Words, n: int) -> Counter[tuple[Hashable, ...]]:
+def ngram_counts(words: Words, n: int) -> Counter[tuple[Hashable, ...]]:
     """Each run of n words, with how often it is there."""
     return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
@@ -26,10 +26,10 @@ def bleu(words: Words, references: Sequence[Words], max_order: int = 4) -> float
         return 0.0
     logs = []
     for n in range(1, max_order + 1):
-        mine = ngrams(words, n)
+        mine = ngram_counts(words, n)
         most: Counter[tuple[Hashable, ...]] = Counter()
         for reference in references:
-            most |= ngrams(reference, n)
+            most |= ngram_counts(reference, n)
         extra = n > 1
         matched = sum((mine & most).values()) + extra
         if matched == 0:

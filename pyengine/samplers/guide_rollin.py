@@ -11,9 +11,9 @@ from pyengine.engine.calls.requests import as_written
 from pyengine.engine.calls.sampling_params import SamplingParams
 from pyengine.errors import ConfigError
 from pyengine.preferences.groups import Group
+from pyengine.preferences.keyed_draws import keyed_uniforms
 from pyengine.preferences.sources.source import Source
 from pyengine.rules import COUNT, SHARE, check_fields, checked
-from pyengine.samplers.draws import uniform
 from pyengine.samplers.model_names import MODEL
 from pyengine.samplers.prompt_text import encoded
 from pyengine.samplers.sampler import Generates, derived_ids
@@ -111,6 +111,5 @@ class GuideRollin:
         return written
 
     def _length(self, seed: int, request_id: int) -> int:
-        if uniform(self.name, seed, request_id, "is rolled in") >= self.probability:
-            return 0
-        return int(uniform(self.name, seed, request_id, "t") * (self.max_tokens + 1))
+        lot, t, *_ = keyed_uniforms(self.name, seed, request_id)
+        return int(t * (self.max_tokens + 1)) if lot < self.probability else 0

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from pyengine.engine.calls.sampling_params import SamplingParams
 from pyengine.errors import ConfigError
 from pyengine.preferences.groups import Group
+from pyengine.preferences.keyed_draws import keyed_uniforms
 from pyengine.preferences.sources.source import Source
 from pyengine.rules import SHARE, check_fields, checked
-from pyengine.samplers.draws import uniform
 from pyengine.samplers.joining import joined, with_origin
 from pyengine.samplers.model_names import MODEL
 from pyengine.samplers.sampler import Generates, derived_ids
@@ -55,7 +55,7 @@ class Pilaf:
     ) -> list[Group]:
         """At most three generate calls, whatever the number of prompts."""
         half = dataclasses.replace(params, n=self.size(params) // 2)
-        tossed = [uniform(self.name, params.seed, i) < 0.5 for i in request_ids]
+        tossed = [keyed_uniforms(self.name, params.seed, i)[0] < 0.5 for i in request_ids]
         plain = [i for i, is_plain in enumerate(tossed) if is_plain]
         moved = [i for i, is_plain in enumerate(tossed) if not is_plain]
         ids = [request_ids[i] for i in moved]

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 from pyengine.engine.calls.sampling_params import SamplingParams
 from pyengine.errors import ConfigError, RewardError
 from pyengine.preferences.groups import Group
+from pyengine.preferences.keyed_draws import keyed_uniforms
 from pyengine.preferences.sources.source import Source
 from pyengine.rules import COUNT, FINITE, POSITIVE, check_fields, checked, or_none
-from pyengine.samplers.draws import uniform
 from pyengine.samplers.joining import chosen, joined
 from pyengine.samplers.judging import rewards_of
 from pyengine.samplers.sampler import Generates, derived_ids
@@ -135,7 +135,7 @@ class Rejection:
         pool.groups.append(group)
         pool.rewards += rewards
         pool.uniforms += [
-            [uniform(self.name, *key, k, s) for s in range(self.steps)]
+            [keyed_uniforms(self.name, *key, k, s)[0] for s in range(self.steps)]
             for k in range(first, first + len(rewards))
         ]
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from pyengine.errors import ConfigError, RequestError, RewardError
-from pyengine.evaluation.maj_at_k import MajAtK, last_number, maj_at_k, majority
+from pyengine.evaluation.maj_at_k import MajAtK, maj_at_k, majority
 from pyengine.evaluation.pass_at_k import PassAtK, pass_at_k
 from pyengine.preferences import Feedback, Group, Response
 
@@ -42,23 +42,6 @@ def test_labels_say_what_is_right_where_there_are_some():
     assert PassAtK()(groups_of("ab"), feedback)["pass@1"].value == 0.5
     feedback.labels = [[False, False]]
     assert PassAtK()(groups_of("ab"), feedback)["pass@1"].value == 0.0
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("so 3 + 4 = 7.", "7"),
-        ("it is 1,200.50 dollars", "1200.5"),
-        ("-0.0", "0"),
-        ("3.0 or 10", "10"),
-        ("7.00", "7"),
-        ("none", None),
-        ("x-5", "-5"),
-        ("1,2", "2"),
-    ],
-)
-def test_last_number(text, number):
-    assert last_number(text) == number
 
 
 def test_a_tie_of_answers_is_shared():

@@ -10,8 +10,8 @@ from letters import LettersEngine, rewards, texts
 
 import pyengine as pe
 from pyengine.errors import ConfigError, RewardError
+from pyengine.preferences.keyed_draws import keyed_uniforms
 from pyengine.samplers.best_of_n import BestOfN
-from pyengine.samplers.draws import uniform
 from pyengine.samplers.rejection import Rejection, accepted
 
 PARAMS = pe.SamplingParams(n=4, max_tokens=3)
@@ -91,7 +91,7 @@ def test_a_cap_ends_the_draws_and_a_step_before_serves():
     assert 1 <= group.columns["step"] < 40
     steps = accepted(
         [9.0, 8.9, 8.8, 8.8],
-        [[uniform("rejection", 0, 0, k, s) for s in range(40)] for k in range(4)],
+        [[keyed_uniforms("rejection", 0, 0, k, s)[0] for s in range(40)] for k in range(4)],
         0.05,
     )
     assert len(steps[group.columns["step"] - 1]) >= 3 > len(steps[group.columns["step"]])
@@ -107,7 +107,7 @@ def test_rewards_above_the_bound_are_refused():
 
 def test_accepted_responses_are_of_the_tilted_policy():
     """Letters a, b, c are equally likely and worth 0, 1/2, 1: with beta 1 they come as e^r."""
-    engine = LettersEngine(lambda p, i, k, m: "abc"[int(3 * uniform("toy", i, k))])
+    engine = LettersEngine(lambda p, i, k, m: "abc"[int(3 * keyed_uniforms("toy", i, k)[0])])
     worth = {"a": 0.0, "b": 0.5, "c": 1.0}
     sampler = Rejection(beta=1.0, keep=1, max_draws=60, max_reward=1.0)
     groups = sampler(
