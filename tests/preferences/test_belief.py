@@ -10,7 +10,6 @@ import pytest
 from pyengine.errors import RequestError
 from pyengine.preferences import Comparison, Feedback
 from pyengine.preferences.belief import Belief, Rewards, normal_quantiles, numbers
-from pyengine.preferences.keyed import keyed
 from pyengine.preferences.logistic import sigmoid
 from pyengine.preferences.ngrams import jaccard, ngrams
 
@@ -66,9 +65,3 @@ def test_ngrams_and_their_likeness():
     assert ngrams([1, 2], 3) == {(1, 2)}
     assert ngrams([], 3) == frozenset()
     assert jaccard(frozenset(), frozenset()) == 1.0
-
-
-def test_draws_are_the_same_in_every_process():
-    """A value from another one: neither hash seeds nor earlier draws are in it."""
-    assert keyed(3, "a", (1, 2)).random() == 0.5627500351144522
-    assert keyed(3, "a", (1, 3)).random() != 0.5627500351144522

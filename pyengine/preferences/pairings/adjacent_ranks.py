@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import ClassVar
 
 from pyengine.preferences.groups import Group
-from pyengine.preferences.pairings.ranked import RankedPairing, best_first
+from pyengine.preferences.pairings.ranked_pairing import RankedPairing, best_first
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pyengine.preferences.groups import Group
 from pyengine.preferences.pairings.all_pairs import AllPairs
-from pyengine.preferences.pairings.ranked import Pair, every_two
+from pyengine.preferences.pairings.ranked_pairing import Pair, every_two
 from pyengine.rules import SWITCH, checked
 
 GOLD = "gold"

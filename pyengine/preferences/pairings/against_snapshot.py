@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pyengine.errors import ConfigError
 from pyengine.preferences.groups import Group
-from pyengine.preferences.pairings.ranked import RankedPairing
+from pyengine.preferences.pairings.ranked_pairing import RankedPairing
 from pyengine.rules import Rule, checked
 
 POLICY = "policy"  # what a response without an origin comes from

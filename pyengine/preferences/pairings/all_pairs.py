@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 from pyengine.preferences.groups import Group
-from pyengine.preferences.pairings.ranked import Pair, RankedPairing, every_two
+from pyengine.preferences.pairings.ranked_pairing import Pair, RankedPairing, every_two
 from pyengine.rules import COUNT, checked, or_none
 
 T = TypeVar("T")

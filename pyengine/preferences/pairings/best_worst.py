@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pyengine.preferences.groups import Group
-from pyengine.preferences.pairings.ranked import RankedPairing
+from pyengine.preferences.pairings.ranked_pairing import RankedPairing
 
 
 @dataclass(frozen=True)

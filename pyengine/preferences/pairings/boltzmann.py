@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pyengine.preferences.groups import Group
-from pyengine.preferences.keyed import content, keyed
-from pyengine.preferences.pairings.ranked import RankedPairing
+from pyengine.preferences.keyed_draws import keyed_random
+from pyengine.preferences.pairings.pairing import content
+from pyengine.preferences.pairings.ranked_pairing import RankedPairing
 from pyengine.rules import POSITIVE, WHOLE, checked
 
 
@@ -32,7 +33,7 @@ class Boltzmann(RankedPairing):
         self, group: Group, rewards: dict[int, float], counts: Counter[str]
     ) -> Iterable[tuple[int, int]]:
         """The two largest of reward / t + Gumbel noise: a draw without replacement."""
-        generator = keyed(self.seed, self.name, content(group))
+        generator = keyed_random(self.name, self.seed, *content(group))
 
         def gumbel() -> float:
             return -math.log(-math.log(1 - generator.random() * (1 - 2**-53)))

@@ -11,8 +11,8 @@ from typing import ClassVar
 from pyengine.preferences.belief import Rewards
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Comparison, Group
-from pyengine.preferences.keyed import content, keyed
-from pyengine.preferences.pairings.pairing import Pairs, same_tokens, valid_rewards
+from pyengine.preferences.keyed_draws import keyed_random
+from pyengine.preferences.pairings.pairing import Pairs, content, same_tokens, valid_rewards
 from pyengine.rules import COUNT, WHOLE, Rule, check_fields, checked
 
 
@@ -64,7 +64,7 @@ class DoubleThompson:
             if len(drawn) < 2:
                 counts["too_few"] += 1
                 continue
-            generator = keyed(self.seed, self.name, content(groups[g]))
+            generator = keyed_random(self.name, self.seed, *content(groups[g]))
             a, b = self._pair(drawn, generator, believed.spread, counts)
             winner, loser = (a, b) if rewards[a] >= rewards[b] else (b, a)
             if rewards[a] == rewards[b]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from pyengine.errors import ConfigError
 from pyengine.preferences.groups import Group
 from pyengine.preferences.pairings.all_pairs import capped
-from pyengine.preferences.pairings.ranked import Pair, RankedPairing, every_two
+from pyengine.preferences.pairings.ranked_pairing import Pair, RankedPairing, every_two
 from pyengine.rules import COUNT, POSITIVE, checked, one_of, or_none
 
 

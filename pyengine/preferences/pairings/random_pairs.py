@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pyengine.preferences.groups import Group
-from pyengine.preferences.keyed import content, keyed
+from pyengine.preferences.keyed_draws import keyed_random
 from pyengine.preferences.pairings.all_pairs import capped
-from pyengine.preferences.pairings.ranked import Pair, RankedPairing, every_two
+from pyengine.preferences.pairings.pairing import content
+from pyengine.preferences.pairings.ranked_pairing import Pair, RankedPairing, every_two
 from pyengine.rules import COUNT, WHOLE, checked
 
 
@@ -38,5 +39,5 @@ class RandomPairs(RankedPairing):
         self, found: list[Pair], group: Group, rewards: dict[int, float], counts: Counter[str]
     ) -> list[Pair]:
         """A sample without replacement, in the order it was drawn."""
-        keyed(self.seed, self.name, content(group)).shuffle(found)
+        keyed_random(self.name, self.seed, *content(group)).shuffle(found)
         return capped(found, self.pairs, counts)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Group
-from pyengine.preferences.keyed import keyed
+from pyengine.preferences.keyed_draws import keyed_random
 from pyengine.preferences.pairings.pairing import Pairs
 from pyengine.preferences.selections.budget import Budgeted, some_of
 from pyengine.rules import WHOLE, checked
@@ -31,6 +31,6 @@ class RandomShare(Budgeted):
     ) -> Pairs:
         """See Selection."""
         places = list(range(len(pairs.comparisons)))
-        keyed(self.seed, self.name, round).shuffle(places)
+        keyed_random(self.name, self.seed, round).shuffle(places)
         size = self.size(len(places), round)
         return some_of(pairs, places[:size], over_budget=len(places) - size)

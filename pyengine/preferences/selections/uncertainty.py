@@ -10,7 +10,7 @@ from pyengine.errors import ConfigError
 from pyengine.preferences.belief import Belief, Rewards
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Comparison, Group
-from pyengine.preferences.keyed import keyed
+from pyengine.preferences.keyed_draws import keyed_random
 from pyengine.preferences.pairings.double_thompson import PARTICLES
 from pyengine.preferences.pairings.pairing import Pairs
 from pyengine.preferences.selections.budget import Budgeted, some_of
@@ -87,7 +87,7 @@ class Uncertainty(Budgeted):
         """What is kept first."""
         if self.keep == "drawn":
             # The smallest of exponential variables with these rates: a draw without replacement.
-            generator = keyed(self.seed, self.name, round)
+            generator = keyed_random(self.name, self.seed, round)
             drawn = {k: generator.expovariate(1.0) for k in usable}
             certainty = {k: 1 - float(belief.information[k]) for k in usable}
             infinite = float("inf")
