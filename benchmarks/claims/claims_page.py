@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import annotation
 import communication
 import estimation
 import exploration
+import exploring_queries
 import feedback
 import iteration
 import optima
+import pools
 import selection
+import spending
 import tournaments
 import tradeoff
 import turns
@@ -21,6 +25,7 @@ CLAIMS = [
     for module in (
         tradeoff, iteration, optima, estimation, feedback, selection, exploration, turns,
         tournaments, communication,
+        annotation, exploring_queries, spending, pools,
     )
     for claim in module.CLAIMS
 ]  # fmt: skip
