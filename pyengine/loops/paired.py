@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from pyengine.loops import steps
 from pyengine.loops.loop import Report
 from pyengine.loops.metrics import pair_metrics
 from pyengine.loops.prompted import Prompted
+from pyengine.loops.rehearsal import tried
 from pyengine.preferences.groups import Preferences
 
 if TYPE_CHECKING:
@@ -42,7 +44,10 @@ class Paired(Prompted):
 
     def rehearsed_batch(self, groups: Sequence[Group], feedback: Feedback) -> Preferences:
         """See Prompted: whatever a selection leaves out of a made-up round is no fault."""
-        batch, _ = self._batch(groups, feedback)
-        if steps.trainable(batch, self.objective):
-            return batch
-        return Preferences(groups, self.pairing(groups, feedback).comparisons, feedback)
+        rehearsing = copy.copy(self)
+        rehearsing.pairing, rehearsing.selection = tried(self.pairing), tried(self.selection)
+        batch, _ = rehearsing._batch(groups, feedback)
+        if not steps.trainable(batch, self.objective):
+            rehearsing.selection = None
+            batch, _ = rehearsing._batch(groups, feedback)
+        return batch

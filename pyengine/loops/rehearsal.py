@@ -93,6 +93,11 @@ def _no_comparisons(groups: Sequence[Group], loop: Rehearses) -> str:
     return f"it learns from comparisons but of {sizes} responses a prompt none is made"
 
 
+def tried(part: Any) -> Any:
+    """A part as it is tried on made-up rounds: without what depends on numbers or asks anybody."""
+    return getattr(part, "rehearsal", part)
+
+
 def made_up_group(index: int, samples: int) -> Group:
     """A prompt with different sampled responses."""
     responses = [

@@ -13,6 +13,11 @@ from pyengine.errors import CheckpointError, ConfigError, RequestError, RewardEr
 from pyengine.loops import ExpertIteration, JudgePolicy, Online
 from pyengine.objectives import DPO, NLL
 from pyengine.preferences import AllPairs, Feedback, Pairs
+from pyengine.preferences.comparators.comparator import Compared
+from pyengine.preferences.pairings.margin_threshold import MarginThreshold
+from pyengine.preferences.selections.annotated import Annotated
+from pyengine.preferences.selections.chain import Chain
+from pyengine.preferences.selections.margin import Margin
 
 
 class Twice:
@@ -231,3 +236,28 @@ def test_counters_change_with_the_round_alone(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             loop.run_round()
     assert loop.state_dict() == before
+
+
+class Asked:
+    """A comparator that says how often it was asked."""
+
+    name, calls = "asked", 0
+
+    def compare(self, groups, duels):
+        self.calls += 1
+        return Compared([1.0] * len(duels))
+
+
+def test_a_rehearsal_asks_nobody_and_has_no_limits_on_margins():
+    """Rewards that are made up differ by 1; a pairing may want more, and labels cost money."""
+    asked = Asked()
+    chosen = Chain((Margin(most=2), Annotated(asked)))
+    loop = make(Online, DPO(), pairing=AllPairs(min_margin=0.001), selection=chosen)
+    make(Online, DPO(), pairing=AllPairs(min_margin=50.0))
+    make(Online, DPO(), pairing=MarginThreshold(max_margin=0.5))
+    assert asked.calls == 0
+    [report] = loop.run(1)
+    assert asked.calls == 1
+    assert report["pairs/asked"] == 2
+    with pytest.raises(ConfigError, match="needs 'implicit' of every response"):
+        make(Online, DPO(), pairing=AllPairs(), selection=Margin(column="implicit"))

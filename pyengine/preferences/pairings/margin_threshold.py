@@ -40,7 +40,7 @@ class MarginThreshold(RankedPairing):
             )
 
     @property
-    def unlimited(self) -> RankedPairing:
+    def rehearsal(self) -> RankedPairing:
         """See RankedPairing."""
         return replace(self, min_margin=0.0, max_margin=None)
 

@@ -48,8 +48,8 @@ class RankedPairing:
             )
 
     @property
-    def unlimited(self) -> RankedPairing:
-        """The same without limits on margins: to be tried on rewards that are made up."""
+    def rehearsal(self) -> RankedPairing:
+        """The same without limits on margins: it is tried on rewards that are made up."""
         return replace(self, min_margin=0.0)
 
     def candidates(

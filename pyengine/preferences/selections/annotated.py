@@ -7,12 +7,21 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pyengine.preferences.binding import bound
-from pyengine.preferences.comparators.comparator import Comparator, Duel
+from pyengine.preferences.comparators.comparator import Comparator, Compared, Duel
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback
 from pyengine.preferences.groups import Comparison, Group
 from pyengine.preferences.pairings.pairing import Pairs
 from pyengine.preferences.selections.budget import some_of
 from pyengine.rules import SWITCH, check_fields, checked
+
+
+class _Agrees:
+    """Prefers each pair's winner, as the pairing did."""
+
+    name: ClassVar[str] = "agrees"
+
+    def compare(self, groups: Sequence[Group], duels: Sequence[Duel]) -> Compared:
+        return Compared([0.75] * len(duels))
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,11 @@ class Annotated:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def rehearsal(self) -> Annotated:
+        """The same without asking anybody: it is tried on responses that are made up."""
+        return replace(self, comparator=_Agrees())
 
     def __call__(
         self, groups: Sequence[Group], feedback: Feedback, pairs: Pairs, round: int = 0

@@ -28,6 +28,11 @@ class Chain:
         if not self.selections:
             raise ConfigError("[chain] selections must not be empty")
 
+    @property
+    def rehearsal(self) -> Chain:
+        """What each of them is tried as on a made-up round."""
+        return Chain(tuple(getattr(each, "rehearsal", each) for each in self.selections))
+
     def __call__(
         self, groups: Sequence[Group], feedback: Feedback, pairs: Pairs, round: int = 0
     ) -> Pairs:

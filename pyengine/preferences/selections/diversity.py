@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from pyengine.errors import ConfigError, RequestError
@@ -44,6 +44,11 @@ class Diversity:
         check_fields(self)
         if self.vectors is not None and self.n != 3:
             raise ConfigError(f"[{self.name}] n is used without vectors but is {self.n} with them")
+
+    @property
+    def rehearsal(self) -> Diversity:
+        """The same without vectors, of which made-up responses have none."""
+        return replace(self, vectors=None)
 
     def __call__(
         self, groups: Sequence[Group], feedback: Feedback, pairs: Pairs, round: int = 0

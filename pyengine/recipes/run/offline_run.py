@@ -12,7 +12,7 @@ from pyengine.engine.learn.training import rehearsed
 from pyengine.errors import ConfigError, RequestError
 from pyengine.loops import Offline
 from pyengine.loops.offline import held_out_split
-from pyengine.loops.rehearsal import made_up_group
+from pyengine.loops.rehearsal import made_up_group, tried
 from pyengine.loops.steps import Remember
 from pyengine.objectives.available import OBJECTIVES
 from pyengine.preferences import Gives, Preferences
@@ -70,7 +70,7 @@ class OfflineRun:
                     f"[offline] pairing {self.pairing.name} makes comparisons of scores but the "
                     "rows have comparisons of their own"
                 )
-            comparisons = list(self.pairing(groups, feedback).comparisons)
+            comparisons = list(tried(self.pairing)(groups, feedback).comparisons)
         who = f"[offline] {self.objective.name} does not fit rows of kind {self.kind}"
         if self.objective.unit == "comparison" and not comparisons:
             hint = "; `pairing: best_worst` makes comparisons of scores"
