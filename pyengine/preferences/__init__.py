@@ -5,11 +5,22 @@ from pyengine.preferences.comparators.remote_judge import RemoteJudge
 from pyengine.preferences.comparators.simulated_annotator import SimulatedAnnotator
 from pyengine.preferences.feedback import Feedback, SampleStatus
 from pyengine.preferences.groups import Comparison, Group, Preferences, Response
+from pyengine.preferences.pairings.adjacent_ranks import AdjacentRanks
+from pyengine.preferences.pairings.against_gold import AgainstGold
+from pyengine.preferences.pairings.against_snapshot import AgainstSnapshot
 from pyengine.preferences.pairings.all_pairs import AllPairs
 from pyengine.preferences.pairings.best_worst import BestWorst
+from pyengine.preferences.pairings.boltzmann import Boltzmann
+from pyengine.preferences.pairings.curriculum import Curriculum
+from pyengine.preferences.pairings.double_thompson import DoubleThompson
+from pyengine.preferences.pairings.gold_wins import GoldWins
+from pyengine.preferences.pairings.margin_threshold import MarginThreshold
+from pyengine.preferences.pairings.mean_minus_sigma import MeanMinusSigma
 from pyengine.preferences.pairings.pairing import Pairing, Pairs
 from pyengine.preferences.rankings.available import RANKINGS
 from pyengine.preferences.rankings.ranking import rank
+from pyengine.preferences.pairings.random_pairs import RandomPairs
+from pyengine.preferences.pairings.top_half import TopHalf
 from pyengine.preferences.remote.endpoint import Endpoint
 from pyengine.preferences.sources.derived import Derived
 from pyengine.preferences.sources.derived_source import DerivedSource
@@ -29,20 +40,32 @@ __all__ = [
     "AllPairs",
     "BestWorst",
     "ByReward",
+    "AdjacentRanks",
+    "AgainstGold",
+    "AgainstSnapshot",
+    "AllPairs",
+    "BestWorst",
+    "Boltzmann",
     "Comparison",
+    "Curriculum",
     "Derived",
     "DerivedSource",
+    "DoubleThompson",
     "Endpoint",
     "Ensemble",
     "Feedback",
     "FunctionSource",
     "Gives",
+    "GoldWins",
     "Group",
+    "MarginThreshold",
     "McDropout",
+    "MeanMinusSigma",
     "Pairing",
     "Pairs",
     "Preferences",
     "RankedSource",
+    "RandomPairs",
     "RemoteJudge",
     "RemoteScores",
     "Response",
@@ -54,4 +77,5 @@ __all__ = [
     "Source",
     "TokenFunction",
     "rank",
+    "TopHalf",
 ]
