@@ -121,7 +121,7 @@ class FakeEngine:
         text = " ".join(VOCABULARY[t] for t in tokens)
         return Response(tokens, logprobs, logprobs, text, finish)
 
-    def score(self, groups, model="policy"):
+    def score(self, groups, model="policy", *, keep=True):
         weight = self.weight_of(model)
         return [
             [FakeScore([-1.0 - weight - t / 8 for t in r.token_ids]) for r in g.responses]

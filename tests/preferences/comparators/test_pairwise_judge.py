@@ -11,10 +11,16 @@ from scripted_judge import CONTROL, Scripted, group_of
 
 import pyengine as pe
 from pyengine.errors import ConfigError, RequestError
+from pyengine.preferences.binding import unbound
 from pyengine.preferences.comparators.comparator import Duel
 from pyengine.preferences.comparators.orders import asked_orders, turned
 from pyengine.preferences.comparators.pairwise_judge import PairwiseJudge
+from pyengine.preferences.questions import answer_of
+from pyengine.preferences.sources.available import SOURCES
 from pyengine.preferences.sources.judge_matrix import JudgeMatrix
+from pyengine.preferences.sources.source import gives
+from pyengine.recipes.schema.build import make_part, part
+from pyengine.recipes.schema.strict_yaml import Document
 
 TEMPLATE = "{prompt}|{a}|{b}|"
 QUALITY = {"good": 1.0, "fair": 0.25, "poor": -2.0}
@@ -164,9 +170,9 @@ class Recording:
         self._model, self.asked = model, list[pe.Group]()
         self.tokenizer, self.max_positions = model.tokenizer, model.max_positions
 
-    def score(self, groups: Any) -> Any:
+    def score_once(self, groups: Any) -> Any:
         self.asked += groups
-        return self._model.score(groups)
+        return self._model.score_once(groups)
 
 
 def num_nodes(sequences: list[list[int]]) -> int:
@@ -211,3 +217,27 @@ def test_matrix_costs_its_distinct_tokens_and_has_the_bits_of_prompts_scored_alo
     for duel in duels:
         expected = (answers[duel][0] + answers[turned(duel)][1]) / 2
         assert matrix[0][duel.first][duel.second] == expected
+
+
+def test_a_frozen_judge_shares_pages_too_and_has_the_bits_of_kept_scores(tiny_model: Path) -> None:
+    engine = pe.Engine.from_pretrained(tiny_model, dtype="float32")
+    model = Recording(pe.asking(engine, "reference"))
+    groups, duels = [group_of("calm", "bread", "rain")], [Duel(0, 0, 1), Duel(0, 0, 2)]
+    found = PairwiseJudge(model, both_orders=False).compare(groups, duels)
+    rows = engine._inference.sampler.open({"reference": 1.0}, 1).statistics()["computed_rows"]
+    assert num_nodes([asked.prompt_ids for asked in model.asked]) <= rows
+    assert rows < sum(len(asked.prompt_ids) for asked in model.asked)
+    kept = [[s.logprob for s in row] for row in engine.score(model.asked, model="reference")]
+    for p, logprobs in zip(found.probabilities, kept, strict=True):
+        assert [p] == answer_of(logprobs, 1.0, 0.0)[:1]
+
+
+def test_a_recipe_names_a_judge_of_itself() -> None:
+    data = {
+        "name": "judge_matrix",
+        "comparator": {"name": "pairwise_judge", "model": "policy", "tie_margin": 0.1},
+    }
+    made = make_part(SOURCES, part(SOURCES, data, Document(Path("recipe.yaml"), {}, {}), "source"))
+    assert made == JudgeMatrix(PairwiseJudge("policy", tie_margin=0.1))
+    assert unbound(made) == [("policy", "model")]
+    assert gives(made).matrix
