@@ -13,8 +13,7 @@ from pyengine.preferences.sources.source import Gives
 
 @dataclass(frozen=True)
 class ByOrigin:
-    """Reward 1 for responses of one origin and 0 for all others: no judge, as in self-play against
-    given answers.
+    """Reward 1 for responses of one origin and 0 for others, as for given answers in self-play.
 
     origin  of those that win: "gold", "teacher", "policy", ...; see Response.origin
     Source: Chen et al., arXiv:2401.01335.
