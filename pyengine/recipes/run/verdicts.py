@@ -49,7 +49,9 @@ class Verdicts:
         row = {"round": round_number, "digest": digest, "retries": verdict.retries}
         row |= {"feedback": feedback} if feedback is not None else {"reason": verdict.reason}
         append_lines(self.path, [row])
-        self._known[(round_number, digest)] = row  # a resumed run finds it, too
+        # A resumed run finds it too, where a sampler asks about what its round is then judged by.
+        self._known = {k: row for k, row in self._known.items() if k[0] >= round_number}
+        self._known[(round_number, digest)] = row
         return verdict
 
     def _read(self, row: dict[str, Any], groups: Sequence[Group]) -> Verdict:

@@ -10,7 +10,10 @@ from recipes.run.fake_runs import RECIPE, Kill, Once, killer, run, same_ends, un
 
 from pyengine.errors import RewardError
 from pyengine.loops import steps
+from pyengine.loops.steps import Verdict
+from pyengine.preferences import Feedback, Group, Response
 from pyengine.recipes.run import runner
+from pyengine.recipes.run.verdicts import Verdicts
 from pyengine.recipes.schema.load import load_recipe
 from pyengine.reports.writers.jsonl import read_lines
 
@@ -135,3 +138,19 @@ def broken_off_in_round_4(tmp_path, recipe):
         patch.setattr(FakeEngine, "update", lambda *a: once(*a))
         with pytest.raises(Kill):
             run(recipe, tmp_path / "cut")
+
+
+def test_what_is_asked_twice_in_a_round_has_one_verdict(tmp_path):
+    """A sampler may ask about the responses that its round is judged by."""
+    groups, asked = [Group([1], [Response([2]), Response([3])])], []
+
+    def ask():
+        asked.append(None)
+        return Verdict(Feedback.from_rewards([[float(len(asked)), 0.0]]))
+
+    verdicts = Verdicts(tmp_path / "verdicts.jsonl")
+    said = [verdicts(number, groups, ask).feedback.rewards[0][0] for number in (1, 1, 2, 2)]
+    assert said == [1.0, 1.0, 2.0, 2.0]
+    again = Verdicts(tmp_path / "verdicts.jsonl")
+    assert [again(number, groups, ask).feedback.rewards[0][0] for number in (1, 2)] == [1.0, 2.0]
+    assert len(asked) == len(read_lines(tmp_path / "verdicts.jsonl")) == 2
