@@ -17,10 +17,10 @@ from pyengine.preferences.pairings.gold_wins import GoldWins
 from pyengine.preferences.pairings.margin_threshold import MarginThreshold
 from pyengine.preferences.pairings.mean_minus_sigma import MeanMinusSigma
 from pyengine.preferences.pairings.pairing import Pairing, Pairs
-from pyengine.preferences.rankings.available import RANKINGS
-from pyengine.preferences.rankings.ranking import rank
 from pyengine.preferences.pairings.random_pairs import RandomPairs
 from pyengine.preferences.pairings.top_half import TopHalf
+from pyengine.preferences.rankings.available import RANKINGS
+from pyengine.preferences.rankings.ranking import rank
 from pyengine.preferences.remote.endpoint import Endpoint
 from pyengine.preferences.sources.derived import Derived
 from pyengine.preferences.sources.derived_source import DerivedSource
@@ -37,15 +37,13 @@ from pyengine.preferences.sources.token_function import TokenFunction
 
 __all__ = [
     "RANKINGS",
-    "AllPairs",
-    "BestWorst",
-    "ByReward",
     "AdjacentRanks",
     "AgainstGold",
     "AgainstSnapshot",
     "AllPairs",
     "BestWorst",
     "Boltzmann",
+    "ByReward",
     "Comparison",
     "Curriculum",
     "Derived",
@@ -64,8 +62,8 @@ __all__ = [
     "Pairing",
     "Pairs",
     "Preferences",
-    "RankedSource",
     "RandomPairs",
+    "RankedSource",
     "RemoteJudge",
     "RemoteScores",
     "Response",
@@ -76,6 +74,6 @@ __all__ = [
     "SimulatedAnnotator",
     "Source",
     "TokenFunction",
-    "rank",
     "TopHalf",
+    "rank",
 ]

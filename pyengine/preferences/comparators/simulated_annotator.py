@@ -14,7 +14,7 @@ from pyengine.preferences.comparators.comparator import Compared, Duel
 from pyengine.preferences.comparators.rewards_once import RewardsOnce
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback
 from pyengine.preferences.groups import Group
-from pyengine.preferences.keyed import keyed
+from pyengine.preferences.keyed_draws import keyed_random
 from pyengine.rules import (
     COUNT,
     FLIP_RATE,
@@ -98,7 +98,7 @@ class SimulatedAnnotator:
 
     def _panel(self, group: Group) -> list[int]:
         """Who labels this prompt."""
-        draw = keyed(self.seed, "annotators", tuple(group.prompt_ids))
+        draw = keyed_random(self.seed, "annotators", tuple(group.prompt_ids))
         return draw.sample(range(self.annotators), self.votes)
 
     def _share(
@@ -145,7 +145,7 @@ class SimulatedAnnotator:
         if abs(one - other) <= self.margin:
             counts["ties"] += 1
             return 0.5
-        draw = keyed(self.seed, "label", *key)
+        draw = keyed_random(self.seed, "label", *key)
         noise, flip = draw.random(), draw.random()
         wins = one > other
         if self.temperature:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pyengine.preferences.groups import Group
-from pyengine.preferences.keyed_draws import keyed_random
-from pyengine.preferences.pairings.pairing import content
+from pyengine.preferences.keyed_draws import content, keyed_random
 from pyengine.preferences.pairings.ranked_pairing import RankedPairing
 from pyengine.rules import POSITIVE, WHOLE, checked
 

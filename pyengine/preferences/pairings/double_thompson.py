@@ -11,8 +11,8 @@ from typing import ClassVar
 from pyengine.preferences.belief import Rewards
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Comparison, Group
-from pyengine.preferences.keyed_draws import keyed_random
-from pyengine.preferences.pairings.pairing import Pairs, content, same_tokens, valid_rewards
+from pyengine.preferences.keyed_draws import content, keyed_random
+from pyengine.preferences.pairings.pairing import Pairs, same_tokens, valid_rewards
 from pyengine.rules import COUNT, WHOLE, Rule, check_fields, checked
 
 

@@ -55,8 +55,3 @@ def valid_rewards(who: str, groups: Sequence[Group], feedback: Feedback) -> list
 def same_tokens(group: Group, a: int, b: int) -> bool:
     """Whether two responses of a group are the same."""
     return group.responses[a].token_ids == group.responses[b].token_ids
-
-
-def content(group: Group) -> tuple[list[int], list[list[int]]]:
-    """A group's tokens as a key: draws keyed by it do not depend on the groups beside it."""
-    return group.prompt_ids, [response.token_ids for response in group.responses]

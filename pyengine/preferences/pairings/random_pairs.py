@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pyengine.preferences.groups import Group
-from pyengine.preferences.keyed_draws import keyed_random
+from pyengine.preferences.keyed_draws import content, keyed_random
 from pyengine.preferences.pairings.all_pairs import capped
-from pyengine.preferences.pairings.pairing import content
 from pyengine.preferences.pairings.ranked_pairing import Pair, RankedPairing, every_two
 from pyengine.rules import COUNT, WHOLE, checked
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from pyengine.preferences.keyed import keyed
+from pyengine.preferences.keyed_draws import keyed_random
 from pyengine.preferences.rankings.low_rank import Mask, Matrix, robust_low_rank
 from pyengine.preferences.rankings.ranking import Tournament
 from pyengine.preferences.rankings.schedules import drawn_opponents
@@ -47,7 +47,7 @@ class Curatron:
     def tournament(self, n: int, seed: int) -> Tournament:
         """One round."""
         board = Scoreboard(n)
-        draw = keyed(seed, self.name, n)
+        draw = keyed_random(seed, self.name, n)
         yield from board.ask(drawn_opponents(n, self.opponents, draw))
         scores: list[float | None] = [None] * n
         judged = board.judged()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pyengine.preferences.keyed import keyed
+from pyengine.preferences.keyed_draws import keyed_random
 from pyengine.preferences.rankings.ranking import Tournament
 from pyengine.preferences.rankings.scoreboard import Scoreboard, standing
 from pyengine.rules import check_fields, checked, one_of
@@ -31,7 +31,7 @@ class Knockout:
 
     def tournament(self, n: int, seed: int) -> Tournament:
         """The matches of one round after another."""
-        board, draw = Scoreboard(n), keyed(seed, self.name, n)
+        board, draw = Scoreboard(n), keyed_random(seed, self.name, n)
         left = list(range(n))
         if self.bracket == "random":
             draw.shuffle(left)

@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pyengine.preferences.keyed import keyed
+from pyengine.preferences.keyed_draws import keyed_random
 from pyengine.preferences.rankings.ranking import Pair, Standing, Tournament
 from pyengine.preferences.rankings.scoreboard import Scoreboard
 from pyengine.rules import COUNT, Rule, check_fields, checked
@@ -58,7 +58,7 @@ class PairsBeam:
         """A level of the sort after another."""
         board = Scoreboard(n)
         shuffled = list(range(n))
-        keyed(seed, self.name, n).shuffle(shuffled)
+        keyed_random(seed, self.name, n).shuffle(shuffled)
         runs: list[Sequence[int]] = [[k] for k in shuffled]
         while len(runs) > 1:
             merges = [self._merge(board, a, b) for a, b in zip(runs[::2], runs[1::2], strict=False)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pyengine.errors import ConfigError
-from pyengine.preferences.keyed import keyed
+from pyengine.preferences.keyed_draws import keyed_random
 from pyengine.preferences.rankings.bradley_terry import fitted
 from pyengine.preferences.rankings.ranking import Pair, Tournament
 from pyengine.preferences.rankings.schedules import drawn_pairs, windows
@@ -59,7 +59,7 @@ class SparseWindows:
 
     def _duels(self, n: int, seed: int) -> list[Pair]:
         if self.window == "random":
-            return drawn_pairs(n, n * self.size, keyed(seed, self.name, n))
+            return drawn_pairs(n, n * self.size, keyed_random(seed, self.name, n))
         step = 1
         if self.window == "skip":
             step = _spread(n, self.size) if self.step is None else self.step

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pyengine.preferences.keyed import keyed
+from pyengine.preferences.keyed_draws import keyed_random
 from pyengine.preferences.rankings.ranking import Pair, Standing, Tournament
 from pyengine.preferences.rankings.scoreboard import Scoreboard, win_points
 from pyengine.rules import COUNT, check_fields, checked, or_none
@@ -33,7 +33,7 @@ class Swiss:
         """A round after another, until nobody is left to meet."""
         board = Scoreboard(n)
         lot = list(range(n))
-        keyed(seed, self.name, n).shuffle(lot)
+        keyed_random(seed, self.name, n).shuffle(lot)
         rounds = math.ceil(math.log2(n)) if self.rounds is None and n > 1 else self.rounds or 0
         for _ in range(rounds):
             duels = _pairs(board, _table(board, lot, board.means(win_points)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pyengine.preferences.keyed import keyed
+from pyengine.preferences.keyed_draws import keyed_random
 from pyengine.preferences.rankings.ranking import Tournament
 from pyengine.preferences.rankings.schedules import drawn_opponents
 from pyengine.preferences.rankings.scoreboard import Scoreboard, standing
@@ -35,6 +35,6 @@ class WinRate:
     def tournament(self, n: int, seed: int) -> Tournament:
         """One round."""
         board = Scoreboard(n)
-        draw = keyed(seed, self.name, n)
+        draw = keyed_random(seed, self.name, n)
         yield from board.ask(drawn_opponents(n, self.opponents, draw))
         return standing(board.means())

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pyengine.preferences.binding import bound
 from pyengine.preferences.feedback import Feedback, SampleStatus
 from pyengine.preferences.groups import Group
-from pyengine.preferences.keyed import content, keyed
+from pyengine.preferences.keyed_draws import content, keyed_random
 from pyengine.preferences.rankings.ranking import Pair, Ranked, rank
 from pyengine.preferences.sources.source import Gives
 from pyengine.rules import WHOLE, Rule, check_fields, checked, or_none
@@ -80,7 +80,7 @@ class RankedSource:
         return feedback
 
     def _seed(self, group: Group) -> int:
-        return keyed(self.seed, self.name, *content(group)).getrandbits(63)
+        return keyed_random(self.seed, self.name, *content(group)).getrandbits(63)
 
 
 def _counts(found: Ranked, fields: Sequence[Entrants]) -> dict[str, float]:
