@@ -63,7 +63,8 @@ class Endpoint(EndpointFields):
 
     @cached_property
     def _calls(self) -> Calls:
-        return Calls(self, self.package(), self.key())
+        # Of a copy, so that the calls, and their thread, end with this object.
+        return Calls(dataclasses.replace(self), self.package(), self.key())
 
 
 def endpoints_of(part: Any) -> list[Endpoint]:

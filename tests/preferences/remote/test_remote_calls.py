@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -273,6 +276,30 @@ def test_judging_goes_on_while_the_caller_samples(serve: SERVES) -> None:
     given_up.cancel()
     with pytest.raises(concurrent.futures.CancelledError):
         given_up.result()
+
+
+def test_an_interrupt_gives_the_calls_up_and_the_thread_ends_with_the_endpoint(
+    serve: SERVES,
+) -> None:
+    about_to_wait = threading.Event()
+
+    def interrupt(*_: Any) -> Any:
+        about_to_wait.wait(60)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        return after(60, answer({"score": 1}))
+
+    source = RemoteScores(endpoint_of(serve(interrupt), timeout_s=60.0))
+    others, start = threading.enumerate(), time.monotonic()
+    pending = source.begin(one_group("a"))
+    about_to_wait.set()
+    with pytest.raises(KeyboardInterrupt):
+        pending.result()
+    assert time.monotonic() - start < 30
+    [thread] = [t for t in threading.enumerate() if t.name == "judge" and t not in others]
+    del source, pending
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_many_calls_take_turns_of_the_limit(serve: SERVES) -> None:
