@@ -8,11 +8,11 @@ import torch
 from claim import Claim, Figures
 from fitting import F64, descend
 from log_linear import World
-from pyengine.preferences.keyed_draws import keyed_random
 from torch import Tensor
 
 from pyengine.objectives import pairwise_loss
 from pyengine.preferences import AllPairs, Comparison, Feedback, Group, Pairs, Response
+from pyengine.preferences.keyed_draws import keyed_random
 from pyengine.preferences.pairings.curriculum import Curriculum
 from pyengine.preferences.pairings.random_pairs import RandomPairs
 from pyengine.preferences.selections.curriculum_stage import CurriculumStage

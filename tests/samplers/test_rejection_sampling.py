@@ -7,10 +7,10 @@ from collections import Counter
 
 import pytest
 from letters import LettersEngine, rewards, texts
-from pyengine.preferences.keyed_draws import keyed_uniforms
 
 import pyengine as pe
 from pyengine.errors import ConfigError, RewardError
+from pyengine.preferences.keyed_draws import keyed_uniforms
 from pyengine.samplers.best_of_n import BestOfN
 from pyengine.samplers.rejection import Rejection, accepted
 

@@ -34,7 +34,7 @@ class Annotated:
     soft        whether the verdict's probability becomes the comparison's; else it is 1
     "asked" counts questions, "turned" verdicts against the pairing's winner; those without a
     verdict are left out as "unlabelled", and those of 1/2 as "undecided". A margin of rewards
-    changes its sign where the winner turns. The comparator's own counts are added.
+    changes its sign where the winner turns. The comparator's own counts are "label_calls", ...
     """
 
     name: ClassVar[str] = "annotated"
@@ -70,7 +70,7 @@ class Annotated:
             turned=sum(p < 0.5 for p in decided.values()),
             unlabelled=sum(p is None for p in verdicts.values()),
             undecided=sum(p == 0.5 for p in verdicts.values()),
-            **found.counts,
+            **{f"label_{name}": count for name, count in found.counts.items()},
         )
 
     def _labelled(self, c: Comparison, p: float) -> Comparison:

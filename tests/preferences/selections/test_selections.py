@@ -141,7 +141,7 @@ def test_labels_are_asked_for():
         Comparison(0, 0, 2, probability=0.7, margin=-3.0, weight=0.5),
     ]
     assert found.counts == {
-        "ties": 3, "asked": 4, "turned": 1, "unlabelled": 1, "undecided": 1, "calls": 2.0
+        "ties": 3, "asked": 4, "turned": 1, "unlabelled": 1, "undecided": 1, "label_calls": 2.0
     }  # fmt: skip
     assert found.errors == ["no answer"]
     hard = Annotated(Says(0.8, 0.3, 1.0, 0.0))(groups, feedback, pairs)
