@@ -87,12 +87,14 @@ def test_programs_are_stopped(
     port, secret = listener.getsockname()[1], open_copy / "secret"
     secret.write_text("ours")
     secret.chmod(0o644)
-    before = set(Path(tempfile.gettempdir()).glob("pyengine-code-*"))
+    programs = open_copy / "programs"  # other tests' programs have theirs elsewhere
+    programs.mkdir()
+    programs.chmod(0o777)
     change = {"user": user, "group": user, "extra_groups": []} if os.geteuid() == 0 else {}
     result = subprocess.run(
         [python, "-S", "-P", open_copy / "hostile_programs.py", open_copy, way, str(port), secret],
         capture_output=True,
-        env={"SECRET": "s3cret"},
+        env={"SECRET": "s3cret", "TMPDIR": str(programs)},
         text=True,
         cwd="/",
         **change,
@@ -113,7 +115,7 @@ def test_programs_are_stopped(
     assert ours in ("FileNotFoundError", "PermissionError")
     if way == "filters":  # elsewhere the number is the room's own
         assert not Path(f"/proc/{hidden}").exists()
-    assert set(Path(tempfile.gettempdir()).glob("pyengine-code-*")) <= before
+    assert not list(programs.iterdir())
 
 
 def processes_of(folder: Path) -> list[str]:
