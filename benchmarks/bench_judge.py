@@ -24,7 +24,7 @@ from pyengine.preferences.comparators.pairwise_judge import PairwiseJudge
 from pyengine.preferences.sources.judge_matrix import JudgeMatrix
 
 SHAPES = {
-    "smoke": [Shape(1, 3, 24, 8)],
+    "smoke": [Shape(1, 2, 8, 4)],
     "default": [Shape(1, 5, 64, 16)],
     "full": [Shape(1, 5, 256, 64), Shape(4, 5, 256, 64)],
 }
