@@ -2,11 +2,13 @@
 
 Each provider samples and judges with the same model; rounds are batched over all prompts, and a
 pair is asked in both orders. transformers computes a prompt once a sample and every question whole.
-"judge" is a run less its sampling, in comparisons a second. Rates of a run are of new tokens.
+"judge" is a run less its sampling, in comparisons a second. Rates of a run are of new tokens. The
+warm-up is a run of two prompts: a whole one of the full shape takes many minutes.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from judge_jobs import TransformersModel, text_of
@@ -36,7 +38,7 @@ def best_of_n(models: Models, shape: Shape, dtype: str, provider: str) -> Lane:
     asked: Any = pe.asking(engine) if model is None else TransformersModel(model, engine)
     judge = PairwiseJudge(asked)
 
-    def sample() -> list[pe.Group]:
+    def sample(prompts: list[str]) -> list[pe.Group]:
         if model is None:
             engine.reset_prefix_cache()
             params = pe.SamplingParams(n=shape.n, max_tokens=shape.R, ignore_eos=True)
@@ -51,14 +53,19 @@ def best_of_n(models: Models, shape: Shape, dtype: str, provider: str) -> Lane:
             for row, prompt in zip(rows.tolist(), prompts, strict=True)
         ]
 
-    def run() -> None:
-        ranked = rank(sample(), judge, Knockout(), list(range(shape.B)))
-        assert ranked.comparisons == [shape.n - 1] * shape.B
+    def run(prompts: list[str] = prompts) -> float:
+        start = time.perf_counter()
+        groups = sample(prompts)
+        sampling_s = time.perf_counter() - start
+        ranked = rank(groups, judge, Knockout(), list(range(len(prompts))))
+        assert ranked.comparisons == [shape.n - 1] * len(prompts)
+        return sampling_s
 
     return Lane(
         run,
         shape.B * shape.n * shape.R,
-        first=sample,
+        timed_first=True,
+        warm_up=lambda: run(prompts[:2]),
         decode_tokens=shape.B * (shape.n - 1),
         rest=("judge", "comparisons/s"),
     )

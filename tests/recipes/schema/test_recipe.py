@@ -36,6 +36,46 @@ def test_a_number_without_a_dot_is_a_number(tmp_path):
     assert load(tmp_path, MINIMAL + "learning_rate: 1e-5\n").engine.learning_rate == 1e-5
 
 
+SMALL = """\
+about: {system: online DPO}
+sampling: {n: 8, temperature: 0.5}
+objective: ipo
+small:
+  rounds: 2
+  sampling.n: 4
+  objective:
+    beta: 0.2
+"""
+
+
+def test_small_settings_are_put_in_where_they_are_asked_for(tmp_path):
+    full = load(tmp_path, MINIMAL + SMALL)
+    assert (full.rounds, full.sampling.n, full.objective) == (20, 8, {"name": "ipo"})
+    small = load_recipe(tmp_path / "r.yaml", small=True)
+    assert (small.rounds, small.sampling.n, small.sampling.temperature) == (2, 4, 0.5)
+    assert small.objective == {"name": "ipo", "beta": 0.2}
+    assert "\nsmall:" not in dump_recipe(small)
+    assert load_recipe(tmp_path / "r.yaml", {"rounds": 3}, small=True).rounds == 3
+    other = dataclasses.replace(full, about=None, output="elsewhere")
+    assert first_difference(full, other) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "[r.yaml] a recipe must have a section small to be run with small settings"),
+        ("small: 3\n", "[r.yaml:4] small must be a mapping of keys to values but is 3"),
+        ("small:\n  rounds: 0\n", "[r.yaml:5] rounds must be >= 1 but is 0"),
+        ("small: {runds: 2}\n", "[r.yaml:4] runds must be a known key but is not; did you mean"),
+    ],
+)
+def test_small_settings_that_cannot_be(tmp_path, text, message):
+    (tmp_path / "r.yaml").write_text(MINIMAL + text)
+    with pytest.raises(ConfigError) as raised:
+        load_recipe(tmp_path / "r.yaml", small=True)
+    assert str(raised.value).startswith(message)
+
+
 def test_what_is_dumped_loads_equal(tmp_path):
     recipe = load(
         tmp_path,
@@ -85,7 +125,7 @@ def test_relative_files_belong_to_the_recipe(tmp_path):
     [
         ("lerning_rate: 1.0", r"\[r.yaml:4\] lerning_rate .* did you mean 'learning_rate'"),
         ("sampling: {tempreature: 1}", r"sampling.tempreature .* did you mean 'temperature'"),
-        ("zzzzzz: 1", "zzzzzz must be a known key but is not; known keys: accepted_above, al"),
+        ("zzzzzz: 1", "zzzzzz must be a known key but is not; known keys: about, accepted_above"),
         ("rounds: many", r"\[r.yaml:4\] rounds must be an integer but is 'many'"),
         ("rounds: 1.5", "rounds must be an integer but is 1.5"),
         ("rounds: true", "rounds must be an integer but is True"),
