@@ -20,8 +20,9 @@ from pyengine.rules import POSITIVE, check_fields, checked
 class FunctionSource:
     """A reward function, built in or the user's own: one number a response, or None.
 
-    function   "vader", "file.py:function" or "package.module:function" (code of the user's runs
-               only where it is allowed); in Python a callable, as RewardFunction takes it
+    function   "vader" or another built-in one, "file.py:function" or "package.module:function"
+               (code of the user's runs only where it is allowed); in Python a callable, as
+               RewardFunction takes it
     timeout_s  seconds for the rewards of one call
     """
 

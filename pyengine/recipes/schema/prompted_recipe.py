@@ -45,9 +45,9 @@ class PromptsSpec:
 class RewardSpec:
     """What judges the responses.
 
-    function             "vader" (built in), or the user's own code as "file.py:function" or
-                         "package.module:function"; the latter runs only where the caller allows
-                         code
+    function             "brevity", "vader", "vader_negative" or "vader_positive" (built in), or the
+                         user's own code as "file.py:function" or "package.module:function", which
+                         runs only where the caller allows code
     timeout_s            seconds for one round's rewards; samples without a reward by then count as
                          errors
     label_threshold      gives labels: a response is desirable where its reward is greater

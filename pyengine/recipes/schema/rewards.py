@@ -56,22 +56,56 @@ def load_reward(function: str, *, allow_code: bool) -> Reward:
     return reward  # type: ignore[no-any-return]
 
 
+def brevity() -> Reward:
+    """1 / (1 + words / 20): 1 of no words, 1/2 of 20; words are what blanks part."""
+
+    def brevity(completions: Sequence[Any]) -> list[float]:
+        return [1 / (1 + len(_text(c).split()) / 20) for c in completions]
+
+    return brevity
+
+
 def vader() -> Reward:
     """Sentiment of the completion, VADER's compound score in [-1, 1].
 
     Source: Hutto & Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of
     Social Media Text", 2014.
     """
+    return _vader_score("vader", "compound")
+
+
+def vader_negative() -> Reward:
+    """The share of the completion that VADER finds negative, in [0, 1]. Source: see vader."""
+    return _vader_score("vader_negative", "neg")
+
+
+def vader_positive() -> Reward:
+    """The share of the completion that VADER finds positive, in [0, 1]. Source: see vader."""
+    return _vader_score("vader_positive", "pos")
+
+
+BUILTIN: dict[str, Callable[[], Reward]] = {
+    "brevity": brevity,
+    "vader": vader,
+    "vader_negative": vader_negative,
+    "vader_positive": vader_positive,
+}
+
+
+def _vader_score(name: str, score: str) -> Reward:
+    """One of the scores that VADER gives of a text, as a function of that name."""
     analyzer = _vader_analyzer()
 
     def sentiment(completions: Sequence[Any]) -> list[float]:
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        return [float(analyzer.polarity_scores(text)["compound"]) for text in texts]
+        return [float(analyzer.polarity_scores(_text(c))[score]) for c in completions]
 
+    sentiment.__name__ = name
     return sentiment
 
 
-BUILTIN: dict[str, Callable[[], Reward]] = {"vader": vader}
+def _text(completion: Any) -> str:
+    """A completion's text, or its last message's."""
+    return str(completion if isinstance(completion, str) else completion[-1]["content"])
 
 
 @cache

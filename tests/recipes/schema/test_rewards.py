@@ -19,6 +19,25 @@ def test_vader_tells_good_from_bad_in_text_and_in_messages():
     assert vader([[{"role": "assistant", "content": "I love this wonderful day!"}]]) == [good]
 
 
+def test_shares_of_positive_and_negative_words():
+    pytest.importorskip("vaderSentiment")
+    positive, negative = (
+        load_reward(name, allow_code=False) for name in ("vader_positive", "vader_negative")
+    )
+    texts = ["I love this wonderful day!", "This is horrible.", "A table."]
+    (good, low, none), (few, bad, nothing) = positive(texts), negative(texts)
+    assert good > 0.5 > low == none == few == nothing == 0.0
+    assert bad > 0.5
+    assert [f.__name__ for f in (positive, negative)] == ["vader_positive", "vader_negative"]
+
+
+def test_brevity_by_hand():
+    """No word 1, 5 words 1 / 1.25 = 0.8, 20 words 1 / 2."""
+    brevity = load_reward("brevity", allow_code=False)
+    assert brevity(["", "one two\nthree  four five", " ".join("w" * 20)]) == [1.0, 0.8, 0.5]
+    assert brevity([[{"role": "assistant", "content": "a b c d e"}]]) == [0.8]
+
+
 def test_vader_without_its_package_says_what_to_install(monkeypatch):
     rewards._vader_analyzer.cache_clear()
     monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
@@ -47,7 +66,8 @@ def test_a_function_of_a_module():
     [
         (
             "happy",
-            "function must be one of vader, 'file.py:function' or 'module:function' but is 'happy'",
+            "function must be one of brevity, vader, vader_negative, vader_positive, "
+            "'file.py:function' or 'module:function' but is 'happy'",
         ),
         ("none.py:f", "none.py must be a Python file but there is no such file"),
         ("no_such_module_x:f", "module no_such_module_x must import but ModuleNotFoundError"),
