@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyengine.loops import steps
+from pyengine.loops.exploring import explores, with_explored
 from pyengine.loops.loop import Report
 from pyengine.loops.metrics import pair_metrics
 from pyengine.loops.prompted import Prompted
@@ -25,6 +26,8 @@ class Paired(Prompted):
 
     pairing    pairing(groups, feedback) -> Pairs, e.g. preferences.BestWorst()
     selection  which of the pairs are learned from, and how much each weighs; None: all, as they are
+    An objective that explores (XPO) gets the group's first response of the reference beside each
+    pair, such as the sampler `several_models` draws.
     """
 
     pairing: Pairing
@@ -39,6 +42,8 @@ class Paired(Prompted):
         pairs = self.pairing(groups, feedback)
         if self.selection is not None:
             pairs = self.selection(groups, feedback, pairs, self.round)
+        if explores(self.objective):
+            pairs = with_explored(groups, pairs)
         batch = Preferences(groups, pairs.comparisons, feedback)
         return batch, dict(pair_metrics(feedback, pairs))
 

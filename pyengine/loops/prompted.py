@@ -20,7 +20,7 @@ from pyengine.loops.loop import Loop, Report
 from pyengine.loops.metrics import feedback_metrics, mean_metrics, sample_metrics
 from pyengine.loops.minibatches import learnable, minibatches
 from pyengine.loops.prompted_checks import check_prompted
-from pyengine.loops.rehearsal import made_up_group, rehearse
+from pyengine.loops.rehearsal import rehearse, sampled_group
 from pyengine.loops.sampler_judge import SamplerJudge, SkippedError
 from pyengine.loops.walk import PromptWalk
 from pyengine.preferences.subset import Unit
@@ -175,12 +175,7 @@ class Prompted(Loop):
 
     def _made_up(self, index: int) -> Group:
         """A group such as a round would sample."""
-        size = getattr(self.sampler, "size", None)
-        group = made_up_group(index, self.sampling.n if size is None else size(self.sampling))
-        if not getattr(self.sampler, "has_logprobs", True):
-            for response in group.responses:
-                response.logprobs = None
-        return group
+        return sampled_group(index, self.sampler, self.sampling)
 
     def _begin(self) -> None:
         """What a round does to snapshots before it samples. It may be done again."""

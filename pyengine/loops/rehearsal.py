@@ -107,5 +107,21 @@ def made_up_group(index: int, samples: int) -> Group:
     return Group([index], responses)
 
 
+def sampled_group(index: int, sampler: Any, params: Any) -> Group:
+    """One as a sampler would draw it: of its size and origins, with log-probs where its have some.
+
+    sampler  None: params.n samples of the policy
+    """
+    size = getattr(sampler, "size", None)
+    group = made_up_group(index, params.n if size is None else size(params))
+    origins = getattr(sampler, "origins", None)
+    for k, origin in enumerate([] if origins is None else origins(params)):
+        group.responses[k].origin = origin
+    if not getattr(sampler, "has_logprobs", True):
+        for response in group.responses:
+            response.logprobs = None
+    return group
+
+
 def _name(part: Any) -> str:
     return getattr(part, "name", None) or type(part).__name__

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from pyengine.errors import ConfigError
 from pyengine.loops.duels import DuelSource
+from pyengine.loops.exploring import explores
 from pyengine.loops.loop import Report
 from pyengine.loops.opponents import (
     OPPONENT,
@@ -115,7 +116,7 @@ class TwoPlayer(Prompted):
     ) -> tuple[list[Comparison], dict[str, int]]:
         """Sample k against sample k; what has no verdict, or no winner, is counted."""
         counts = dict.fromkeys(("ties", "equal", "failed"), 0)
-        explores = "explore" in getattr(self.objective, "operands", ())
+        takes_one = explores(self.objective)
         found = []
         for g, group in enumerate(groups):
             n = len(group.responses) // 2
@@ -130,6 +131,6 @@ class TwoPlayer(Prompted):
                     counts["equal"] += 1
                 else:
                     winner, loser = (k, n + k) if p > 0.5 else (n + k, k)
-                    explored = ((g, n + k),) if explores else ()
+                    explored = ((g, n + k),) if takes_one else ()
                     found.append(Comparison(g, winner, loser, auxiliary=explored))
         return found, counts

@@ -47,6 +47,11 @@ class Mixture:
             )
         return params.n
 
+    def origins(self, params: SamplingParams) -> list[str]:
+        """Of a group's responses."""
+        own = self.policy_samples
+        return ["policy"] * own + ["mixture"] * (params.n - own)
+
     def __call__(
         self,
         engine: Generates,

@@ -96,6 +96,10 @@ class Gold:
         """Responses of a group."""
         return params.n + 1
 
+    def origins(self, params: SamplingParams) -> list[str | None]:
+        """Of a group's responses."""
+        return [None] * params.n + ["gold"]
+
     def __call__(
         self,
         engine: Generates,

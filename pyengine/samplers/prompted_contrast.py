@@ -51,6 +51,10 @@ class PromptedContrast:
             raise ConfigError(f"[prompted_contrast] n must be even but is {params.n}")
         return params.n
 
+    def origins(self, params: SamplingParams) -> list[str]:
+        """Of a group's responses."""
+        return ["good"] * (params.n // 2) + ["bad"] * (params.n // 2)
+
     def __call__(
         self,
         engine: Generates,

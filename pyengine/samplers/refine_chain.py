@@ -99,6 +99,10 @@ class RefineChain:
         """Responses of a group, at most."""
         return params.n * (self.rounds + 1)
 
+    def origins(self, params: SamplingParams) -> list[str | None]:
+        """Of a group's responses."""
+        return [None] * params.n + ["revision"] * (params.n * self.rounds)
+
     def __call__(
         self,
         engine: Generates,

@@ -37,7 +37,8 @@ class Sampler(Protocol):
     needs_source  whether it asks a source which of its samples are good
     One whose call also takes `columns`, name -> a value for each prompt, is given those of the
     rows. One of whose responses some have no `logprobs` says `has_logprobs = False`: an objective
-    that needs them is then refused beforehand.
+    that needs them is then refused beforehand. One that says where each of its responses
+    is from, before it draws, in `origins(params)`, lets pairings by origin be tried beforehand.
     """
 
     name: ClassVar[str]

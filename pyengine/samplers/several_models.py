@@ -70,6 +70,11 @@ class SeveralModels:
         """Responses of a group."""
         return params.n + sum(self.others.values())
 
+    def origins(self, params: SamplingParams) -> list[str]:
+        """Of a group's responses."""
+        theirs = [name for name in sorted(self.others) for _ in range(self.others[name])]
+        return ["policy"] * params.n + theirs
+
     def __call__(
         self,
         engine: Generates,

@@ -8,13 +8,11 @@ import json
 import os
 
 import pytest
-from fake_engine import FakeText
 
 from pyengine.engine import Engine
 from pyengine.errors import ConfigError, DataError
 from pyengine.recipes.run import runner
 from pyengine.recipes.schema.load import load_recipe
-from pyengine.recipes.schema.packaged import packaged_recipes
 
 COMMON = """\
 model: MODEL
@@ -53,6 +51,10 @@ LOOPS = {
     "two_player": ("mixture: 0.25\n", 1),
     "two_player parts": (
         "comparator: {name: by_reward, source: {name: function, function: 'rewards.py:reward'}}\n",
+        1,
+    ),
+    "online explores": (
+        "objective: xpo\nsampler: {name: several_models, others: {reference: 1}}\n",
         1,
     ),
     "em": ("objective: pmpo\nreference_policy: last\nbatch_size: 3\n", 3),
@@ -162,14 +164,3 @@ def test_a_given_answer_that_is_too_long_is_named_before_loading(folder, tiny_mo
     recipe = recipe_of(folder, tiny_model, "self_play", "objective: spin\ngold: answer\n")
     with pytest.raises(DataError, match=r"prompts.jsonl:1\] must fit 512 positions"):
         runner.run(recipe, folder / "run", allow_code=True)
-
-
-@pytest.mark.parametrize("name", packaged_recipes())
-def test_a_packaged_recipe_does_a_round(tmp_path, monkeypatch, recipe, name):
-    """On the engine without a model that the fixture `recipe` puts in its place."""
-    pytest.importorskip("vaderSentiment")
-    monkeypatch.setattr(runner, "plot", lambda *_: None)
-    monkeypatch.setattr(FakeText, "max_positions", 1024)
-    packaged = load_recipe(name, {"rounds": 1, "eval": None})
-    result = runner.run(packaged, tmp_path / "run")
-    assert (result.rounds, result.steps > 0) == (1, True)
