@@ -11,6 +11,7 @@ from pyengine.loops.loop import Loop
 from pyengine.loops.offline import Offline
 from pyengine.loops.on_policy_rl import OnPolicyRL
 from pyengine.loops.online import Online
+from pyengine.loops.optimistic import Optimistic
 from pyengine.loops.paired import Paired
 from pyengine.loops.prompted import Prompted
 from pyengine.loops.self_play import SelfPlay
@@ -29,6 +30,7 @@ __all__ = [
     "Offline",
     "OnPolicyRL",
     "Online",
+    "Optimistic",
     "Paired",
     "PromptWalk",
     "Prompted",

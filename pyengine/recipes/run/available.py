@@ -16,6 +16,7 @@ from pyengine.recipes.run.prompted_runs import (
     IterativeRun,
     OnlineRun,
     OnPolicyRLRun,
+    OptimisticRun,
     SelfPlayRun,
     TwoPlayerRun,
 )
@@ -60,6 +61,7 @@ RUNS: dict[str, RunClass] = {
         OfflineRun,
         OnlineRun,
         OnPolicyRLRun,
+        OptimisticRun,
         SelfPlayRun,
         TwoPlayerRun,
     )

@@ -11,6 +11,7 @@ from pyengine.loops import (
     Iterative,
     Online,
     OnPolicyRL,
+    Optimistic,
     SelfPlay,
     TwoPlayer,
 )
@@ -84,6 +85,14 @@ class OnPolicyRLRun(PromptedRun):
     name: ClassVar[str] = "on_policy_rl"
     makes: ClassVar[Any] = OnPolicyRL
     own = (*_MINIBATCHES, *_SAMPLED)
+
+
+class OptimisticRun(PromptedRun):
+    """See Optimistic."""
+
+    name: ClassVar[str] = "optimistic"
+    makes: ClassVar[Any] = Optimistic
+    own = ("average", *_MINIBATCHES)
 
 
 class TwoPlayerRun(PromptedRun):

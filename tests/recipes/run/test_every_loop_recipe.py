@@ -53,6 +53,7 @@ LOOPS = {
         "comparator: {name: by_reward, source: {name: function, function: 'rewards.py:reward'}}\n",
         1,
     ),
+    "optimistic": ("objective: onpo\npairing: all_pairs\nbatch_size: 5\n", None),
     "online explores": (
         "objective: xpo\nsampler: {name: several_models, others: {reference: 1}}\n",
         1,
