@@ -3,6 +3,7 @@
 from pyengine.samplers.available import SAMPLERS
 from pyengine.samplers.beam_steps import BeamSteps
 from pyengine.samplers.best_of_n import BestOfN
+from pyengine.samplers.dialogue import Dialogue
 from pyengine.samplers.geometric_mixture import Mixture
 from pyengine.samplers.gold import Gold
 from pyengine.samplers.guide_rollin import GuideRollin
@@ -19,6 +20,7 @@ __all__ = [
     "SAMPLERS",
     "BeamSteps",
     "BestOfN",
+    "Dialogue",
     "Generates",
     "Gold",
     "GuideRollin",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pyengine.registry import Registry
 from pyengine.samplers.beam_steps import BeamSteps
 from pyengine.samplers.best_of_n import BestOfN
+from pyengine.samplers.dialogue import Dialogue
 from pyengine.samplers.geometric_mixture import Mixture
 from pyengine.samplers.gold import Gold
 from pyengine.samplers.guide_rollin import GuideRollin
@@ -21,6 +22,7 @@ SAMPLERS: Registry[Sampler] = Registry(
     "samplers",
     BeamSteps,
     BestOfN,
+    Dialogue,
     Gold,
     GuideRollin,
     Mixture,

@@ -17,6 +17,7 @@ ANSWERS = ["It depends.", "Then nothing."]
 OPTIONS = {
     "beam_steps": {"step_tokens": 3},
     "best_of_n": {"keep": 2},
+    "dialogue": {"turns": 2, "user_tokens": 6},
     "gold": {"column": "answer"},
     "guide_rollin": {"max_tokens": 5},
     "mixture": {"alpha": 0.5},
@@ -26,6 +27,7 @@ OPTIONS = {
     "temperatures": {"temperatures": [1.0, 0.5, 2.0]},
 }
 ONE_SAMPLE = {"beam_steps"}
+CHATS = {"dialogue"}
 
 
 def vowels(completions):
@@ -59,6 +61,10 @@ def made(name: str):
     return SAMPLERS.make(name, **OPTIONS.get(name, {}))
 
 
+def prompts_of(name: str) -> list:
+    return [[{"role": "user", "content": p}] for p in PROMPTS] if name in CHATS else PROMPTS
+
+
 def params_of(name: str) -> pe.SamplingParams:
     return pe.SamplingParams(n=1, max_tokens=8, seed=3) if name in ONE_SAMPLE else PARAMS
 
@@ -67,7 +73,7 @@ def run(name: str, asks, which):
     sampler = made(name)
     judge = RewardFunction(vowels) if sampler.needs_source else None
     more = {"columns": {"answer": [ANSWERS[i] for i in which]}} if name == "gold" else {}
-    prompts, ids = [PROMPTS[i] for i in which], [7 + i for i in which]
+    prompts, ids = [prompts_of(name)[i] for i in which], [7 + i for i in which]
     return sampler(asks, prompts, params_of(name), ids, judge, **more)
 
 
@@ -78,7 +84,8 @@ def test_prompts_together_are_prompts_apart(engine: pe.Engine, name: str) -> Non
     assert len(set(asks.draws)) == len(asks.draws)
     assert name != "rejection" or len(asks.draws) > 2  # more than one round
     assert both == run(name, engine, [0]) + run(name, engine, [1])
-    assert [g.prompt for g in both] == PROMPTS
+    shown = zip(both, prompts_of(name), strict=True)
+    assert all(g.prompt[: len(prompt)] == prompt for g, prompt in shown)
     assert all(0 < len(g.responses) <= made(name).size(params_of(name)) for g in both)
 
 

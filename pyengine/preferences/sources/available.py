@@ -13,6 +13,7 @@ from pyengine.preferences.sources.ranked_source import RankedSource
 from pyengine.preferences.sources.remote_scores import RemoteScores
 from pyengine.preferences.sources.reward_model_source import RewardModelSource
 from pyengine.preferences.sources.reward_sum import RewardSum
+from pyengine.preferences.sources.rewards_to_go import RewardsToGo
 from pyengine.preferences.sources.score_tokens import ScoreTokens
 from pyengine.preferences.sources.source import Source
 from pyengine.preferences.sources.verifiers.choice_letter import ChoiceLetter
@@ -44,6 +45,7 @@ SOURCES: Registry[Source] = Registry(
     RemoteScores,
     RewardModelSource,
     RewardSum,
+    RewardsToGo,
     ScoreTokens,
     UnitTests,
     YesNo,
