@@ -1,6 +1,7 @@
 """Measures of responses, each with a standard error."""
 
 from pyengine.evaluation.available import EVALUATIONS
+from pyengine.evaluation.best_of_n import BestOfN, expected_best
 from pyengine.evaluation.calibration import (
     Calibration,
     brier,
@@ -23,6 +24,7 @@ from pyengine.evaluation.win_rate import WinRate
 
 __all__ = [
     "EVALUATIONS",
+    "BestOfN",
     "Calibration",
     "Diversity",
     "Figure",
@@ -39,6 +41,7 @@ __all__ = [
     "brier",
     "distinct",
     "embedding_distance",
+    "expected_best",
     "expected_calibration_error",
     "fit_frontier",
     "implicit_reward_accuracy",

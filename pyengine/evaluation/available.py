@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyengine.evaluation.best_of_n import BestOfN
 from pyengine.evaluation.calibration import Calibration
 from pyengine.evaluation.diversity import Diversity
 from pyengine.evaluation.evaluation import Measure
@@ -15,6 +16,7 @@ from pyengine.registry import Registry
 
 EVALUATIONS: Registry[Measure] = Registry(
     "evaluations",
+    BestOfN,
     Calibration,
     Diversity,
     ImplicitRewardAccuracy,

@@ -8,6 +8,7 @@ from pyengine.preferences.sources.ensemble import Ensemble
 from pyengine.preferences.sources.function_source import FunctionSource
 from pyengine.preferences.sources.implicit_reward import ImplicitReward
 from pyengine.preferences.sources.judge_matrix import JudgeMatrix
+from pyengine.preferences.sources.log_odds import LogOdds
 from pyengine.preferences.sources.mc_dropout import McDropout
 from pyengine.preferences.sources.ranked_source import RankedSource
 from pyengine.preferences.sources.remote_scores import RemoteScores
@@ -23,6 +24,7 @@ from pyengine.preferences.sources.verifiers.numeric import Numeric
 from pyengine.preferences.sources.verifiers.reasoning_gym_task import ReasoningGymTask
 from pyengine.preferences.sources.verifiers.regex_match import RegexMatch
 from pyengine.preferences.sources.verifiers.unit_tests import UnitTests
+from pyengine.preferences.sources.worst_group import WorstGroup
 from pyengine.preferences.sources.yes_no import YesNo
 from pyengine.registry import Registry
 
@@ -37,6 +39,7 @@ SOURCES: Registry[Source] = Registry(
     ImplicitReward,
     JsonSchema,
     JudgeMatrix,
+    LogOdds,
     McDropout,
     Numeric,
     RankedSource,
@@ -48,5 +51,6 @@ SOURCES: Registry[Source] = Registry(
     RewardsToGo,
     ScoreTokens,
     UnitTests,
+    WorstGroup,
     YesNo,
 )
