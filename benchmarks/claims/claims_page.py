@@ -10,6 +10,7 @@ import estimation
 import exploration
 import exploring_queries
 import feedback
+import games
 import iteration
 import optima
 import pools
@@ -25,7 +26,7 @@ CLAIMS = [
     for module in (
         tradeoff, iteration, optima, estimation, feedback, selection, exploration, turns,
         tournaments, communication,
-        annotation, exploring_queries, spending, pools,
+        annotation, exploring_queries, spending, pools, games,
     )
     for claim in module.CLAIMS
 ]  # fmt: skip
