@@ -10,7 +10,6 @@ at its smallest shape, for correctness; peers that need a whole model are then l
 from __future__ import annotations
 
 import gc
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]  # the references and tolerances
 
 import torch  # noqa: E402
-from measuring import RESULTS, Measure, cpu_name, timing_is_off  # noqa: E402
+from machine import commit as commit_of  # noqa: E402
+from machine import cpu_name  # noqa: E402
+from measuring import RESULTS, Measure, timing_is_off  # noqa: E402
 from model_jobs import Models  # noqa: E402
 from racing import CLOCK, Heat, Race  # noqa: E402
 from ratios import table  # noqa: E402
@@ -83,9 +84,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def commit() -> str:
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    result = subprocess.run(git, capture_output=True, text=True)
-    return result.stdout.strip() if result.returncode == 0 else "unknown"
+    return commit_of()
 
 
 @pytest.fixture(scope="session")

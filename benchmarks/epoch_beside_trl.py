@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from machine import peak_bytes
 
 BATCH, LEARNING_RATE, COMPARED = 4, 5e-6, 20
 SAMPLES, MAX_TOKENS, PROMPTS_A_CALL = 3, 64, 32
@@ -69,10 +70,6 @@ def make_pairs(folder: Path, count: int) -> None:
         raise SystemExit(f"only {len(rows)} pairs came of {len(prompts)} prompts")
     lines = (json.dumps(row) + "\n" for row in rows[:count])
     (folder / "pairs.jsonl").write_text("".join(lines))
-
-
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def train_ours(folder: Path) -> dict[str, Any]:

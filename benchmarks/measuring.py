@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from machine import cpu_name
 from ratios import Result
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -20,12 +20,6 @@ RESULTS = pytest.StashKey[list[Result]]()
 
 def timing_is_off(config: pytest.Config) -> bool:
     return bool(config.getoption("benchmark_disable") or config.getoption("benchmark_skip"))
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
 
 
 class Measure:
