@@ -139,6 +139,6 @@ CLAIMS = [
             f["max-min: minority"] - f["minority"]
             > f["one reward: majority"] - f["max-min: majority"]
         ),
-        note="in the mean it gains nearly twice that; where both want alike there is nothing to gain",
+        note="in the mean it gains nearly twice that; where both want alike nothing is to gain",
     ),
 ]
