@@ -9,6 +9,8 @@ import iteration
 import tradeoff
 from matplotlib import pyplot as plt
 
+from pyengine.objectives import DPO, IPO
+
 
 def draw(path: Path) -> None:
     """Reward gained against sqrt(KL), beside the margins of DPO and IPO over steps."""
@@ -26,8 +28,8 @@ def draw(path: Path) -> None:
                       label=name)  # fmt: skip
         left.set(xlabel="sqrt(KL)", ylabel="reward gained", title="Reward and KL")
         marks = [round(10 ** (i / 8)) for i in range(5, 33)]
-        right.plot(marks, iteration.margins("dpo", 50.0, marks), label="DPO")
-        ipo = iteration.margins("ipo", 0.1, marks, length_normalize=False)
+        right.plot(marks, iteration.margins(DPO(beta=0.1), 50.0, marks), label="DPO")
+        ipo = iteration.margins(IPO(beta=0.1, length_normalize=False), 0.1, marks)
         right.plot(marks, ipo, label="IPO")
         right.set(xscale="log", xlabel="steps", ylabel="margin of best over worst",
                   title="Deterministic preferences")  # fmt: skip

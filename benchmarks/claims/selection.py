@@ -11,6 +11,7 @@ from torch import Tensor
 from pyengine.objectives import pairwise_loss
 
 RUNS, PROMPTS, FEATURES = 10, 40, 16
+RULES = ("min", "mu-2s", "mu")
 
 
 def pick(scores: Tensor, rule: str) -> Tensor:
@@ -40,34 +41,36 @@ def sweet_spot(seed: int) -> Figures:
     """
     g = torch.Generator().manual_seed(seed)
     unseen = World.drawn(g, 100, 64, FEATURES)
-    figures = {}
+    names, gaps = [], []
     for kind in ("t", "normal"):
         for n in (20, 400):
             phi = torch.randn(RUNS, PROMPTS, n, FEATURES, generator=g, dtype=F64)
             gold = phi @ unseen.truth
             scores = gold + noise(kind, gold, g)
-            for rule in ("min", "mu-2s", "mu"):
-                value = trained(phi, scores, rule, unseen)
-                figures[f"{kind} {rule} n={n}"] = value
-    return figures
+            chosen = features(phi, scores.argmax(-1))
+            gaps += [chosen - features(phi, pick(scores, rule)) for rule in RULES]
+            names += [f"{kind} {rule} n={n}" for rule in RULES]
+    values = unseen.golds_at(trained(torch.cat(gaps))).reshape(len(names), RUNS).mean(1)
+    return dict(zip(names, values.tolist(), strict=True))
 
 
-def trained(phi: Tensor, scores: Tensor, rule: str, unseen: World) -> float:
-    """All runs at once: their losses add up, their weights are apart."""
+def features(phi: Tensor, which: Tensor) -> Tensor:
+    """(runs, prompts, features) of one response to each prompt."""
+    index = which[..., None, None].expand(-1, -1, 1, FEATURES)
+    return phi.gather(2, index).squeeze(2)
 
-    def features(which: Tensor) -> Tensor:
-        index = which[..., None, None].expand(-1, -1, 1, FEATURES)
-        return phi.gather(2, index).squeeze(2)
 
-    chosen, rejected = features(scores.argmax(-1)), features(pick(scores, rule))
-    zero = torch.zeros(RUNS * PROMPTS, dtype=F64)
+def trained(gaps: Tensor) -> Tensor:
+    """(runs, features) of gaps (runs, prompts, features), chosen less rejected. All runs at once:
+    their losses add up, their weights are apart.
+    """
+    zero = torch.zeros(gaps.shape[:2].numel(), dtype=F64)
 
     def loss(theta: Tensor) -> Tensor:
-        one, other = ((x @ theta[:, :, None]).reshape(-1) for x in (chosen, rejected))
-        return pairwise_loss("dpo", one, other, zero, zero, beta=0.5).sum() / PROMPTS
+        ahead = (gaps @ theta[:, :, None]).reshape(-1)
+        return pairwise_loss("dpo", ahead, zero, zero, zero, beta=0.5).sum() / PROMPTS
 
-    found = descend(loss, torch.zeros(RUNS, FEATURES, dtype=F64), 200, 0.5)
-    return sum(unseen.gold_at(theta) for theta in found) / RUNS
+    return descend(loss, torch.zeros(len(gaps), FEATURES, dtype=F64), 200, 0.5)
 
 
 CLAIMS = [
