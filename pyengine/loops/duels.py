@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from pyengine.preferences.binding import bound
 from pyengine.preferences.comparators.comparator import Duel
 from pyengine.preferences.feedback import Feedback, SampleStatus
+from pyengine.preferences.sources.ahead import GiveUp, compare_ahead, overlaps
 from pyengine.preferences.sources.source import Gives
 
 if TYPE_CHECKING:
@@ -23,16 +25,22 @@ class DuelSource:
     these pairs alone.
     """
 
-    comparator: Comparator
     name: ClassVar[str] = "duels"
     gives: ClassVar[Gives] = Gives(matrix=True)
+    comparator: Comparator = bound("comparator")
+
+    @property
+    def overlaps(self) -> bool:
+        """See AsksAhead."""
+        return overlaps(self.comparator)
+
+    def ahead(self, groups: Sequence[Group]) -> GiveUp:
+        """See AsksAhead."""
+        return compare_ahead(self.comparator, groups, _duels(groups))
 
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """A pair without a verdict is two failed responses."""
-        sizes = [len(group.responses) for group in groups]
-        duels = [
-            Duel(g, k, size // 2 + k) for g, size in enumerate(sizes) for k in range(size // 2)
-        ]
+        sizes, duels = [len(group.responses) for group in groups], _duels(groups)
         answers = self.comparator.compare(groups, duels)
         matrix: list[list[list[float | None]]] = [[[None] * n for _ in range(n)] for n in sizes]
         rewards: list[list[float | None]] = [[None] * n for n in sizes]
@@ -51,3 +59,9 @@ class DuelSource:
             preference_matrix=matrix,
             counts_by_name=counted,
         )
+
+
+def _duels(groups: Sequence[Group]) -> list[Duel]:
+    """Response k of a group's first half against response k of its second."""
+    halves = [len(group.responses) // 2 for group in groups]
+    return [Duel(g, k, half + k) for g, half in enumerate(halves) for k in range(half)]

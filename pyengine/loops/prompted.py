@@ -19,6 +19,7 @@ from pyengine.loops.iterates import BASE, keep_base
 from pyengine.loops.loop import Loop, Report
 from pyengine.loops.metrics import feedback_metrics, mean_metrics, sample_metrics
 from pyengine.loops.minibatches import learnable, minibatches
+from pyengine.loops.overlap import overlap
 from pyengine.loops.prompted_checks import check_prompted
 from pyengine.loops.rehearsal import rehearse, sampled_group
 from pyengine.loops.sampler_judge import SamplerJudge, SkippedError
@@ -202,13 +203,19 @@ class Prompted(Loop):
         first = self.round * self.prompts_per_round
         indices = self._walk.take(first, self.prompts_per_round)
         self._begin()
+        ahead = overlap(self, len(indices))
         groups: list[Group] = []
+        report: Report = {}
         try:
-            groups, indices = clock("generate", lambda: self._samples(indices, first))
+            groups, indices = clock(
+                "generate", lambda: ahead.samples(self._samples, indices, first)
+            )
+            report = clock("score", lambda: self._sample_metrics(groups))
             verdict = clock("reward", lambda: self._verdict(groups))
         except SkippedError as skipped:  # by the judge of a sampler
             verdict = skipped.verdict
-        report: Report = clock("score", lambda: self._sample_metrics(groups))
+        finally:
+            ahead.end()
         report |= {"judge/retries": verdict.retries}
         updates: list[dict[str, float]] = []
         if verdict.feedback is not None:
@@ -245,18 +252,9 @@ class Prompted(Loop):
         """See steps.sample."""
         judge = None if self.sampler is None else self._sampler_judge(indices)
         return steps.sample(
-            self.engine,
-            self.prompts,
-            indices,
-            self.sampling,
-            first,
-            self.columns,
-            counts=counts,
-            sampler=self.sampler,
-            judge=judge,
-            models=models,
-            draw=draw,
-        )
+            self.engine, self.prompts, indices, self.sampling, first, self.columns,
+            counts=counts, sampler=self.sampler, judge=judge, models=models, draw=draw,
+        )  # fmt: skip
 
     def _sampler_judge(self, indices: Sequence[int]) -> SamplerJudge:
         """Of whatever has a reward: a sampler sees itself which have none."""

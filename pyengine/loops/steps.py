@@ -13,7 +13,16 @@ from pyengine.errors import PyengineError, RequestError, RewardError
 from pyengine.loops.evaluate import attach_columns
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Preferences
-from pyengine.rules import FRACTION, NOT_NEGATIVE, POSITIVE, WHOLE, check_fields, checked, one_of
+from pyengine.rules import (
+    COUNT,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    WHOLE,
+    check_fields,
+    checked,
+    one_of,
+)
 from pyengine.samplers.sampler import derived_ids
 
 if TYPE_CHECKING:
@@ -75,6 +84,8 @@ class JudgePolicy:
     retries             times to ask again before that
     backoff_s           seconds before the first of them; doubled each time
     deadline_s          no retry begins later than this after the first call
+    slices              a judge that waits for another machine is asked while the round is sampled
+                        in so many slices at most; 1: when all is sampled. It changes no bit
     """
 
     name: ClassVar[str] = "judge"
@@ -83,6 +94,7 @@ class JudgePolicy:
     retries: int = checked(0, WHOLE)
     backoff_s: float = checked(1.0, NOT_NEGATIVE)
     deadline_s: float = checked(600.0, POSITIVE)
+    slices: int = checked(4, COUNT)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -102,6 +114,14 @@ class Verdict:
 
 
 Remember = Callable[[int, "Sequence[Group]", Callable[[], Verdict]], Verdict]
+
+
+def may_be_on_file(remember: Remember | None, number: int) -> bool:
+    """Whether what is remembered may hold a verdict on a round; what has no method `has` may."""
+    if remember is None:
+        return False
+    has = getattr(remember, "has", None)
+    return has is None or bool(has(number))
 
 
 def judge(source: Source, groups: Sequence[Group], policy: JudgePolicy, where: str) -> Verdict:

@@ -11,6 +11,7 @@ from pyengine.preferences.bradley_terry_model import preference
 from pyengine.preferences.comparators.comparator import Compared, Duel
 from pyengine.preferences.comparators.rewards_once import RewardsOnce
 from pyengine.preferences.groups import Group
+from pyengine.preferences.sources.ahead import GiveUp, ask_ahead, overlaps
 from pyengine.rules import POSITIVE, check_fields, checked
 
 
@@ -32,6 +33,15 @@ class ByReward:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def overlaps(self) -> bool:
+        """See ComparesAhead."""
+        return overlaps(self.source)
+
+    def ahead(self, groups: Sequence[Group], duels: Sequence[Duel]) -> GiveUp:
+        """See ComparesAhead: it is the source that is asked."""
+        return ask_ahead([self.source], groups)
 
     def compare(self, groups: Sequence[Group], duels: Sequence[Duel]) -> Compared:
         """No verdict on a pair of which one has no reward."""

@@ -20,6 +20,7 @@ from pyengine.preferences.remote.question import (
     read_field,
     response_text,
 )
+from pyengine.preferences.sources.ahead import GiveUp
 from pyengine.preferences.sources.pending import Pending
 from pyengine.rules import SWITCH, check_fields, checked, one_of
 
@@ -47,6 +48,7 @@ class RemoteJudge:
     """
 
     name: ClassVar[str] = "remote_judge"
+    overlaps: ClassVar[bool] = True
     endpoint: Endpoint
     both_orders: bool = checked(True, SWITCH)
     answer: str = checked("choice", one_of("choice", "probability"))
@@ -67,11 +69,23 @@ class RemoteJudge:
         Raises RequestError for a prompt or response without text, ConfigError without a key,
         MissingDependencyError without the package; the result raises SpendingLimitError.
         """
+        asked = self.endpoint.ask(self._questions(groups, duels), self._read)
+        return Pending(asked, lambda answers: self._compared(list(duels), answers))
+
+    def ahead(self, groups: Sequence[Group], duels: Sequence[Duel]) -> GiveUp:
+        """See ComparesAhead. Raises as begin does."""
+        return self.endpoint.ahead(self._questions(groups, duels), self._read)
+
+    def ready(self) -> None:
+        """See Endpoint.ready."""
+        self.endpoint.ready()
+
+    def _questions(self, groups: Sequence[Group], duels: Sequence[Duel]) -> list[Question]:
+        """Of all duels, and then of all with the responses exchanged."""
         orders = [(g, i, j) for g, i, j in duels]
         if self.both_orders:
             orders += [(g, j, i) for g, i, j in duels]
-        asked = self.endpoint.ask([self._question(groups, *o) for o in orders], self._read)
-        return Pending(asked, lambda answers: self._compared(list(duels), answers))
+        return [self._question(groups, *order) for order in orders]
 
     def _question(self, groups: Sequence[Group], g: int, i: int, j: int) -> Question:
         where = f"[{self.name}] groups[{g}]"

@@ -65,6 +65,16 @@ class Ranked:
     counts: dict[str, float] = field(default_factory=dict)
 
 
+def first_round(groups: Sequence[Group], ranking: Ranking, seeds: Sequence[int]) -> list[Duel]:
+    """What `rank` asks first, before any answer."""
+    return [
+        Duel(g, i, j)
+        for g, group in enumerate(groups)
+        if group.responses
+        for i, j in next(ranking.tournament(len(group.responses), seeds[g]), ())
+    ]
+
+
 def rank(
     groups: Sequence[Group], comparator: Comparator, ranking: Ranking, seeds: Sequence[int]
 ) -> Ranked:

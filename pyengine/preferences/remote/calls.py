@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pyengine.preferences.feedback import SampleStatus
@@ -51,12 +51,13 @@ class Answers:
 
 @dataclass
 class _Asked:
-    """One question's way to its answer."""
+    """One question's way to its answer, and what it counted on it."""
 
     digest: str
     value: float | None = None
     status: SampleStatus = "error"
     error: str = ""
+    counts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0.0))
 
 
 class Calls:
@@ -73,32 +74,72 @@ class Calls:
         )
         self._structured = endpoint.structured
         self._not_before = 0.0  # of time.monotonic: the endpoint asked all of us to wait
-        self._client, self._loop = _start(endpoint, openai, key)
-        self._gate = asyncio.Semaphore(endpoint.concurrency)
+        self._begin_with(openai, key)
 
     def begin(self, questions: Sequence[Question], read: Read) -> Future[Answers]:
         """See Endpoint.ask."""
+        return self._running().submit(self._all(list(questions), read))
+
+    def ahead(self, questions: Sequence[Question], read: Read) -> Callable[[], None]:
+        """See Endpoint.ahead."""
+        loop, mine = self._running(), dict[str, asyncio.Task[_Asked]]()
+        loop.submit(self._start_early(list(questions), read, mine))
+
+        def give_up() -> None:
+            loop.submit(self._end_early(mine))
+
+        return give_up
+
+    def _begin_with(self, openai: Any, key: str | None) -> None:
+        """A client, and the thread that it works in."""
+        self._client = _client(self._endpoint, openai, key)
+        self._loop = EventLoop("judge", self._client.client.close)
+        self._gate = asyncio.Semaphore(self._endpoint.concurrency)
+        self._early: dict[str, asyncio.Task[_Asked]] = {}  # asked ahead; no call has taken it yet
+
+    def _running(self) -> EventLoop:
         if not self._loop.alive:  # in a forked child
-            old = self._client
-            self._client, self._loop = _start(self._endpoint, old.openai, old.key)
-            self._gate = asyncio.Semaphore(self._endpoint.concurrency)
-        return self._loop.submit(self._all(list(questions), read))
+            self._begin_with(self._client.openai, self._client.key)
+        return self._loop
+
+    # In the loop's thread
+
+    async def _start_early(
+        self, questions: list[Question], read: Read, mine: dict[str, asyncio.Task[_Asked]]
+    ) -> None:
+        for question in questions:
+            digest = question.digest(self._endpoint)
+            if digest in self._early or self._cache.get(digest)[0]:
+                continue
+            task = asyncio.create_task(self._one(digest, question, read))
+            # What it raises is for the call that takes it; where none does, nobody is told.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._early[digest] = mine[digest] = task
+
+    async def _end_early(self, mine: dict[str, asyncio.Task[_Asked]]) -> None:
+        for digest, task in mine.items():
+            if self._early.get(digest) is task:
+                del self._early[digest]
+                task.cancel()
 
     async def _all(self, questions: list[Question], read: Read) -> Answers:
         digests = [question.digest(self._endpoint) for question in questions]
         once = dict(zip(digests, questions, strict=True))
-        counts = dict.fromkeys(_COUNTS, 0.0)
-        work = [self._one(digest, q, read, counts) for digest, q in once.items()]
+        work: list[Awaitable[_Asked]] = [
+            self._early.pop(d) if d in self._early else self._one(d, q, read)
+            for d, q in once.items()
+        ]
         found = await asyncio.gather(*work, return_exceptions=True)
         self._cache.flush()
         for each in found:  # after all that was under way is paid for and kept
             if isinstance(each, BaseException):
                 raise each
         asked = {each.digest: each for each in found if isinstance(each, _Asked)}
-        counts["failed_calls"] = sum(each.status == "error" for each in asked.values())
-        counts["cache_failures"] = self._cache.failures - self._failures_said
+        counts = {n: float(sum(each.counts[n] for each in asked.values())) for n in _COUNTS}
+        counts["failed_calls"] = float(sum(each.status == "error" for each in asked.values()))
+        counts["cache_failures"] = float(self._cache.failures - self._failures_said)
         self._failures_said = self._cache.failures
-        counts["cache_damaged_lines"] = self._cache.damaged
+        counts["cache_damaged_lines"] = float(self._cache.damaged)
         notes = [self._cache.last_error] if counts["cache_failures"] else []
         ordered = [asked[digest] for digest in digests]
         return Answers(
@@ -109,22 +150,22 @@ class Calls:
             counts,
         )
 
-    async def _one(
-        self, digest: str, question: Question, read: Read, counts: dict[str, float]
-    ) -> _Asked:
+    async def _one(self, digest: str, question: Question, read: Read) -> _Asked:
         known, value = self._cache.get(digest)
+        asked = _Asked(digest, value)
         if known:
-            counts["cache_hits"] += 1
-            return _Asked(digest, value, "abstain" if value is None else "value")
+            asked.counts["cache_hits"] += 1
+            asked.status = "abstain" if value is None else "value"
+            return asked
         async with self._gate:
-            outcome, cost = await self._until_answered(digest, question, counts)
-        asked = _Asked(digest, error=self._client.without_key(outcome.error)[:300])
+            outcome, cost = await self._until_answered(digest, question, asked.counts)
+        asked.error = self._client.without_key(outcome.error)[:300]
         if outcome.text is None:
             return asked
         try:
             asked.value, searched = read(self._client.without_key(outcome.text))
             asked.status = "abstain" if asked.value is None else "value"
-            counts["searched_answers"] += searched
+            asked.counts["searched_answers"] += searched
         except ValueError as error:
             asked.error = f"the answer {error}"
         # One that cannot be read is asked for again another time, but it has been paid for.
@@ -195,11 +236,12 @@ class Calls:
         return cost
 
 
-def _start(endpoint: EndpointFields, openai: Any, key: str | None) -> tuple[Client, EventLoop]:
+def _client(endpoint: EndpointFields, openai: Any, key: str | None) -> Client:
     client = openai.AsyncOpenAI(
         api_key=key or _NO_KEY,
         base_url=endpoint.base_url,
         max_retries=0,  # ours are counted
         timeout=None,  # ours is for the whole call
     )
-    return Client(openai, client, key, endpoint.timeout_s), EventLoop("judge", client.close)
+    _ = client.chat.completions.with_raw_response  # imported at its first use, which is now
+    return Client(openai, client, key, endpoint.timeout_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,6 +49,20 @@ class Endpoint(EndpointFields):
         Raises what `ready` raises; the future raises SpendingLimitError.
         """
         return self._calls.begin(questions, read)
+
+    def ahead(self, questions: Sequence[Question], read: Read) -> Callable[[], None]:
+        """Begins to ask what `ask` will ask later, which then takes these answers and their counts.
+
+        Returns what gives up those that no `ask` has taken. Raises what `ready` raises.
+        """
+        return self._calls.ahead(questions, read)
+
+    def ready(self) -> None:
+        """Makes the client, so that the first question need not wait for it.
+
+        Raises ConfigError without the key, MissingDependencyError without the package.
+        """
+        _ = self._calls
 
     def absolute(self, base: Path) -> Self:
         """With the cache below `base`, where its path is relative."""

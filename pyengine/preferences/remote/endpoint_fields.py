@@ -81,11 +81,6 @@ class EndpointFields:
                 f"usd_per_million_completion_tokens > 0 but is {self.limit_usd} and both are 0"
             )
 
-    def ready(self) -> None:
-        """Raises ConfigError without the key, MissingDependencyError without the package."""
-        self.key()
-        self.package()
-
     def key(self) -> str | None:
         """The key. Raises ConfigError where its environment variable is not set."""
         if self.api_key_env is None:

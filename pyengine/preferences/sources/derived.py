@@ -10,6 +10,7 @@ from pyengine.errors import ConfigError
 from pyengine.preferences.bradley_terry_model import preference
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
 from pyengine.preferences.groups import Group
+from pyengine.preferences.sources.ahead import GiveUp, ask_ahead, overlaps
 from pyengine.preferences.sources.source import Gives, Source, gives
 from pyengine.preferences.sources.token_function import TokenFunction
 
@@ -58,6 +59,15 @@ class Derived:
             columns=tuple(dict.fromkeys((*own.columns, *self.columns))),
             token_columns=tuple(dict.fromkeys((*own.token_columns, *self.token_columns))),
         )
+
+    @property
+    def overlaps(self) -> bool:
+        """See AsksAhead."""
+        return overlaps(self.source, *self.columns.values())
+
+    def ahead(self, groups: Sequence[Group]) -> GiveUp:
+        """See AsksAhead."""
+        return ask_ahead([self.source, *self.columns.values()], groups)
 
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """The source's feedback, with what is added."""

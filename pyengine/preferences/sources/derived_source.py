@@ -10,6 +10,7 @@ from pyengine.errors import ConfigError
 from pyengine.preferences.binding import bound
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Group
+from pyengine.preferences.sources.ahead import GiveUp
 from pyengine.preferences.sources.derived import Derived
 from pyengine.preferences.sources.source import Gives
 from pyengine.rules import FINITE, POSITIVE, check_fields, checked, or_none
@@ -54,6 +55,15 @@ class DerivedSource:
     def gives(self) -> Gives:
         """What the source gives, and what is added."""
         return self._derived.gives
+
+    @property
+    def overlaps(self) -> bool:
+        """See AsksAhead."""
+        return self._derived.overlaps
+
+    def ahead(self, groups: Sequence[Group]) -> GiveUp:
+        """See AsksAhead."""
+        return self._derived.ahead(groups)
 
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """See Derived."""

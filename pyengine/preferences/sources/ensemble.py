@@ -11,6 +11,7 @@ from pyengine.errors import ConfigError
 from pyengine.preferences.binding import bound
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
 from pyengine.preferences.groups import Group
+from pyengine.preferences.sources.ahead import GiveUp, ask_ahead, overlaps
 from pyengine.preferences.sources.combining import (
     Combine,
     combined,
@@ -52,6 +53,15 @@ class Ensemble:
                 f"[{self.name}] penalty is used where combine is 'mean_minus_variance' but is "
                 f"{self.penalty} with combine {self.combine!r}"
             )
+
+    @property
+    def overlaps(self) -> bool:
+        """See AsksAhead."""
+        return overlaps(*self.sources)
+
+    def ahead(self, groups: Sequence[Group]) -> GiveUp:
+        """See AsksAhead."""
+        return ask_ahead(self.sources, groups)
 
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """One reward of each response, with reward_std."""

@@ -10,6 +10,7 @@ from pyengine.preferences.binding import bound, check_bound
 from pyengine.preferences.comparators.comparator import Comparator, Duel
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
 from pyengine.preferences.groups import Group
+from pyengine.preferences.sources.ahead import GiveUp, compare_ahead, overlaps
 from pyengine.preferences.sources.source import Gives
 from pyengine.rules import check_fields, checked, one_of
 
@@ -41,16 +42,19 @@ class JudgeMatrix:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @property
+    def overlaps(self) -> bool:
+        """See AsksAhead."""
+        return overlaps(self.comparator)
+
+    def ahead(self, groups: Sequence[Group]) -> GiveUp:
+        """See AsksAhead."""
+        return compare_ahead(self.comparator, groups, self._duels(groups))
+
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """Win rates and matrices; one call of the comparator."""
         check_bound(self)
-        duels = [
-            Duel(g, i, j)
-            for g, group in enumerate(groups)
-            for i in range(len(group.responses))
-            for j in range(len(group.responses))
-            if (i != j if self.orders == "both" else i < j)
-        ]
+        duels = self._duels(groups)
         found = self.comparator.compare(groups, duels)
         answers = dict(zip(duels, found.probabilities, strict=True))
         matrices = [
@@ -73,6 +77,15 @@ class JudgeMatrix:
             preference_matrix=matrices,
             counts_by_name=counts,
         )
+
+    def _duels(self, groups: Sequence[Group]) -> list[Duel]:
+        return [
+            Duel(g, i, j)
+            for g, group in enumerate(groups)
+            for i in range(len(group.responses))
+            for j in range(len(group.responses))
+            if (i != j if self.orders == "both" else i < j)
+        ]
 
     def _matrix(self, g: int, n: int, answers: dict[Duel, float | None]) -> Matrix:
         matrix: Matrix = [[None] * n for _ in range(n)]

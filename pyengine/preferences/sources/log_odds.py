@@ -11,6 +11,7 @@ from pyengine.errors import ConfigError, RequestError
 from pyengine.preferences.binding import bound
 from pyengine.preferences.feedback import Feedback, SampleStatus
 from pyengine.preferences.groups import Group
+from pyengine.preferences.sources.ahead import GiveUp, ask_ahead, overlaps
 from pyengine.preferences.sources.source import Gives, gives
 from pyengine.rules import OPEN_HALF, POSITIVE, check_fields, checked
 
@@ -49,6 +50,15 @@ class LogOdds:
     def gives(self) -> Gives:
         """What the source gives."""
         return gives(self.source)
+
+    @property
+    def overlaps(self) -> bool:
+        """See AsksAhead."""
+        return overlaps(self.source)
+
+    def ahead(self, groups: Sequence[Group]) -> GiveUp:
+        """See AsksAhead."""
+        return ask_ahead([self.source], groups)
 
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """The source's feedback with these rewards."""

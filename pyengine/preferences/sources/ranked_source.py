@@ -10,7 +10,8 @@ from pyengine.preferences.binding import bound
 from pyengine.preferences.feedback import Feedback, SampleStatus
 from pyengine.preferences.groups import Group
 from pyengine.preferences.keyed_draws import content, keyed_random
-from pyengine.preferences.rankings.ranking import Pair, Ranked, rank
+from pyengine.preferences.rankings.ranking import Pair, Ranked, first_round, rank
+from pyengine.preferences.sources.ahead import GiveUp, compare_ahead, overlaps
 from pyengine.preferences.sources.source import Gives
 from pyengine.rules import WHOLE, Rule, check_fields, checked, or_none
 
@@ -49,15 +50,20 @@ class RankedSource:
         """Rewards, and the matrix of a ranking that asks for all pairs."""
         return Gives(matrix=bool(getattr(self.ranking, "asks_all_pairs", False)))
 
+    @property
+    def overlaps(self) -> bool:
+        """See AsksAhead; only the first round of duels is known ahead."""
+        return overlaps(self.comparator)
+
+    def ahead(self, groups: Sequence[Group]) -> GiveUp:
+        """See AsksAhead."""
+        _, entered = self._entered(groups)
+        duels = first_round(entered, self.ranking, [self._seed(group) for group in entered])
+        return compare_ahead(self.comparator, entered, duels)
+
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """One tournament a group, all of them side by side."""
-        fields = [entrants(group, self.answer_after) for group in groups]
-        # Groups of their own, also where all responses enter: what a comparator remembers of them
-        # ends with this call, so that a judge that failed is asked anew.
-        entered = [
-            replace(group, responses=[group.responses[same[0]] for same in field])
-            for group, field in zip(groups, fields, strict=True)
-        ]
+        fields, entered = self._entered(groups)
         found = rank(entered, self.comparator, self.ranking, [self._seed(g) for g in entered])
         rewards: list[list[float | None]] = [[None] * len(g.responses) for g in groups]
         status: list[list[SampleStatus]] = [["abstain"] * len(g.responses) for g in groups]
@@ -78,6 +84,16 @@ class RankedSource:
             ]
         feedback.counts_by_name = found.counts | _counts(found, fields)
         return feedback
+
+    def _entered(self, groups: Sequence[Group]) -> tuple[list[Entrants], list[Group]]:
+        """Who enters, and the groups of them."""
+        fields = [entrants(group, self.answer_after) for group in groups]
+        # Groups of their own, also where all responses enter: what a comparator remembers of them
+        # ends with this call, so that a judge that failed is asked anew.
+        return fields, [
+            replace(group, responses=[group.responses[same[0]] for same in field])
+            for group, field in zip(groups, fields, strict=True)
+        ]
 
     def _seed(self, group: Group) -> int:
         return keyed_random(self.seed, self.name, *content(group)).getrandbits(63)

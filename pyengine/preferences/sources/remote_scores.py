@@ -20,6 +20,7 @@ from pyengine.preferences.remote.question import (
     read_field,
     response_text,
 )
+from pyengine.preferences.sources.ahead import GiveUp
 from pyengine.preferences.sources.pending import Pending
 from pyengine.preferences.sources.source import Gives
 from pyengine.rules import FINITE, SWITCH, check_fields, checked
@@ -46,6 +47,7 @@ class RemoteScores:
 
     name: ClassVar[str] = "remote_scores"
     gives: ClassVar[Gives] = Gives()
+    overlaps: ClassVar[bool] = True
     endpoint: Endpoint
     lowest: float = checked(1.0, FINITE)
     highest: float = checked(10.0, FINITE)
@@ -70,13 +72,23 @@ class RemoteScores:
         MissingDependencyError without the package; the result raises SpendingLimitError.
         """
         sizes = [len(group.responses) for group in groups]
-        questions = [
+        asked = self.endpoint.ask(self._questions(groups), self._read)
+        return Pending(asked, lambda answers: self._feedback(sizes, answers))
+
+    def ahead(self, groups: Sequence[Group]) -> GiveUp:
+        """See AsksAhead. Raises as begin does."""
+        return self.endpoint.ahead(self._questions(groups), self._read)
+
+    def ready(self) -> None:
+        """See Endpoint.ready."""
+        self.endpoint.ready()
+
+    def _questions(self, groups: Sequence[Group]) -> list[Question]:
+        return [
             self._question(group, k, f"[{self.name}] groups[{g}]")
             for g, group in enumerate(groups)
-            for k in range(sizes[g])
+            for k in range(len(group.responses))
         ]
-        asked = self.endpoint.ask(questions, self._read)
-        return Pending(asked, lambda answers: self._feedback(sizes, answers))
 
     def _question(self, group: Group, k: int, where: str) -> Question:
         rule = {"type": "number", "minimum": self.lowest, "maximum": self.highest}

@@ -11,6 +11,7 @@ from pyengine.errors import ConfigError
 from pyengine.preferences.binding import bound
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
 from pyengine.preferences.groups import Group
+from pyengine.preferences.sources.ahead import GiveUp, ask_ahead, overlaps
 from pyengine.preferences.sources.combining import summed_counts
 from pyengine.preferences.sources.isolation import Outcome, outcome_of
 from pyengine.preferences.sources.pending import begin
@@ -45,6 +46,15 @@ class RewardSum:
         for weight in self.weights:
             if not math.isfinite(weight):
                 raise ConfigError(f"[{self.name}] weights must be finite but one is {weight}")
+
+    @property
+    def overlaps(self) -> bool:
+        """See AsksAhead."""
+        return overlaps(*self.sources)
+
+    def ahead(self, groups: Sequence[Group]) -> GiveUp:
+        """See AsksAhead."""
+        return ask_ahead(self.sources, groups)
 
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """The summed rewards; `components` holds each source's own."""

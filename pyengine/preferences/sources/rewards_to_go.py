@@ -11,6 +11,7 @@ from pyengine.errors import RequestError
 from pyengine.preferences.binding import bound
 from pyengine.preferences.feedback import Feedback, SampleStatus
 from pyengine.preferences.groups import Group
+from pyengine.preferences.sources.ahead import GiveUp, ask_ahead, overlaps
 from pyengine.preferences.sources.source import Gives
 from pyengine.rules import SHARE, check_fields, checked
 
@@ -41,6 +42,16 @@ class RewardsToGo:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def overlaps(self) -> bool:
+        """See AsksAhead."""
+        return overlaps(self.source)
+
+    def ahead(self, groups: Sequence[Group]) -> GiveUp:
+        """See AsksAhead."""
+        turns = [turn for g, each in enumerate(groups) for rest in _rest(g, each) for turn in rest]
+        return ask_ahead([self.source], [*groups, *turns])
 
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """One call of the source."""

@@ -13,7 +13,8 @@ from pyengine.preferences.groups import Group
 class Source(Protocol):
     """Anything that judges groups: a reward function, a reward model, a judge.
 
-    One that gives more than rewards says so in an attribute `gives`.
+    One that gives more than rewards says so in an attribute `gives`. For `overlaps`
+    and `ahead` see AsksAhead.
     """
 
     def __call__(self, groups: Sequence[Group]) -> Feedback: ...

@@ -11,6 +11,7 @@ from pyengine.errors import ConfigError
 from pyengine.preferences.binding import bound
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
 from pyengine.preferences.groups import Group
+from pyengine.preferences.sources.ahead import GiveUp, ask_ahead, overlaps
 from pyengine.preferences.sources.combining import summed_counts
 from pyengine.preferences.sources.pending import begin
 from pyengine.preferences.sources.source import Gives, labels
@@ -42,6 +43,15 @@ class WorstGroup:
             raise ConfigError(
                 f"[{self.name}] sources must be two or more but are {len(self.sources)}"
             )
+
+    @property
+    def overlaps(self) -> bool:
+        """See AsksAhead."""
+        return overlaps(*self.sources)
+
+    def ahead(self, groups: Sequence[Group]) -> GiveUp:
+        """See AsksAhead."""
+        return ask_ahead(self.sources, groups)
 
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """The worst-off group's feedback, without what it gives beside rewards."""

@@ -34,6 +34,10 @@ class Verdicts:
         rows = read_lines(path) if path.exists() else []
         self._known = {(row["round"], row.get("digest")): row for row in rows}
 
+    def has(self, round_number: int) -> bool:
+        """Whether anything was said of that round."""
+        return any(number == round_number for number, _ in self._known)
+
     def __call__(
         self, round_number: int, groups: Sequence[Group], ask: Callable[[], Verdict]
     ) -> Verdict:

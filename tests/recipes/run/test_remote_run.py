@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_engine import FakeEngine
 from judge_server import Server, answer
 from preferences.remote.scripted import KEY, shown
-from recipes.run.fake_runs import RECIPE, checkpoints_of, run
+from recipes.run.fake_runs import RECIPE, Kill, Once, checkpoints_of, run, untimed
 
 from pyengine.errors import ConfigError, SpendingLimitError
 from pyengine.recipes.run import runner
@@ -88,3 +89,34 @@ def test_a_recipe_sends_nothing_anywhere_unless_it_may(
         run(asks, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert server.requests == []
+
+
+def test_a_run_killed_while_the_judge_is_asked_ahead_ends_as_one_without(
+    tmp_path: Path, recipe: Any, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds of 32 responses are sampled in two slices; the kill comes in the second of round 2."""
+    monkeypatch.setattr(runner, "plot", lambda *_: None)
+
+    def sliced(cache: str, slices: int) -> Any:
+        recipe_of(tmp_path, server, cache)
+        file = tmp_path / f"{cache}.yaml"
+        text = file.read_text().replace("n: 4", "n: 8").replace("per_round: 3", "per_round: 4")
+        file.write_text(f"{text}judge: {{slices: {slices}}}\n")
+        return load_recipe(file)
+
+    whole, plain, cut = (RunFolder(tmp_path / name) for name in ("whole", "plain", "cut"))
+    run(sliced("whole-cache", 4), whole.path)
+    asked = len(server.requests)
+    run(sliced("plain-cache", 1), plain.path)
+    assert len(server.requests) == 2 * asked
+    with monkeypatch.context() as patch:
+        once = Once(FakeEngine.generate, 5, Kill())  # after an evaluation and three slices
+        patch.setattr(FakeEngine, "generate", lambda *a, **o: once(*a, **o))
+        with pytest.raises(Kill):
+            run(sliced("cut-cache", 4), cut.path)
+    assert once.calls == 5
+    run(sliced("cut-cache", 4), cut.path, resume=True)
+    assert untimed(plain.metrics) == untimed(whole.metrics)
+    for folder in (plain, cut):
+        for name in ("model/weight.json", "samples.jsonl"):
+            assert (folder.path / name).read_bytes() == (whole.path / name).read_bytes()
