@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyengine.errors import ConfigError
 from pyengine.loops.measures import check_measures
+from pyengine.preferences.sources.needs import check_reads, make_ready
 
 if TYPE_CHECKING:
     from pyengine.preferences.allocations.allocation import Allocation
@@ -51,6 +52,7 @@ def check_prompted(loop: Any, allocation: Allocation | None) -> None:
             f"[{who}] eval_every = {loop.eval_every} needs eval_prompts but there are none"
         )
     _check_columns(loop)
+    _check_sources(loop)
     check_measures(loop.eval_measures, loop.eval_source, loop.eval_sampling.n, loop.has_reference)
     for name, part in (("sampler", loop.sampler), ("allocation", allocation)):
         if part is not None and loop.draws_itself:
@@ -62,6 +64,16 @@ def check_prompted(loop: Any, allocation: Allocation | None) -> None:
             f"[{who}] allocation must be None beside a sampler, which draws as many samples as it "
             f"needs, but is {allocation}"
         )
+
+
+def _check_sources(loop: Any) -> None:
+    """Columns that the parts read are there, and so is all else that they need to judge."""
+    parts = [getattr(loop, name, None) for name in ("source", "sampler", "pairing", "selection")]
+    added = getattr(loop.sampler, "adds_columns", ())
+    check_reads(parts, {*(loop.columns or ()), *added}, "the rows")
+    if loop.eval_prompts:
+        check_reads([loop.eval_source], {*(loop.eval_columns or ())}, "the held-out rows")
+    make_ready(*parts, loop.eval_source)
 
 
 def _check_columns(loop: Any) -> None:

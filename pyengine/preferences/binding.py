@@ -8,7 +8,7 @@ object is given at once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
 
 from pyengine.errors import ConfigError
@@ -116,6 +116,19 @@ def unbound(part: Any) -> list[tuple[str, Binding]]:
         elif isinstance(value, str):
             found.append((value, kind))
     return found
+
+
+def within(part: Any) -> Iterator[Any]:
+    """The part, and all parts within it; what is no dataclass names them in `asks`."""
+    yield part
+    nested: list[Any] = list(getattr(part, "asks", ()))
+    if dataclasses.is_dataclass(part):
+        for name, kind in bound_fields(part).items():
+            if kind in NESTED:
+                value = getattr(part, name)
+                nested += value if kind in MANY else [value]
+    for each in nested:
+        yield from within(each)
 
 
 def check_bound(part: Any) -> None:

@@ -49,6 +49,7 @@ class BeamSteps:
 
     name: ClassVar[str] = "beam_steps"
     needs_source: ClassVar[bool] = True
+    adds_columns: ClassVar[tuple[str, ...]] = ("values", "unjudged")
     beams: int = checked(2, COUNT)
     expand: int = checked(2, COUNT)
     step_tokens: int = checked(32, COUNT)

@@ -29,6 +29,7 @@ class BestOfN:
 
     name: ClassVar[str] = "best_of_n"
     needs_source: ClassVar[bool] = True
+    adds_columns: ClassVar[tuple[str, ...]] = ("unjudged",)
     keep: int = checked(1, COUNT)
 
     def __post_init__(self) -> None:

@@ -92,6 +92,11 @@ class Gold:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns that rows must have."""
+        return (self.column,)
+
     def size(self, params: SamplingParams) -> int:
         """Responses of a group."""
         return params.n + 1

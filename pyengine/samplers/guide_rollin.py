@@ -36,6 +36,7 @@ class GuideRollin:
 
     name: ClassVar[str] = "guide_rollin"
     needs_source: ClassVar[bool] = False
+    adds_columns: ClassVar[tuple[str, ...]] = ("guide", "guide_tokens")
     guide: str = checked("reference", MODEL)
     max_tokens: int = checked(16, COUNT)
     probability: float = checked(1.0, SHARE)

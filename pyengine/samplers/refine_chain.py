@@ -73,6 +73,7 @@ class RefineChain:
     name: ClassVar[str] = "refine_chain"
     needs_source: ClassVar[bool] = False
     has_logprobs: ClassVar[bool] = False
+    adds_columns: ClassVar[tuple[str, ...]] = ("attempts", "critiques", "chains_broken")
     rounds: int = checked(1, COUNT)
     critique: str = checked(CRITIQUE, _TEXT)
     revise: str = checked(REVISE, _TEXT)

@@ -78,6 +78,7 @@ class Rejection:
 
     name: ClassVar[str] = "rejection"
     needs_source: ClassVar[bool] = True
+    adds_columns: ClassVar[tuple[str, ...]] = ("drawn", "unjudged", "accepted", "step")
     beta: float = checked(1.0, POSITIVE)
     keep: int = checked(2, COUNT)
     max_draws: int = checked(64, COUNT)

@@ -39,6 +39,8 @@ class Sampler(Protocol):
     rows. One of whose responses some have no `logprobs` says `has_logprobs = False`: an objective
     that needs them is then refused beforehand. One that says where each of its responses
     is from, before it draws, in `origins(params)`, lets pairings by origin be tried beforehand.
+    `adds_columns` names what it adds to the groups' columns, which a source may read; `reads` what
+    rows must have for it.
     """
 
     name: ClassVar[str]

@@ -42,6 +42,7 @@ class Temperatures:
 
     name: ClassVar[str] = "temperatures"
     needs_source: ClassVar[bool] = False
+    adds_columns: ClassVar[tuple[str, ...]] = ("temperatures",)
     temperatures: Sequence[float] = checked((0.7, 1.0), _TEMPERATURES)
 
     def __post_init__(self) -> None:

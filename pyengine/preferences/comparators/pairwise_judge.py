@@ -81,6 +81,11 @@ class PairwiseJudge:
         self._prompt()  # checks the template
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns that rows must have."""
+        return () if self.criteria_column is None else (self.criteria_column,)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """What the model may answer: the first is better, the second is, and neither."""
         tie = () if self.tie_label is None else (self.tie_label,)

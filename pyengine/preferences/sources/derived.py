@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from pyengine.errors import ConfigError
 from pyengine.preferences.bradley_terry_model import preference
@@ -59,6 +60,11 @@ class Derived:
             columns=tuple(dict.fromkeys((*own.columns, *self.columns))),
             token_columns=tuple(dict.fromkeys((*own.token_columns, *self.token_columns))),
         )
+
+    @property
+    def asks(self) -> tuple[Any, ...]:
+        """The sources and functions within it."""
+        return (self.source, *self.columns.values(), *self.token_columns.values())
 
     @property
     def overlaps(self) -> bool:

@@ -46,6 +46,11 @@ class FunctionSource:
         """What metrics and messages call it."""
         return self.name if isinstance(self.function, str) else self._source.name
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns that the function cannot do without; not known of one that is only named."""
+        return () if isinstance(self.function, str) else self._source.reads
+
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """See RewardFunction."""
         check_bound(self)

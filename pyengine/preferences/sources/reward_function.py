@@ -55,6 +55,11 @@ class RewardFunction:
         self.timeout_s = timeout_s
         self._names, self._required, self._takes_all = _parameters(self.name, f)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns that f cannot do without."""
+        return tuple(name for name in self._required if name not in _OWN_ARGUMENTS)
+
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """One reward, abstention or error per response."""
         rewards, status, errors = self.ask(groups, outcome_of)

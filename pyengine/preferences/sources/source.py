@@ -13,8 +13,9 @@ from pyengine.preferences.groups import Group
 class Source(Protocol):
     """Anything that judges groups: a reward function, a reward model, a judge.
 
-    One that gives more than rewards says so in an attribute `gives`. For `overlaps`
-    and `ahead` see AsksAhead.
+    One that gives more than rewards says so in an attribute `gives`. `reads`, a tuple, names
+    columns that rows must have; `ready()` raises what keeps it from judging, such as a package that
+    is not there, before a model is loaded. For `overlaps` and `ahead` see AsksAhead.
     """
 
     def __call__(self, groups: Sequence[Group]) -> Feedback: ...

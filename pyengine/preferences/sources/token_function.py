@@ -22,6 +22,11 @@ class TokenFunction:
     def __init__(self, function: RewardFunction) -> None:
         self.name, self.function = function.name, function
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """See RewardFunction."""
+        return self.function.reads
+
     def __call__(
         self, groups: Sequence[Group]
     ) -> tuple[TokenTable, list[list[SampleStatus]], list[str]]:

@@ -12,6 +12,7 @@ from pyengine.errors import ConfigError
 from pyengine.models.source import resolve
 from pyengine.preferences.binding import unbound
 from pyengine.preferences.remote.endpoint import endpoints_of
+from pyengine.preferences.sources.needs import make_ready
 from pyengine.recipes.schema.part_names import is_place
 from pyengine.recipes.schema.rewards import load_reward
 
@@ -47,9 +48,28 @@ class RunBindings:
         return load_reward(name, allow_code=self.allow_code)
 
 
+class FunctionBindings:
+    """Names of functions alone, before a run has any model: other names stay as they are."""
+
+    def __init__(self, allow_code: bool) -> None:
+        self.allow_code = allow_code
+
+    def model(self, name: str) -> Any:
+        """The name itself."""
+        return name
+
+    def reward_model(self, name: str) -> Any:
+        """The name itself."""
+        return name
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """See Bindings."""
+        return load_reward(name, allow_code=self.allow_code)
+
+
 def check_names(part: Any, allow_code: bool, has_reference: bool) -> None:
     """Raises ConfigError where a name stands for nothing, before any model is loaded, and where
-    something would be sent to an endpoint without leave, or cannot be.
+    something would be sent to an endpoint without leave; and what `ready` of a part raises.
 
     A snapshot's name is not known before the run: it is looked up when it is asked.
     """
@@ -60,7 +80,7 @@ def check_names(part: Any, allow_code: bool, has_reference: bool) -> None:
                 f"[{part.name}] prompts, responses{key} would be sent to {endpoint.base_url}, "
                 "which happens only where it may: if you trust the recipe, allow it by --allow-code"
             )
-        endpoint.ready()
+    make_ready(part)
     for name, kind in unbound(part):
         if kind == "function":
             load_reward(name, allow_code=allow_code)

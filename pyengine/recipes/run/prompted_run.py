@@ -16,7 +16,8 @@ from pyengine.objectives.available import OBJECTIVES
 from pyengine.preferences import Derived, RewardFunction, Source, TokenFunction
 from pyengine.preferences.binding import bind, unbound
 from pyengine.preferences.sources.available import SOURCES
-from pyengine.recipes.run.bindings import RunBindings, check_names
+from pyengine.preferences.sources.needs import check_reads
+from pyengine.recipes.run.bindings import FunctionBindings, RunBindings, check_names
 from pyengine.recipes.run.inputs import code_digest, data_digest
 from pyengine.recipes.run.model_text import ModelText
 from pyengine.recipes.schema.build import make_part
@@ -54,7 +55,19 @@ class PromptedRun:
         self.measures = [make_part(EVALUATIONS, data) for data in metrics]
         self.prompts = load_prompts(recipe.prompts)
         self.held_out = load_prompts(recipe.eval.prompts) if recipe.eval else Prompts([], {})
+        self._check_reads()
         self.rehearsal = self._rehearsed()
+
+    def _check_reads(self) -> None:
+        """Raises ConfigError, naming the file, for a column that a part reads and no row has."""
+        functions = FunctionBindings(self.allow_code)
+        parts = [bind(part, functions) for part in (self._judge(), *self.parts.values())]
+        added = getattr(self.parts.get("sampler"), "adds_columns", ())
+        columns = {*self.prompts.columns, *added}
+        check_reads(parts, columns, f"the rows of {self.recipe.prompts.file}")
+        if self.recipe.eval is not None:
+            place = f"the rows of {self.recipe.eval.prompts.file}"
+            check_reads([bind(self.source, functions)], self.held_out.columns, place)
 
     def _rehearsed(self) -> Prompted:
         """The loop on an engine to come, which checks that its parts fit together."""

@@ -51,6 +51,16 @@ class JsonSchema(Verifier):
     name: ClassVar[str] = "json_schema"
     answer: str | None = checked("schema", or_none(TEXT))  # type: ignore[assignment]
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """See Verifier."""
+        return () if self.answer is None else (self.answer,)
+
+    def ready(self) -> None:
+        """Raises MissingDependencyError without the package, where there are schemas."""
+        if self.answer is not None:
+            _validator_of({})
+
     def check(self, groups: Sequence[Group]) -> None:
         """The column must be there; so must the package, where there is a schema."""
         if self.answer is None:

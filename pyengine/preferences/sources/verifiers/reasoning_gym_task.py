@@ -48,11 +48,20 @@ class ReasoningGymTask(Verifier):
         """The task's scorer may do without."""
         return self.scorer == "exact"
 
-    def check(self, groups: Sequence[Group]) -> None:
-        """The column must be there, and for the tasks' scorers the package."""
-        super().check(groups)
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The task's scorer reads the item, too."""
+        return (self.answer, self.task, self.entry) if self.scorer == "task" else (self.answer,)
+
+    def ready(self) -> None:
+        """Raises MissingDependencyError without the package, for the tasks' scorers."""
         if self.scorer == "task":
             gym()
+
+    def check(self, groups: Sequence[Group]) -> None:
+        """The column must be there, and what scores."""
+        super().check(groups)
+        self.ready()
 
     def judge(self, responses: Sequence[Judged]) -> list[Verdict]:
         """Text by text, or all of the tasks' scorers in a thread with one deadline."""

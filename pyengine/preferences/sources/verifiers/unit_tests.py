@@ -78,6 +78,10 @@ class UnitTests(Verifier):
     def check(self, groups: Sequence[Group]) -> None:
         """The column must be there, and what a program could do must be contained."""
         super().check(groups)
+        self.ready()
+
+    def ready(self) -> None:
+        """Raises ConfigError where programs cannot be contained on this machine."""
         missing = containment().missing
         if missing and self.uncontained == "refuse":
             raise ConfigError(

@@ -87,6 +87,11 @@ class Verifier:
             )
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns that rows must have."""
+        return (self.answer,)
+
+    @property
     def needs_answer(self) -> bool:
         """Whether a row without an answer cannot be judged."""
         return True
