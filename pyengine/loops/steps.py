@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyengine.errors import PyengineError, RequestError, RewardError
+from pyengine.loops.deadline import within
 from pyengine.loops.evaluate import attach_columns
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Preferences
@@ -22,6 +23,7 @@ from pyengine.rules import (
     check_fields,
     checked,
     one_of,
+    or_none,
 )
 from pyengine.samplers.sampler import derived_ids
 
@@ -84,6 +86,9 @@ class JudgePolicy:
     retries             times to ask again before that
     backoff_s           seconds before the first of them; doubled each time
     deadline_s          no retry begins later than this after the first call
+    timeout_s           seconds that one asking may take; then it has failed, and its thread is left
+                        behind. For judges without a deadline of their own: functions, verifiers and
+                        endpoints have one. None: as long as it takes
     slices              a judge that waits for another machine is asked while the round is sampled
                         in so many slices at most; 1: when all is sampled. It changes no bit
     """
@@ -94,6 +99,7 @@ class JudgePolicy:
     retries: int = checked(0, WHOLE)
     backoff_s: float = checked(1.0, NOT_NEGATIVE)
     deadline_s: float = checked(600.0, POSITIVE)
+    timeout_s: float | None = checked(None, or_none(POSITIVE))
     slices: int = checked(4, COUNT)
 
     def __post_init__(self) -> None:
@@ -134,7 +140,7 @@ def judge(source: Source, groups: Sequence[Group], policy: JudgePolicy, where: s
     for attempt in range(policy.retries + 1):
         feedback, reason = None, ""
         try:
-            feedback = source(groups)
+            feedback = within(policy.timeout_s, lambda: source(groups))
             reason = malformed(feedback, groups) or too_few(feedback, policy.min_valid_fraction)
         except PyengineError as error:
             if not isinstance(error, RewardError):

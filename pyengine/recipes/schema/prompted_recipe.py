@@ -90,6 +90,7 @@ class JudgeSpec:
     retries: int = field(default=0, metadata={"min": 0})
     backoff_s: float = field(default=1.0, metadata={"min": 0})
     deadline_s: float = field(default=600.0, metadata={"above": 0})
+    timeout_s: float | None = field(default=None, metadata={"above": 0})
     slices: int = field(default=4, metadata={"min": 1})
 
 

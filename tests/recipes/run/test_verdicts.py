@@ -8,11 +8,11 @@ import pytest
 from fake_engine import FakeEngine
 from recipes.run.fake_runs import RECIPE, Kill, Once, killer, run, same_ends, untimed
 
-from pyengine.errors import RewardError
+from pyengine.errors import CheckpointError, RewardError
 from pyengine.loops import steps
 from pyengine.loops.steps import Verdict
 from pyengine.preferences import Feedback, Group, Response
-from pyengine.recipes.run import runner
+from pyengine.recipes.run import runner, verdicts
 from pyengine.recipes.run.verdicts import Verdicts
 from pyengine.recipes.schema.load import load_recipe
 from pyengine.reports.writers.jsonl import read_lines
@@ -148,9 +148,25 @@ def test_what_is_asked_twice_in_a_round_has_one_verdict(tmp_path):
         asked.append(None)
         return Verdict(Feedback.from_rewards([[float(len(asked)), 0.0]]))
 
-    verdicts = Verdicts(tmp_path / "verdicts.jsonl")
-    said = [verdicts(number, groups, ask).feedback.rewards[0][0] for number in (1, 1, 2, 2)]
+    kept = Verdicts(tmp_path / "verdicts.jsonl")
+    said = [kept(number, groups, ask).feedback.rewards[0][0] for number in (1, 1, 2, 2)]
     assert said == [1.0, 1.0, 2.0, 2.0]
     again = Verdicts(tmp_path / "verdicts.jsonl")
     assert [again(number, groups, ask).feedback.rewards[0][0] for number in (1, 2)] == [1.0, 2.0]
     assert len(asked) == len(read_lines(tmp_path / "verdicts.jsonl")) == 2
+
+
+def test_a_disk_that_is_full_for_a_verdict_ends_the_run_which_is_resumed(
+    tmp_path, judged, monkeypatch
+):
+    """The round has learned nothing; its judge is asked again."""
+    run(judged(), tmp_path / "whole")
+    (tmp_path / "calls").write_text("")
+    with monkeypatch.context() as patch:
+        fails = Once(verdicts.append_lines, 3, CheckpointError("[verdicts.jsonl] no space left"))
+        patch.setattr(verdicts, "append_lines", fails)
+        with pytest.raises(CheckpointError, match="no space left"):
+            run(load_recipe(tmp_path / "r.yaml"), tmp_path / "cut")
+    (tmp_path / "calls").write_text("1\n2\n")  # the third call has been forgotten
+    run(load_recipe(tmp_path / "r.yaml"), tmp_path / "cut", resume=True)
+    same_ends(tmp_path / "whole", tmp_path / "cut")

@@ -76,18 +76,23 @@ def run(
     questions  ("statement" or "call", code), asked in order of one more process that ran it first
     Raises SandboxError where it could not be run.
     """
-    with tempfile.TemporaryDirectory(prefix="pyengine-code-", ignore_cleanup_errors=True) as folder:
-        head = {
-            "way": way,
-            "folder": str(Path(folder).resolve()),
-            "readable": _readable(),
-            "limits": limits._asdict(),
-            "program": program,
-            "inputs": list(inputs),
-        }
-        parts = [json.dumps(part).encode() for part in (head, questions)]
-        job = b"".join(b"%016d" % len(part) + part for part in parts)
-        said, errors = _launch(job, limits.wall_s + _GRACE_S)
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix="pyengine-code-", ignore_cleanup_errors=True
+        ) as folder:
+            head = {
+                "way": way,
+                "folder": str(Path(folder).resolve()),
+                "readable": _readable(),
+                "limits": limits._asdict(),
+                "program": program,
+                "inputs": list(inputs),
+            }
+            parts = [json.dumps(part).encode() for part in (head, questions)]
+            job = b"".join(b"%016d" % len(part) + part for part in parts)
+            said, errors = _launch(job, limits.wall_s + _GRACE_S)
+    except OSError as error:  # a full disk, or no process to be had
+        raise SandboxError(f"[sandbox] the program could not be run: {error}") from error
     try:
         report = json.loads(said)
     except (ValueError, RecursionError):
