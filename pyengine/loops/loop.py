@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pyengine.engine.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
+    from pyengine.preferences.feedback import Feedback
     from pyengine.preferences.groups import Group
 
 Report = dict[str, Any]  # flat: TRL's metric names, counters, "time/..._s"
@@ -29,6 +30,8 @@ class Loop(ABC):
     round        rounds done; a round that raises before the weights moved leaves it, and all else,
                  as it was
     last_groups  of the last round, for reports
+    last_judged  them and the feedback on them, as soon as the round counts as done; None where
+                 nobody judged them
     last_report  of the last round; it is there as soon as the round counts as done
 
     A loop computes and counts. Checkpoints, signals, files and resuming are the runner's, which
@@ -41,6 +44,7 @@ class Loop(ABC):
         self.engine = engine
         self.round = 0
         self.last_groups: list[Group] = []
+        self.last_judged: tuple[Sequence[Group], Feedback | None] = ((), None)
         self.last_report: Report = {}
         self._steps_before = engine.step_count
         self._replaced = False

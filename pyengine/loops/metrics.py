@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pyengine.loops.reward_spread import spread_metrics
+
 if TYPE_CHECKING:
     from pyengine.preferences.feedback import Feedback
-    from pyengine.preferences.groups import Group
+    from pyengine.preferences.groups import Group, Preferences
     from pyengine.preferences.pairings.pairing import Pairs
+    from pyengine.preferences.subset import Unit
 
 # Metrics that say where the optimizer is; the others are averaged over the updates of a round.
 _LAST_VALUE = frozenset({"lr", "step"})
@@ -60,15 +63,16 @@ def sample_metrics(
     return metrics
 
 
-def feedback_metrics(feedback: Feedback) -> dict[str, float | int | None]:
+def feedback_metrics(groups: Sequence[Group], feedback: Feedback) -> dict[str, float | int | None]:
     """Mean reward of the round ("objective/scores"), and every counter of the source: what became
-    of the responses, and under "judge/" what it counted of itself."""
+    of the responses, and under "judge/" what it counted of itself. See spread_metrics for more."""
     valid = [r for row in feedback.rewards for r in row if r is not None]
     mean = math.fsum(valid) / len(valid) if valid else None
     metrics: dict[str, float | int | None] = {
         "objective/scores": mean,
         "objective/scores_std": _std(valid, mean),
         "reward/valid_fraction": feedback.valid_fraction,
+        **spread_metrics(groups, feedback),
     }
     if len(feedback.components) > 1:  # each function's own mean and spread
         metrics |= {k: v for k, v in feedback.metrics().items() if k.startswith("rewards/")}
@@ -89,6 +93,25 @@ def pair_metrics(feedback: Feedback, pairs: Pairs) -> dict[str, float | int | No
     margin = math.fsum(gaps) / len(gaps) if gaps else None
     metrics: dict[str, float | int | None] = {"objective/scores_margin": margin}
     return metrics | {f"pairs/{name}": count for name, count in pairs.counts.items()}
+
+
+def batch_metrics(batch: Preferences, unit: Unit) -> dict[str, float | int | None]:
+    """Of comparisons that are learned from: "pairs/pairs", how many have a positive weight, and the
+    mean tokens of their winners and losers, "completions/chosen_length" and ".../rejected_length".
+
+    Winners that are longer than their losers teach length.
+
+    unit  what the objective learns from; of others there is nothing to say
+    """
+    if unit != "comparison":
+        return {}
+    used = [c for c in batch.comparisons if c.weight > 0]
+    metrics: dict[str, float | int | None] = {"pairs/pairs": len(used)}
+    for side, name in (("winner", "chosen"), ("loser", "rejected")):
+        lengths = [len(batch.groups[c.group].responses[getattr(c, side)].token_ids) for c in used]
+        mean = sum(lengths) / len(lengths) if lengths else None
+        metrics[f"completions/{name}_length"] = mean
+    return metrics
 
 
 def mean_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from pyengine.errors import CheckpointError, ConfigError, RequestError
 from pyengine.loops.loop import Loop, Report
+from pyengine.loops.metrics import batch_metrics
 from pyengine.loops.steps import Clock, trainable
 from pyengine.loops.walk import PromptWalk
 from pyengine.preferences.groups import Preferences
@@ -114,6 +115,7 @@ class Offline(Loop):
         else:
             without += 1
             self._then = [partial(setattr, self, "rounds_without_update", without)]
+        report |= batch_metrics(batch, self.objective.unit)
         report["rounds_without_update"] = without
         self.last_groups = list(batch.groups)
         report["epoch"] = (self.round + 1) / self.rounds_per_epoch

@@ -17,7 +17,7 @@ from pyengine.loops.allotment import Allotment
 from pyengine.loops.evaluate import Evaluation, evaluate
 from pyengine.loops.iterates import BASE, keep_base
 from pyengine.loops.loop import Loop, Report
-from pyengine.loops.metrics import feedback_metrics, mean_metrics, sample_metrics
+from pyengine.loops.metrics import batch_metrics, feedback_metrics, mean_metrics, sample_metrics
 from pyengine.loops.minibatches import learnable, minibatches
 from pyengine.loops.overlap import overlap
 from pyengine.loops.prompted_checks import check_prompted
@@ -220,10 +220,12 @@ class Prompted(Loop):
         updates: list[dict[str, float]] = []
         if verdict.feedback is not None:
             batch, made = self._batch(groups, verdict.feedback)
-            report |= feedback_metrics(verdict.feedback) | made
+            report |= feedback_metrics(groups, verdict.feedback) | made
+            report |= batch_metrics(batch, self.objective.unit)
             updates = clock("update", lambda: self._fit(batch))
             self._then += self.allotment.seen(indices, verdict.feedback)
         self.last_groups = groups
+        self._then.append(partial(setattr, self, "last_judged", (groups, verdict.feedback)))
         report |= self._counted(verdict.feedback is None, len(updates))
         report["epoch"] = (first + self.prompts_per_round) // len(self.prompts)
         report |= mean_metrics(updates)

@@ -64,7 +64,8 @@ def verdicts(
 
     answers  of questions
     why      others have none
-    counts   to which "ties" and "swap_disagreements" of pairs, and "failures" of duels, are added
+    counts   to which "ties" and "swap_disagreements" of pairs, "both_orders", the pairs that were
+             answered in both, and "failures" of duels, are added
     """
     found: list[float | None] = []
     errors: list[str] = []
@@ -86,6 +87,7 @@ def verdicts(
             continue
         pairs.add(duel)
         counts["ties"] += is_tie
+        counts["both_orders"] += both
         counts["swap_disagreements"] += (
             both and (first_place(here) - 0.5) * (first_place(there) - 0.5) > 0
         )

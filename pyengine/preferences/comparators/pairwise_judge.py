@@ -22,8 +22,8 @@ from pyengine.rules import COUNT, FRACTION, POSITIVE, SWITCH, Rule, check_fields
 
 TIE_MARGIN = Rule("in [0, 0.5]", lambda value: FRACTION.holds(value) and value <= 0.5)
 COUNTED = (
-    "judgements", "prompt_tokens", "first_place", "label_mass", "swap_disagreements", "ties",
-    "too_long", "failures",
+    "judgements", "prompt_tokens", "first_place", "label_mass", "both_orders", "swap_disagreements",
+    "ties", "too_long", "failures",
 )  # fmt: skip
 
 
@@ -54,8 +54,9 @@ class PairwiseJudge:
 
     Counted: "judgements", the questions answered; "prompt_tokens" of them; "first_place", the sum
     of P of what stood first, so half of the judgements where places do not matter; "label_mass",
-    the sum of the labels' probabilities; "swap_disagreements", pairs where the same place won in
-    both orders; "ties" of pairs; "too_long" questions; "failures", duels without a verdict.
+    the sum of the labels' probabilities; "both_orders", pairs that were answered in both, and
+    "swap_disagreements", those of them where the same place won twice; "ties" of pairs; "too_long"
+    questions; "failures", duels without a verdict.
     Source: Lee et al., arXiv:2402.11253, section 3; both orders, Zheng et al., arXiv:2306.05685,
     section 3.4.
     """

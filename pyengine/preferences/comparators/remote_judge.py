@@ -42,8 +42,9 @@ class RemoteJudge:
     ties          a choice may be a tie, as 1/2
     explain       the model writes a reason before its verdict (more tokens)
     instructions  what it is told to look at
-    Counts, beside those of remote.Answers: comparisons, ties, swap_disagreements (the orders choose
-    different responses), first_preferred (verdicts for whichever response was shown first).
+    Counts, beside those of remote.Answers: comparisons, ties, both_orders (duels answered in both),
+    swap_disagreements (those of them whose orders choose different responses), first_preferred
+    (verdicts for whichever response was shown first).
     Source: both orders, arXiv:2306.05685, section 3.4.
     """
 
@@ -123,7 +124,8 @@ class RemoteJudge:
     def _compared(self, duels: list[Duel], answers: Answers) -> Compared:
         n, errors = len(duels), [f"[{self.name}] {note}" for note in answers.notes]
         counts = {"comparisons": float(n)} | answers.counts
-        counts |= dict.fromkeys(("ties", "swap_disagreements", "first_preferred"), 0.0)
+        named = ("ties", "both_orders", "swap_disagreements", "first_preferred")
+        counts |= dict.fromkeys(named, 0.0)
         probabilities: list[float | None] = []
         for d, (g, i, j) in enumerate(duels):
             orders = (d, n + d) if self.both_orders else (d,)
@@ -139,6 +141,7 @@ class RemoteJudge:
                 probabilities.append(None)
                 continue
             sides = [known[0], *(1 - p for p in known[1:])]
+            counts["both_orders"] += self.both_orders
             counts["swap_disagreements"] += min(sides) < 0.5 < max(sides)
             counts["ties"] += all(p == 0.5 for p in sides)
             probabilities.append(sum(sides) / len(sides))

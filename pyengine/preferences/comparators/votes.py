@@ -24,7 +24,7 @@ from pyengine.rules import COUNT, POSITIVE, SWITCH, WHOLE, check_fields, checked
 
 COUNTED = (
     "judgements", "unparsed", "prompt_tokens", "sampled_tokens", "first_place",
-    "swap_disagreements", "ties", "too_long", "failures",
+    "both_orders", "swap_disagreements", "ties", "too_long", "failures",
 )  # fmt: skip
 
 
@@ -61,8 +61,9 @@ class Votes:
     seed             of the draws, which depend on it and on the question alone
 
     Counted: "judgements" that were parsed, "unparsed" ones, "prompt_tokens", "sampled_tokens",
-    "first_place", the votes for what stood first, "swap_disagreements", pairs where the same place
-    won in both orders, "ties" of pairs, "too_long" questions, "failures", duels without a verdict.
+    "first_place", the votes for what stood first, "both_orders", pairs that were judged in both,
+    "swap_disagreements", those of them where the same place won twice, "ties" of pairs, "too_long"
+    questions, "failures", duels without a verdict.
     Source: Ye et al., arXiv:2410.03742, section 3.
     """
 

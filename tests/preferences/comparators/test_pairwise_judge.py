@@ -72,6 +72,7 @@ def test_the_same_place_winning_in_both_orders_is_a_disagreement() -> None:
     found = judge(likes(2.0)).compare([group_of("good", "fair", "poor")], [
         Duel(0, 0, 1), Duel(0, 1, 0), Duel(0, 0, 2)])  # fmt: skip
     assert found.counts["swap_disagreements"] == 1  # of a difference of 0.75, not of 3; once
+    assert found.counts["both_orders"] == 2  # pairs, not duels
     assert found.counts["judgements"] == 4
 
 

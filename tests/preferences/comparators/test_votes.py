@@ -32,7 +32,7 @@ def test_shares_of_both_orders() -> None:
     assert found.counts["unparsed"] == 2
     assert found.counts["first_place"] == 4
     assert found.counts["sampled_tokens"] == sum(len(t) for texts in said.values() for t in texts)
-    assert found.counts["swap_disagreements"] == 0
+    assert (found.counts["both_orders"], found.counts["swap_disagreements"]) == (1, 0)
     judge, again = votes(said)
     judge.compare([group_of("z"), group_of("x", "y")], [Duel(1, 0, 1)])
     assert again.request_ids == model.request_ids  # of the question alone

@@ -37,6 +37,7 @@ def test_both_orders_agree_or_there_is_no_verdict(server: Server) -> None:
     assert compared.probabilities == [1.0, 0.0, 0.5, None, None]
     counts = compared.counts
     assert (counts["comparisons"], counts["ties"], counts["swap_disagreements"]) == (5, 1, 0)
+    assert counts["both_orders"] == 3  # two lack an answer
     # Duels 0 and 1 are one another's other order: 2 questions; the tie 2; of the broken pair 2.
     assert (counts["calls"], counts["failed_calls"]) == (6, 1)
     assert [message.split(": ")[0] for message in compared.errors] == [
@@ -50,6 +51,7 @@ def test_one_order_is_half_the_calls(server: Server) -> None:
     compared = judge.compare(one_group(*TEXTS), DUELS)
     assert compared.probabilities == [1.0, 0.0, 0.5, None, 0.0]
     assert len(server.requests) == 5
+    assert compared.counts["both_orders"] == 0
 
 
 def test_a_judge_that_likes_what_comes_first(server: Server) -> None:
