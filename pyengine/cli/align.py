@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyengine.cli.arguments import Commands, add_dtype, add_set
+from pyengine.cli.arguments import Commands, add_dtype, add_log, add_set
 from pyengine.cli.progress import Progress
 from pyengine.errors import ConfigError
 from pyengine.recipes import Recipe, RunResult, load_recipe, run
@@ -49,6 +49,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rounds", type=int, help="another number of rounds than the recipe's")
     add_set(parser, "sampling.n=8 or objective=ipo")
+    add_log(parser)
     add_dtype(parser, default=None)
 
 
@@ -66,6 +67,7 @@ def run_and_print(recipe: Recipe, args: argparse.Namespace) -> int:
             out,
             resume=args.resume,
             allow_code=args.allow_code,
+            allow_log=args.log,
             on_rounds=progress.begin,
             on_report=progress.report,
             on_status=progress.status,
@@ -119,6 +121,8 @@ def changes_of(args: argparse.Namespace) -> dict[str, Any]:
     given = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
     if "model" in given and not args.model.startswith("pypi:"):
         given["model"] = str(Path(args.model).absolute())
+    if args.log:
+        given["log"] = args.log
     values = set_values(args)
     for flag in given:
         if flag in values:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pyengine.recipes.schema.prompt_files import Prompts, load_prompts
 from pyengine.recipes.schema.prompted_recipe import PromptsSpec
+from pyengine.reports.writers.available import WRITERS
 
 # What `commands.add_parser` hangs on; argparse has no public name for it.
 Commands = Any
@@ -43,6 +44,17 @@ def add_set(parser: argparse.ArgumentParser, example: str) -> None:
         default=[],
         metavar="KEY=VALUE",
         help=f"another value than the recipe's, such as {example}; may be given several times",
+    )
+
+
+def add_log(parser: argparse.ArgumentParser) -> None:
+    """--log WRITER, as often as wanted."""
+    parser.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        choices=WRITERS.names(),
+        help="another logger that gets each round beside metrics.jsonl; may be given several times",
     )
 
 

@@ -20,6 +20,7 @@ from pyengine.preferences.selections.available import SELECTIONS
 from pyengine.preferences.sources.available import SOURCES
 from pyengine.recipes.schema.load import RECIPES
 from pyengine.registry import Registry
+from pyengine.reports.writers.available import WRITERS
 from pyengine.samplers.available import SAMPLERS
 
 _REGISTRIES: tuple[Registry[Any], ...] = (
@@ -34,6 +35,7 @@ _REGISTRIES: tuple[Registry[Any], ...] = (
     ALLOCATIONS,
     EVALUATIONS,
     OPTIMIZERS,
+    WRITERS,
 )
 
 

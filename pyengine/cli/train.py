@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pyengine.cli.align import run_and_print, set_values
-from pyengine.cli.arguments import Commands, add_dtype, add_set
+from pyengine.cli.arguments import Commands, add_dtype, add_log, add_set
 from pyengine.data.layouts import LAYOUTS, parse_columns
 from pyengine.errors import ConfigError
 from pyengine.recipes import load_recipe
@@ -69,6 +69,7 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int)
     add_dtype(parser, default=None)
     add_set(parser, "objective.beta=0.2 or lora.r=16")
+    add_log(parser)
     parser.add_argument(
         "--resume", action="store_true", help="continue a run that was stopped or killed"
     )
@@ -106,4 +107,6 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
             changes[key] = str(Path(value).absolute())
     if args.columns is not None:
         changes["data.columns"] = parse_columns(args.columns)
+    if args.log:
+        changes["log"] = args.log
     return changes | set_values(args)

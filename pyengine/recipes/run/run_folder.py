@@ -5,6 +5,8 @@ inputs.json    the run's date, and digests of prompts, held-out prompts and rewa
 metrics.jsonl  one line a round; round 0 is the evaluation before training
 verdicts.jsonl what the judge said of each round's samples
 samples.jsonl  evaluated responses, one line a prompt and evaluation
+round_samples.jsonl  of each round the training samples of the highest and of the lowest rewards
+log/           what other loggers than metrics.jsonl keep, where the recipe names any
 checkpoints/   step-N after round N
 model/         the final model as a Hugging Face folder
 result.json, samples.md, plot.png   written last
@@ -35,6 +37,8 @@ class RunFolder:
         self.recipe = self.path / "recipe.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
+        self.round_samples = self.path / "round_samples.jsonl"
+        self.log = self.path / "log"
         self.verdicts = self.path / "verdicts.jsonl"
         self.inputs = self.path / "inputs.json"
         self.samples_markdown = self.path / "samples.md"
@@ -117,7 +121,7 @@ class RunFolder:
 
     def cut(self, last_round: int) -> None:
         """Drop lines of rounds after `last_round`, and a line that a kill left half-written."""
-        for path in (self.metrics, self.samples):
+        for path in (self.metrics, self.samples, self.round_samples):
             if path.exists():
                 kept = [row for row in read_lines(path) if row["round"] <= last_round]
                 if path == self.metrics:  # samples whose metrics are not on file are drawn again

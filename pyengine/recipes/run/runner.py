@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,16 +19,19 @@ from pyengine.errors import CheckpointError, MissingDependencyError, PyengineErr
 from pyengine.evaluation.standard_errors import mean_and_error
 from pyengine.files import atomic_write
 from pyengine.loops import Evaluation, Loop
+from pyengine.loops.steps import Clock
 from pyengine.recipes.run.available import run_of
 from pyengine.recipes.run.best import Best
 from pyengine.recipes.run.interrupt import StopRequest
 from pyengine.recipes.run.model_text import ModelText
 from pyengine.recipes.run.run_folder import RunFolder
-from pyengine.recipes.run.samples import comparison_markdown, sample_rows
+from pyengine.recipes.run.samples import comparison_markdown, extreme_rows, sample_rows
 from pyengine.recipes.run.verdicts import Verdicts
+from pyengine.recipes.schema.load import plain
 from pyengine.recipes.schema.recipe import Recipe
 from pyengine.reports.plot import plot
 from pyengine.reports.writers.jsonl import append_lines, read_lines
+from pyengine.reports.writers.round_log import RoundLog
 
 OnReport = Callable[[dict[str, Any]], None]
 OnStatus = Callable[[str], None]
@@ -64,6 +68,7 @@ def run(
     *,
     resume: bool = False,
     allow_code: bool = False,
+    allow_log: Collection[str] = (),
     on_rounds: Callable[[int], None] | None = None,
     on_report: OnReport | None = None,
     on_status: OnStatus | None = None,
@@ -72,7 +77,8 @@ def run(
 
     resume      continue from the newest verified checkpoint: same weights, to the bit, as an
                 uninterrupted run
-    allow_code  whether the recipe may name Python code as its reward
+    allow_code  whether the recipe may name Python code as its reward, and loggers that send
+    allow_log   loggers of the recipe that may send its metrics all the same
     on_rounds   called once, with the number of rounds of the whole run
     on_report   called with each round's report; round 0 is the evaluation before training
     on_status   called with a few words whenever something slow begins
@@ -88,10 +94,12 @@ def run(
         CheckpointError  a checkpoint is of other prompts or another pyengine; the disk refuses
     """
     start = time.perf_counter()
-    session = _Session(recipe, out_dir, allow_code, on_report or _ignore, on_status or _ignore)
+    session = _Session(
+        recipe, out_dir, allow_code, allow_log, on_report or _ignore, on_status or _ignore
+    )
     session.prepare(resume)
     (on_rounds or _ignore)(session.run.rounds)
-    with StopRequest(lambda: session.say(_STOPPING)) as stop:
+    with closing(session.log), StopRequest(lambda: session.say(_STOPPING)) as stop:
         session.open(resume)
         try:
             interrupted = session.train(stop)
@@ -109,17 +117,25 @@ def _ignore(_: Any) -> None:
 
 class _Session:
     def __init__(
-        self, recipe: Recipe, out_dir: str | Path, allow_code: bool, tell: OnReport, say: OnStatus
+        self,
+        recipe: Recipe,
+        out_dir: str | Path,
+        allow_code: bool,
+        allow_log: Collection[str],
+        tell: OnReport,
+        say: OnStatus,
     ) -> None:
         self.recipe, self.tell, self.say = recipe, tell, say
         self.folder = RunFolder(out_dir)
         # Everything that can be wrong with the recipe's parts shows before a model is loaded or a
         # file written.
+        self.log = RoundLog(recipe.log, say, None if allow_code else allow_log)
         self.run = run_of(recipe, allow_code)
         self.best = Best(recipe.early_stop)
         self.engine: Engine
         self.loop: Loop
         self.saved_round: int | None = None
+        self.loaded_extremes: list[dict[str, Any]] = []
 
     def prepare(self, resume: bool) -> None:
         """Data become tokens, so that what is wrong with them shows before the weights load."""
@@ -136,6 +152,7 @@ class _Session:
         self.folder.keep_inputs(self.inputs, self.date)
         if resume and not has_run:
             self.say(f"nothing to resume in {self.folder.path}: starting from the first round")
+        self.log.begin(self.folder.log, self.folder.path.absolute().name, plain(self.recipe))
         newest = checkpoints.newest_verified(self.folder.checkpoints) if has_run else None
         if newest is None:
             self.say(f"loading {self.recipe.model}")
@@ -154,7 +171,10 @@ class _Session:
         # Without a checkpoint the evaluation before training is made again, too.
         self.folder.cut(self.loop.round if newest is not None else -1)
         if self.folder.metrics.exists():
-            self.best.recall(read_lines(self.folder.metrics))
+            rows = read_lines(self.folder.metrics)
+            self.best.recall(rows)
+            for row in rows:  # those that a log lacks
+                self.log.write(row)
 
     def _fresh_engine(self) -> Engine:
         return Engine.from_pretrained(
@@ -180,6 +200,7 @@ class _Session:
             raise CheckpointError(f"[{path}] must hold the state of a loop but holds none")
         self.loop.load_state_dict(extra["loop"])
         self.loop.last_report = extra.get("report") or {}
+        self.loaded_extremes = extra.get("extremes") or []
         self.saved_round = self.loop.round
 
     def train(self, stop: StopRequest) -> bool:
@@ -196,6 +217,7 @@ class _Session:
             if stop.requested:
                 self._save_checkpoint()
                 return True
+            self.loaded_extremes = []
             self.loop.run_round()
             if self._checkpoint_is_due():
                 self._save_checkpoint()
@@ -225,20 +247,34 @@ class _Session:
         row = dict(self.loop.last_report)
         if self.run.evaluates and self._evaluation_is_due():
             self.say("evaluating what is held out")
-            evaluation = self.loop.evaluate()
-            row |= evaluation.metrics()
+            clock = Clock()
+            evaluation = clock("eval", self.loop.evaluate)
+            row |= evaluation.metrics() | {"time/eval_s": clock.seconds["eval"]}
             if isinstance(evaluation, Evaluation):
                 append_lines(self.folder.samples, sample_rows(self.loop.round, evaluation))
             if self.best.see(self.loop.round, row):
                 self._save_checkpoint()
+        if extremes := self._extremes():
+            append_lines(self.folder.round_samples, extremes)
         append_lines(self.folder.metrics, [row])
+        self.log.write(row)
         self.tell(row)
+
+    def _extremes(self) -> list[dict[str, Any]]:
+        """Samples of the last round, or of the one that was loaded."""
+        groups, feedback = self.loop.last_judged
+        found = extreme_rows(self.loop.round, groups, feedback)
+        return found or self.loaded_extremes
 
     def _save_checkpoint(self) -> None:
         if self.saved_round == self.loop.round:
             return
         path = self.folder.checkpoint(self.loop.round)
-        extra = {"loop": self.loop.state_dict(), "report": self.loop.last_report}
+        extra = {
+            "loop": self.loop.state_dict(),
+            "report": self.loop.last_report,
+            "extremes": self._extremes(),
+        }
         self.engine.save_checkpoint(path, extra=extra)
         self.saved_round = self.loop.round
         kept = None if self.best.round is None else self.folder.checkpoint(self.best.round)

@@ -1,4 +1,6 @@
-"""Evaluated responses as rows of samples.jsonl, and as text before and after training."""
+"""Evaluated responses, and the extremes of each round, as rows of files; and as text before and
+after training.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyengine.loops import Evaluation
+from pyengine.preferences.feedback import Feedback
+from pyengine.preferences.groups import Group
 from pyengine.recipes.schema.prompt_files import prompt_text
+
+EXTREMES = 3  # responses of a round that are kept at either end
 
 
 def sample_rows(round_number: int, evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -24,6 +30,36 @@ def sample_rows(round_number: int, evaluation: Evaluation) -> list[dict[str, Any
         for index, (group, rewards, mean) in enumerate(
             zip(evaluation.groups, evaluation.rewards, evaluation.prompt_means, strict=True)
         )
+    ]
+
+
+def extreme_rows(
+    round_number: int, groups: Sequence[Group], feedback: Feedback | None
+) -> list[dict[str, Any]]:
+    """A round's responses of the highest and of the lowest rewards, best first: rows of
+    round_samples.jsonl. At most EXTREMES of each, each response once; of equals the first.
+    """
+    rewards = [] if feedback is None else feedback.rewards
+    known = [
+        (reward, g, k)
+        for g, row in enumerate(rewards)
+        for k, reward in enumerate(row)
+        if reward is not None
+    ]
+    order = sorted(known, key=lambda place: (-place[0], *place[1:]))
+    top = order[: min(EXTREMES, -(-len(order) // 2))]
+    bottom = order[len(top) :][-EXTREMES:]
+    return [
+        {
+            "round": round_number,
+            "side": side,
+            "prompt": groups[g].prompt,
+            "completion": groups[g].responses[k].text,
+            "tokens": len(groups[g].responses[k].token_ids),
+            "reward": reward,
+        }
+        for side, places in (("top", top), ("bottom", bottom))
+        for reward, g, k in places
     ]
 
 

@@ -117,23 +117,25 @@ def plain(recipe: Recipe) -> dict[str, Any]:
 def first_difference(a: Recipe, b: Recipe) -> tuple[str, Any, Any] | None:
     """Dotted name and both values of the first field that differs, among those that change a bit
     of the run."""
-    left, right = _flatten(plain(a)), _flatten(plain(b))
+    left, right = flattened(plain(a)), flattened(plain(b))
     free = {"output", "about", "judge.slices"}
     free |= {f"engine.{name}" for name in CHANGE_NO_BIT}
     free |= {n for n in left | right if n.endswith(_OF_AN_ENDPOINT)}
+    free |= {n for n in left | right if n.partition("[")[0] == "log"}
     for name in left | right:
         if free.isdisjoint((name, name.split(".")[0])) and left.get(name) != right.get(name):
             return name, left.get(name), right.get(name)
     return None
 
 
-def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value, of mappings and of lists of them."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flattened(value, f"{prefix}{key}.")
         elif isinstance(value, list) and any(isinstance(each, dict) for each in value):
-            flat |= _flatten({f"{key}[{i}]": each for i, each in enumerate(value)}, prefix)
+            flat |= flattened({f"{key}[{i}]": each for i, each in enumerate(value)}, prefix)
         else:
             flat[f"{prefix}{key}"] = value
     return flat

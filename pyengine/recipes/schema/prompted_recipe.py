@@ -197,11 +197,11 @@ class PromptedRecipe(Recipe):
 
     @classmethod
     def registries(cls) -> dict[str, Registry[Any]]:
-        """Registry of each field that names a part, the objective beside them."""
+        """Registry of each field that names one part, the objective beside them."""
         return {
             f.name: f.metadata["registry"]
             for f in dataclasses.fields(cls)
-            if "registry" in f.metadata and f.name != "objective"
+            if "registry" in f.metadata and not f.metadata.get("many") and f.name != "objective"
         }
 
 

@@ -12,6 +12,7 @@ from pyengine.recipes.schema.about import About
 from pyengine.recipes.schema.engine_section import EngineSection
 from pyengine.recipes.schema.packaged import PACKAGED
 from pyengine.recipes.schema.strict_yaml import Document
+from pyengine.reports.writers.available import WRITERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class Recipe:
     keep_checkpoints  newest checkpoints kept
     early_stop        see EarlyStop; None: all rounds are done and the last weights are the model
     output            folder of the run, relative to the working directory
+    log               loggers that get each round beside metrics.jsonl, a list of names or {name,
+                      settings}; see `pyengine parts writers`
     """
 
     name: ClassVar[str]
@@ -61,6 +64,9 @@ class Recipe:
     early_stop: EarlyStop | None = None
     output: str = "run"
     about: About | None = None
+    log: list[dict[str, Any]] = field(
+        default_factory=list, metadata={"registry": WRITERS, "many": True}
+    )
 
     def check(self, document: Document) -> None:
         """Raises ConfigError, naming the line, for fields that do not go together."""

@@ -74,6 +74,7 @@ def same_ends(a, b):
     assert (cut.model / "weight.json").read_text() == (whole.model / "weight.json").read_text()
     assert untimed(cut.metrics) == untimed(whole.metrics)
     assert cut.samples.read_bytes() == whole.samples.read_bytes()
+    assert cut.round_samples.read_bytes() == whole.round_samples.read_bytes()
 
 
 class Once:
