@@ -132,14 +132,15 @@ def test_ctrl_c_says_how_to_resume(here, capsys, monkeypatch):
     assert main(["align", "r.yaml", "--out", "o", "--allow-code", "--resume"]) == 0
 
 
-def test_report_prints_the_table_and_draws(here, capsys):
+def test_report_prints_the_table_and_draws_and_writes_the_page(here, capsys):
     pytest.importorskip("matplotlib")
     main(["align", "r.yaml", "--out", "o", "--allow-code"])
     capsys.readouterr()
     assert main(["report", "o", "--plot", "p.png"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["round", "reward", "held-out"]
-    assert len(lines) == 1 + 4 + 1
+    assert [line.split()[0] for line in lines[1:5]] == ["0", "1", "2", "3"]
+    assert lines[-2:] == ["page  o/report.html", "plot  p.png"]
     assert (here / "p.png").read_bytes().startswith(b"\x89PNG")
     assert main(["report", "o", "--no-plot"]) == 0
     assert "plot" not in capsys.readouterr().out
