@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+
 from pyengine.preferences import Group, Response
 
 VOCABULARY = ("good", "bad", "fine", "poor", "table", "rain", "happy", "sad")
@@ -125,6 +127,16 @@ class FakeEngine:
         weight = self.weight_of(model)
         return [
             [FakeScore([-1.0 - weight - t / 8 for t in r.token_ids]) for r in g.responses]
+            for g in groups
+        ]
+
+    def gradient_norms(self, groups, *, per_token=True):
+        self.calls.append(("gradient_norms", per_token))
+        return [[1.0 + r.token_ids[0] for r in g.responses] for g in groups]
+
+    def hidden_states(self, groups, model="policy", pool="last"):
+        return [
+            [torch.tensor([1.0, self.weight_of(model) + sum(r.token_ids)]) for r in g.responses]
             for g in groups
         ]
 

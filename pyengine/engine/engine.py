@@ -24,6 +24,7 @@ from pyengine.engine.footprint import Footprint
 from pyengine.engine.guard import Guard, delegated, guarded, refuse_copy
 from pyengine.engine.infer.generation import Progress
 from pyengine.engine.infer.inference import check_model, mixture_of
+from pyengine.engine.learn.readings import Readings
 from pyengine.engine.learn.trained_network import TrainedNetwork
 from pyengine.engine.learn.updates import Updates
 from pyengine.engine.loading import loaded_parts, restored_parts
@@ -105,6 +106,9 @@ class Engine:
         self._footprint = Footprint(device, use, sizes, [self._inference, self._network])
         self._updates = Updates(
             self._network, self._learner, self._reference, self._footprint, device
+        )
+        self._readings = Readings(
+            self._network, self._learner, self._reference, self._snapshots, self._footprint, device
         )
         self._iterates = Iterates(
             self._network, self._snapshots, self._reference, models, self._inference, self._learner
@@ -305,12 +309,15 @@ class Engine:
             scores = self._inference.score(model, trees, progress)
         return [[Score(r, float(r.double().sum())) for r in responses] for responses in scores]
 
+    hidden_states = delegated("_readings", Readings.hidden_states)
+
     # Learning
 
     update = delegated("_updates", Updates.update)
     forward_backward = delegated("_updates", Updates.forward_backward)
     measure = delegated("_updates", Updates.measure)
     step = delegated("_updates", Updates.step)
+    gradient_norms = delegated("_readings", Readings.gradient_norms)
 
     def close(self) -> None:
         """Lets go of the file of `reference_cache`, as the engine's end does; also on leaving

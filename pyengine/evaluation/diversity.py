@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
 
-from pyengine.errors import RequestError
+from pyengine.errors import ConfigError, RequestError
 from pyengine.evaluation.evaluation import Figure
 from pyengine.evaluation.self_bleu import ngram_counts, self_bleu
 from pyengine.evaluation.standard_errors import mean_figure
+from pyengine.preferences.binding import POOLS, HasHiddenStates, Pool, bound, check_bound
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Group, Response
 from pyengine.rules import COUNT, Rule, check_fields, checked, one_of, or_none
@@ -58,7 +59,11 @@ class Diversity:
     unit        what n-grams are of: "words" of the text between blanks, or "tokens"
     max_order   "distinct_<n>" for n up to it, and self-BLEU's longest n-grams
     embeddings  column of the groups with a vector for each response: "embedding_distance", the mean
-                of 1 - cosine, is given where this is named
+                of 1 - cosine, is given where this is named, or `model` is
+    model       whose hidden states are the vectors instead: "policy", which is the model as it is
+                then, "reference", a snapshot's name or a model's place. A judge that stays the same
+                makes figures of different times comparable
+    pool        of a model: the "last" token's hidden state, or their "mean"
     Also gives "unique", the share of different responses. All are means over prompts of at least
     two responses; n-grams longer than every response have no figure, and rewards are not looked at.
     Raises RequestError for words of a response without
@@ -70,12 +75,28 @@ class Diversity:
     unit: str = checked("words", one_of("words", "tokens"))
     max_order: int = checked(4, COUNT)
     embeddings: str | None = checked(None, or_none(_NAME))
+    model: HasHiddenStates | str | None = bound("model", None)
+    pool: Pool = checked("last", one_of(*POOLS))
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.model is not None and self.embeddings is not None:
+            raise ConfigError(
+                f"[{self.name}] one of embeddings and model must be None but both are given"
+            )
+        if self.pool != "last" and self.model is None:
+            raise ConfigError(
+                f"[{self.name}] pool is used with a model but is {self.pool!r} without one"
+            )
+
+    @property
+    def rehearsal(self) -> Diversity:
+        """The same without a model: it is tried on responses that are made up."""
+        return replace(self, model=None, pool="last")
 
     def __call__(self, groups: Sequence[Group], feedback: Feedback) -> dict[str, Figure]:
         """See the class."""
+        check_bound(self)
         several = [(g, group) for g, group in enumerate(groups) if len(group.responses) > 1]
         texts = [
             [self._read(f"groups[{g}].responses[{k}]", r) for k, r in enumerate(group.responses)]
@@ -91,6 +112,12 @@ class Diversity:
         if self.embeddings is not None:
             table["embedding_distance"] = [
                 embedding_distance(self._vectors(g, group)) for g, group in several
+            ]
+        elif self.model is not None:
+            model = cast(HasHiddenStates, self.model)
+            states = model.hidden_states([group for _, group in several], self.pool)
+            table["embedding_distance"] = [
+                embedding_distance([v.tolist() for v in row if v is not None]) for row in states
             ]
         return {name: mean_figure(f"diversity, {name}", row) for name, row in table.items()}
 

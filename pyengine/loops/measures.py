@@ -36,7 +36,7 @@ def check_measures(
 ) -> None:
     """Raises ConfigError, naming it, for a measure that such evaluations cannot feed.
 
-    Each is tried on what the source says it gives of made-up responses.
+    Each is tried on what the source says it gives of made-up responses, without asking a model.
     samples  responses a prompt
     """
     groups = [
@@ -49,7 +49,7 @@ def check_measures(
         if _reads_reference(measure) and not has_reference:
             raise ConfigError(f"{who}: it reads a reference and the engine has none")
         try:
-            measured([measure], groups, feedback, _MadeUp())
+            measured([getattr(measure, "rehearsal", measure)], groups, feedback, _MadeUp())
         except (RequestError, RewardError) as error:
             raise ConfigError(f"{who} of {samples} samples a prompt: {error}") from error
 

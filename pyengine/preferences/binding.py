@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 from pyengine.errors import ConfigError
 
@@ -21,10 +21,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Binding = Literal[
-    "model", "reward_model", "function", "source", "sources", "comparator", "ranking", "selections"
+    "model",
+    "reward_model",
+    "function",
+    "rows",
+    "source",
+    "sources",
+    "comparator",
+    "ranking",
+    "selections",
 ]
 MANY = {"sources": "source", "selections": "selection"}  # lists of parts within a part
 NESTED = ("source", "comparator", "ranking", *MANY)  # parts within a part
+# What stands for a response: its last token's hidden state, or the mean over its tokens'.
+Pool = Literal["last", "mean"]
+POOLS = get_args(Pool)
 
 
 class HasLogprobs(Protocol):
@@ -62,6 +73,16 @@ class AsksModel(Protocol):
         """n responses to each prompt: text, chat messages or token ids."""
 
 
+@runtime_checkable
+class HasHiddenStates(Protocol):
+    """A model that parts may ask for vectors of responses, as `pe.asking(engine)` is one."""
+
+    def hidden_states(
+        self, groups: Sequence[Group], pool: Pool = "last"
+    ) -> Sequence[Sequence[Tensor | None]]:
+        """(D,) float32 of every response; None of one without tokens."""
+
+
 class Bindings(Protocol):
     """What a run has under the names that a recipe gives."""
 
@@ -73,6 +94,9 @@ class Bindings(Protocol):
 
     def function(self, name: str) -> Callable[..., Any]:
         """A function that ships with pyengine, or the user's where code is allowed."""
+
+    def rows(self, name: str) -> Sequence[Any]:
+        """The rows of a data file."""
 
 
 def bound(kind: Binding, default: Any = dataclasses.MISSING) -> Any:

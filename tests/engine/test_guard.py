@@ -30,6 +30,8 @@ def calls_of(engine: pe.Engine, folder: Path) -> Mapping[str, Call]:
     return {
         "generate": lambda: engine.generate([[5]], PARAMS),
         "score": lambda: engine.score(batch.groups),
+        "hidden_states": lambda: engine.hidden_states(batch.groups),
+        "gradient_norms": lambda: engine.gradient_norms(batch.groups),
         "reset_prefix_cache": engine.reset_prefix_cache,
         "forward_backward": lambda: engine.forward_backward(batch, DPO()),
         "step": engine.step,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
-from pyengine.errors import RequestError
+from pyengine.errors import ConfigError, RequestError
 from pyengine.evaluation.diversity import Diversity, distinct, embedding_distance
 from pyengine.evaluation.self_bleu import bleu, self_bleu
 from pyengine.preferences import Feedback, Group, Response
@@ -71,3 +72,23 @@ def test_figures_are_means_over_prompts_of_several_responses():
         group.columns["e"] = [[1.0, 0.0]] * len(group.responses)
     figures = Diversity(embeddings="e", max_order=1)(groups, feedback)
     assert figures["embedding_distance"].value == pytest.approx(0)
+
+
+def test_embedding_distance_by_a_model_s_hidden_states():
+    """Two directions at a right angle, and two that are the same: 1 and 0."""
+
+    class Directions:
+        def hidden_states(self, groups, pool):
+            assert (pool, len(groups)) == ("last", 2)
+            rows = ([[1.0, 0.0], [0.0, 2.0]], [[1.0, 1.0], [3.0, 3.0]])
+            return [[torch.tensor(v) for v in row] for row in rows]
+
+    groups = [Group([1], [Response([1], text="a"), Response([2], text="b")]) for _ in range(2)]
+    feedback = Feedback.from_rewards([[0.0, 0.0]] * 2)
+    measure = Diversity(max_order=1, model=Directions())
+    assert measure(groups, feedback)["embedding_distance"].value == pytest.approx(0.5)
+    assert measure.rehearsal == Diversity(max_order=1)
+    with pytest.raises(ConfigError, match="one of embeddings and model must be None"):
+        Diversity(embeddings="e", model="policy")
+    with pytest.raises(ConfigError, match="model must be a model but is the name 'policy'"):
+        Diversity(model="policy")(groups, feedback)

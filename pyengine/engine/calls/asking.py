@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine.calls.requests import Prompt
 from pyengine.engine.calls.sampling_params import SamplingParams
 from pyengine.engine.calls.scoring import Score
+from pyengine.preferences.binding import Pool
 from pyengine.preferences.groups import Group
 
 
@@ -32,6 +35,10 @@ class _Engine(Protocol):
         self, groups: Sequence[Group], model: str = "policy", *, keep: bool = True
     ) -> list[list[Score]]: ...
 
+    def hidden_states(
+        self, groups: Sequence[Group], model: str = "policy", pool: Pool = "last"
+    ) -> list[list[Tensor | None]]: ...
+
 
 class Asking:
     """A model of an engine by name: it answers with the weights that it has when it is asked."""
@@ -54,6 +61,12 @@ class Asking:
     def score_once(self, groups: Sequence[Group]) -> list[list[Score]]:
         """See Engine.score: of questions, which no update asks about, nothing is kept."""
         return self.engine.score(groups, model=self.model, keep=False)
+
+    def hidden_states(
+        self, groups: Sequence[Group], pool: Pool = "last"
+    ) -> list[list[Tensor | None]]:
+        """See Engine.hidden_states."""
+        return self.engine.hidden_states(groups, model=self.model, pool=pool)
 
     def sample(
         self,

@@ -18,7 +18,7 @@ from pyengine.engine.learn.side_outputs import SidePass, side_passes, values_of
 from pyengine.engine.learn.tape import Tape
 from pyengine.engine.learn.tree_model import TreeModel
 from pyengine.engine.named.named_models import NamedModels
-from pyengine.engine.torch_path.tree_model_torch import token_logps
+from pyengine.engine.torch_path.tree_model_torch import hidden_states, token_logps
 from pyengine.engine.weights.packed import PackedDecoder
 from pyengine.engine.weights.packed_lora import LoraGradients, PackedLora
 from pyengine.errors import NonFiniteError
@@ -83,6 +83,12 @@ class Learner(Protocol):
         self, batch: PackedBatch, side: Sequence[SideOutput] = ()
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Log-probs and side outputs as in `policy_pass`: the same bits, without the way back."""
+
+    def hidden_states(self, model: str, batch: PackedBatch) -> Tensor:
+        """(N, D) float32 after the final norm, of the rows that `source_rows` names.
+
+        model  "policy", "reference" or a snapshot's name
+        """
 
     def settle(self) -> None:
         """Parameters' `grad` become whole: to be called before they are applied."""
@@ -216,9 +222,15 @@ class KernelLearner(_WithModels):
         tape = self._policy.forward(batch, saves=False)
         return tape.logps, values_of(self._side(tape, side))
 
+    def hidden_states(self, model: str, batch: PackedBatch) -> Tensor:
+        """See Learner."""
+        read = self._policy if model == "policy" else self._whole(model)
+        return read.hidden_states(batch).float()
+
     @torch.no_grad()
     def _side(self, tape: Tape, side: Sequence[SideOutput]) -> dict[str, SidePass]:
-        return side_passes(side, tape.states, self._policy.packed, self._whole_reference)
+        reference = partial(self._whole, "reference")
+        return side_passes(side, tape.states, self._policy.packed, reference)
 
     def drop_reference(self) -> None:
         """See Learner."""
@@ -227,13 +239,15 @@ class KernelLearner(_WithModels):
 
     def _keep_reference(self) -> None:
         """It is packed once and stays so: what is asked for may be a few tokens, many times."""
-        self._whole_reference().packed.refresh()
+        self._whole("reference").packed.refresh()
 
-    def _whole_reference(self) -> TreeModel:
-        if self._named is not None and self._named.has("reference"):
-            model = self._named.model("reference")
+    def _whole(self, name: str) -> TreeModel:
+        """The reference, or a snapshot by its name."""
+        if self._named is not None and self._named.has(name):
+            model = self._named.model(name)
             assert isinstance(model, PackedDecoder)
             return TreeModel(model, keep=False)
+        assert name == "reference"
         assert self._own is not None
         return self._own
 
@@ -279,6 +293,7 @@ class TorchLearner(_WithModels):
         self._policy = policy
         self._cache = cache
         self._reference = None
+        self._frozen = reference
         self._named = None if named is None else NamedLogps(named, token_logps, cache, device)
         if reference is not None:
             compute = partial(token_logps, reference)
@@ -297,6 +312,21 @@ class TorchLearner(_WithModels):
             logps.backward(dlogps)  # type: ignore[no-untyped-call]
 
         return PolicyPass(logps.detach(), {}, backward)
+
+    @torch.no_grad()
+    def hidden_states(self, model: str, batch: PackedBatch) -> Tensor:
+        """See Learner."""
+        own = self._policy if model == "policy" else self._frozen
+        decoder: Decoder | PackedDecoder | None = own
+        if self._named is not None and self._named.has(model):
+            decoder = self._named.model(model)
+        assert isinstance(decoder, Decoder)
+        return hidden_states(decoder, batch).float()
+
+    def drop_reference(self) -> None:
+        """See Learner."""
+        super().drop_reference()
+        self._frozen = None
 
     @torch.no_grad()
     def logps(

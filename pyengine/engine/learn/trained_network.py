@@ -76,6 +76,11 @@ class TrainedNetwork:
         """All of them."""
         self.optimizer.zero_grad()
 
+    def gradient_norm(self) -> float:
+        """Of all gathered gradients together, before any clipping."""
+        self._learner.settle()
+        return self.optimizer.grad_norm()
+
     def check_no_gradients(self, who: str) -> None:
         """Raises RequestError between forward_backward and step."""
         if any(p.grad is not None for p in self.parameters.values()):

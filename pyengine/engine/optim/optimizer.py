@@ -56,10 +56,14 @@ class Optimizer:
             )
         return result | {"step": float(self.step_count)}
 
+    def grad_norm(self) -> float:
+        """Of the gradients that are there, all together."""
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        return self._moments.grad_norm(gradients)
+
     def _update(self, then: list[Change]) -> dict[str, float]:
         """`step`, with further changes that belong to it."""
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = self._moments.grad_norm(gradients)
+        norm = self.grad_norm()
         rate = self.config.rate(self.step_count)
         if not math.isfinite(norm):
             uninterrupted(_set(self, "skipped_in_a_row", self.skipped_in_a_row + 1), *then)

@@ -18,11 +18,13 @@ from pyengine.ops import linear_logprob
 
 def token_logps(decoder: Decoder, batch: PackedBatch) -> Tensor:
     """(N,) float32 log-prob of every response token, differentiable in the decoder's weights."""
-    attend = TreeAttention(batch, decoder.spec)
-    hidden = decoder(batch.token_ids, batch.positions, attend)
-    return linear_logprob(
-        hidden.index_select(0, batch.source_rows), decoder.head_weight(), batch.targets
-    )
+    return linear_logprob(hidden_states(decoder, batch), decoder.head_weight(), batch.targets)
+
+
+def hidden_states(decoder: Decoder, batch: PackedBatch) -> Tensor:
+    """(N, D) after the final norm, of the rows that `source_rows` names."""
+    hidden: Tensor = decoder(batch.token_ids, batch.positions, TreeAttention(batch, decoder.spec))
+    return hidden.index_select(0, batch.source_rows)
 
 
 class TreeAttention:

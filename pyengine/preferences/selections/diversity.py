@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from pyengine.errors import ConfigError, RequestError
-from pyengine.preferences.binding import bound, check_bound
+from pyengine.preferences.binding import POOLS, HasHiddenStates, Pool, bound, check_bound
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Group
 from pyengine.preferences.ngrams import jaccard, ngrams
 from pyengine.preferences.pairings.pairing import Pairs
 from pyengine.preferences.selections.budget import some_of
-from pyengine.rules import COUNT, check_fields, checked
+from pyengine.rules import COUNT, check_fields, checked, one_of
 
 Distance = Callable[[int, int, int], float]  # of two responses of a group
 
@@ -29,33 +29,46 @@ class Diversity:
 
     quota    comparisons kept of a prompt; others are counted as "over_budget"
     n        a distance is 1 - the Jaccard similarity of the responses' runs of n tokens
-    vectors  a function of groups that gives [group][response] a list of numbers, such as the last
-             hidden state; a distance is then 1 - the cosine. None: runs of tokens. Comparisons with
-             a response whose list is None, empty or zero are counted as "unknown"
+    model    whose hidden states stand for responses: "policy", "reference", a snapshot's name or a
+             model's place; a distance is then 1 - the cosine. None: runs of tokens
+    pool     of a model: the "last" token's hidden state, or their "mean"
+    vectors  instead of a model a function of groups that gives [group][response] a list of numbers
+    Comparisons with a response whose vector is None, empty or zero are counted as "unknown".
     Source: DIVE, arXiv:2501.00747, section 3.3, with max-min distance as the measure of diversity.
     """
 
     name: ClassVar[str] = "diversity"
     quota: int = checked(2, COUNT)
     n: int = checked(3, COUNT)
+    model: HasHiddenStates | str | None = bound("model", None)
+    pool: Pool = checked("last", one_of(*POOLS))
     vectors: Any = bound("function", None)
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.vectors is not None and self.n != 3:
+        if self.vectors is not None and self.model is not None:
+            raise ConfigError(
+                f"[{self.name}] one of model and vectors must be None but both are given"
+            )
+        if self.n != 3 and (self.vectors is not None or self.model is not None):
             raise ConfigError(f"[{self.name}] n is used without vectors but is {self.n} with them")
+        if self.pool != "last" and self.model is None:
+            raise ConfigError(
+                f"[{self.name}] pool is used with a model but is {self.pool!r} without one"
+            )
 
     @property
     def rehearsal(self) -> Diversity:
         """The same without vectors, of which made-up responses have none."""
-        return replace(self, vectors=None)
+        return replace(self, vectors=None, model=None, pool="last")
 
     def __call__(
         self, groups: Sequence[Group], feedback: Feedback, pairs: Pairs, round: int = 0
     ) -> Pairs:
         """See Selection. Raises RequestError where `vectors` gives something else."""
         check_bound(self)
-        table = None if self.vectors is None else _directions(self.vectors(groups), groups)
+        given = self._vectors(groups)
+        table = None if given is None else _directions(given, groups)
         distance = self._runs(groups) if table is None else _cosines(table)
         of_group: dict[int, list[int]] = {}
         unknown = 0
@@ -73,6 +86,12 @@ class Diversity:
         kept = [i for indices in of_group.values() for i in max_min(indices, self.quota, apart)]
         over = len(pairs.comparisons) - unknown - len(kept)
         return some_of(pairs, kept, over_budget=over, **({"unknown": unknown} if table else {}))
+
+    def _vectors(self, groups: Sequence[Group]) -> Any:
+        """[group][response] of whichever gives them; None: neither."""
+        if self.model is None:
+            return None if self.vectors is None else self.vectors(groups)
+        return cast(HasHiddenStates, self.model).hidden_states(groups, self.pool)
 
     def _runs(self, groups: Sequence[Group]) -> Distance:
         sets: dict[tuple[int, int], frozenset[tuple[int, ...]]] = {}

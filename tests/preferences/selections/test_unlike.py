@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from pyengine.errors import ConfigError, RequestError
 from pyengine.preferences import Comparison, Feedback, Group, Pairs, Response
@@ -72,6 +73,26 @@ def test_distances_by_vectors():
     found = Diversity(vectors=lambda groups: vectors)(*given)
     assert sides(found) == [(0, 0, 3), (0, 1, 3)]
     assert found.counts == {"over_budget": 1, "unknown": 1}
+
+
+def test_distances_by_a_model_s_hidden_states():
+    """As above: of a model that is asked for the mean; nothing is asked on made-up rounds."""
+
+    class Directions:
+        def hidden_states(self, groups, pool):
+            assert pool == "mean"
+            return [[torch.tensor(v) for v in ([1.0, 0.0], [0.0, 3.0], [2.0, 0.0], [1.0, 1.0])]]
+
+    given = setting(TOKENS, [(0, 0, 3), (0, 2, 3), (0, 1, 3)])
+    selection = Diversity(model=Directions(), pool="mean")
+    assert sides(selection(*given)) == [(0, 0, 3), (0, 1, 3)]
+    assert selection.rehearsal == Diversity()
+    with pytest.raises(ConfigError, match="one of model and vectors must be None"):
+        Diversity(model="policy", vectors="hidden")
+    with pytest.raises(ConfigError, match="pool is used with a model but is 'mean' without one"):
+        Diversity(pool="mean")
+    with pytest.raises(ConfigError, match="model must be a model but is the name 'policy'"):
+        Diversity(model="policy")(*given)
 
 
 def test_vectors_are_checked():
