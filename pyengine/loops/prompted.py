@@ -66,8 +66,7 @@ class Prompted(Loop):
     sampling            SamplingParams of the training samples; its seed keys every draw
     prompts_per_round   prompts a round; None: all of them
     sampler             how groups are sampled, e.g. the best of more; None: sampling.n draws
-    allocation          how a round's samples are divided among prompts that were judged before, by
-                        what was seen of them: sampling.n on average, as a new one gets; None: alike
+    allocation          how samples are divided among prompts, n on average; None: alike
     accepted_above      with an allocation: a response whose reward is greater counts as correct
     columns             further fields of each prompt, parallel to `prompts`; reward functions
                         receive them by name
@@ -183,6 +182,11 @@ class Prompted(Loop):
 
     def _samples(self, indices: Sequence[int], first: int) -> tuple[list[Group], list[int]]:
         """A round's groups, and the prompt of each; request ids count from `first`."""
+        if self.allotment.in_stages:
+            draw, judge = partial(self._drawn, indices, first), self._sampler_judge(indices)
+            each = self.sampling.n
+            groups = self.allotment.sampled(len(indices), each, draw, judge, self.engine)
+            return groups, list(indices)
         counts = self.allotment.counts(indices, self.sampling.n)
         return self._drawn(indices, first, counts=counts), [
             i for k, i in enumerate(indices) if counts is None or counts[k]
@@ -211,6 +215,7 @@ class Prompted(Loop):
                 "generate", lambda: ahead.samples(self._samples, indices, first)
             )
             report = clock("score", lambda: self._sample_metrics(groups))
+            report |= self.allotment.report(self.prompts_per_round, self.sampling.n, groups)
             verdict = clock("reward", lambda: self._verdict(groups))
         except SkippedError as skipped:  # by the judge of a sampler
             verdict = skipped.verdict

@@ -8,12 +8,13 @@ from typing import ClassVar
 
 from pyengine.errors import RequestError
 from pyengine.preferences.allocations.allocation import PromptStats
+from pyengine.preferences.allocations.in_stages import InStages
 from pyengine.preferences.allocations.until_k_correct import missing
-from pyengine.rules import COUNT, check_fields, checked
+from pyengine.rules import COUNT, checked
 
 
 @dataclass(frozen=True)
-class Difficulty:
+class Difficulty(InStages):
     """Correct samples in proportion to a prompt's difficulty, the share of its samples that failed.
 
     The hardest prompt gets k, the others k * difficulty / the greatest difficulty, rounded to the
@@ -22,6 +23,7 @@ class Difficulty:
     k            correct samples of the hardest prompt
     cap          samples of a prompt at most, of those that were tried too
     per_missing  samples asked for at once for each correct one that is missing
+    first, stages  see InStages
     Raises RequestError for a prompt that was never tried: its difficulty is not known.
     Source: prop2diff, Tong et al., arXiv:2407.13690, section 3.1.
     """
@@ -30,9 +32,6 @@ class Difficulty:
     k: int = checked(4, COUNT)
     cap: int = checked(64, COUNT)
     per_missing: int = checked(1, COUNT)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def __call__(self, stats: Sequence[PromptStats], budget: int) -> list[int]:
         """See Allocation."""

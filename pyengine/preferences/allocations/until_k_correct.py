@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pyengine.preferences.allocations.allocation import PromptStats, largest_remainder
-from pyengine.rules import COUNT, check_fields, checked
+from pyengine.preferences.allocations.in_stages import InStages
+from pyengine.rules import COUNT, checked
 
 
 @dataclass(frozen=True)
-class UntilKCorrect:
+class UntilKCorrect(InStages):
     """Samples for the prompts that lack correct ones, until each has k or has been tried too often.
 
     It is asked again and again, each time with what is known by then; the sum is below the budget
@@ -20,7 +21,8 @@ class UntilKCorrect:
     k            correct samples a prompt
     cap          samples of a prompt at most, of those that were tried too
     per_missing  samples asked for at once for each correct one that is missing: 1 never makes one
-                 too many, more makes fewer rounds
+                 too many, more makes fewer stages
+    first, stages  see InStages
     Source: uniform, Tong et al., arXiv:2407.13690, section 3.1.
     """
 
@@ -28,9 +30,6 @@ class UntilKCorrect:
     k: int = checked(4, COUNT)
     cap: int = checked(64, COUNT)
     per_missing: int = checked(1, COUNT)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def __call__(self, stats: Sequence[PromptStats], budget: int) -> list[int]:
         """See Allocation."""
