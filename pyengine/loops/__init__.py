@@ -16,6 +16,7 @@ from pyengine.loops.paired import Paired
 from pyengine.loops.prompted import Prompted
 from pyengine.loops.self_play import SelfPlay
 from pyengine.loops.steps import JudgePolicy
+from pyengine.loops.temporal import Temporal
 from pyengine.loops.two_player import TwoPlayer
 from pyengine.loops.walk import PromptWalk
 
@@ -35,6 +36,7 @@ __all__ = [
     "PromptWalk",
     "Prompted",
     "SelfPlay",
+    "Temporal",
     "TwoPlayer",
     "evaluate",
     "head_to_head",

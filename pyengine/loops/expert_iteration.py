@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
-from pyengine.errors import ConfigError
+from pyengine.errors import ConfigError, RequestError
 from pyengine.loops.filtering import kept_rewards
 from pyengine.loops.iterates import BASE, keep_base
 from pyengine.loops.loop import Report
@@ -27,6 +27,8 @@ class ExpertIteration(Prompted):
 
     objective   of responses: objectives.NLL(), or SuperHF() for a KL term beside it
     above       responses are kept whose reward is greater; None: whatever it is
+    above_column  the groups' column that says it instead, as the sampler "balanced" gives one
+                "threshold" a round; None: none
     best        at most so many of a prompt are kept, the best; None: all
     dedupe      whether of responses with the same tokens one is kept
     start       "last": the weights go on from the last iteration's (RAFT); "base": an iteration
@@ -51,6 +53,7 @@ class ExpertIteration(Prompted):
         sampling: Any,
         *,
         above: float | None = None,
+        above_column: str | None = None,
         best: int | None = 1,
         dedupe: bool = True,
         start: str = "last",
@@ -59,21 +62,32 @@ class ExpertIteration(Prompted):
         **options: Unpack[PromptedOptions],
     ) -> None:
         self.above, self.best, self.dedupe, self.start = above, best, dedupe, start
+        self.above_column = above_column
         self.epochs, self.batch_size = epochs, batch_size
         check_choice(self, "start", "last", "base")
         if best is not None:
             check_counts(self, best=1)
         if above is not None and not math.isfinite(above):
             raise ConfigError(f"[ExpertIteration] above must be finite or None but is {above!r}")
-        if above is None and best is None:
+        if above is not None and above_column is not None:
             raise ConfigError(
-                "[ExpertIteration] one of above and best must say which responses are good but "
-                "both are None"
+                f"[ExpertIteration] one of above and above_column must be None but they are "
+                f"{above} and {above_column!r}"
+            )
+        if above_column is not None and not self._gives(above_column, options):
+            raise ConfigError(
+                f"[ExpertIteration] above_column must be a column of the rows or a sampler's but "
+                f"is {above_column!r} without such"
+            )
+        if above is None and above_column is None and best is None:
+            raise ConfigError(
+                "[ExpertIteration] one of above, above_column and best must say which responses "
+                "are good but all are None"
             )
         super().__init__(engine, prompts, source, objective, sampling, **options)
 
     def _fixed(self) -> dict[str, Any]:
-        settings = ("above", "best", "dedupe", "start", "epochs", "batch_size")
+        settings = ("above", "above_column", "best", "dedupe", "start", "epochs", "batch_size")
         return super()._fixed() | {name: getattr(self, name) for name in settings}
 
     def _begin(self) -> None:
@@ -82,10 +96,35 @@ class ExpertIteration(Prompted):
 
     def _batch(self, groups: Sequence[Group], feedback: Feedback) -> tuple[Preferences, Report]:
         rewards, counts = kept_rewards(
-            groups, feedback, above=self.above, best=self.best, dedupe=self.dedupe
+            groups, feedback, above=self._limits(groups), best=self.best, dedupe=self.dedupe
         )
         kept = _only(feedback, rewards)
-        return Preferences(groups, (), kept), {f"filter/{k}": v for k, v in counts.items()}
+        report: Report = {f"filter/{k}": v for k, v in counts.items()}
+        return Preferences(groups, (), kept), report | self._balance(groups)
+
+    def _gives(self, column: str, options: PromptedOptions) -> bool:
+        """Whether groups may have such a column."""
+        return options.get("sampler") is not None or column in (options.get("columns") or {})
+
+    def _limits(self, groups: Sequence[Group]) -> float | list[float] | None:
+        """What a reward must be greater than: of all groups, or of each."""
+        name = self.above_column
+        if name is None:
+            return self.above
+        limits: list[Any] = [group.columns.get(name) for group in groups]
+        for limit in limits:
+            if not isinstance(limit, (int, float)) or not math.isfinite(limit):
+                raise RequestError(
+                    f"[expert_iteration] column {name!r} must be a finite number of every group "
+                    f"but one has {limit!r:.80}"
+                )
+        return [float(limit) for limit in limits]
+
+    def _balance(self, groups: Sequence[Group]) -> Report:
+        """What the sampler chose for the round, where it says so."""
+        chosen = groups[0].columns if groups and self.above_column is not None else {}
+        names = ("temperature", "balance", self.above_column)
+        return {f"filter/{name}": chosen[name] for name in names if name in chosen}
 
     def rehearsed_batch(self, groups: Sequence[Group], feedback: Feedback) -> Preferences:
         """See Prompted: made-up rewards are not measured against `above`."""

@@ -14,13 +14,13 @@ def kept_rewards(
     groups: Sequence[Group],
     feedback: Feedback,
     *,
-    above: float | None,
+    above: float | Sequence[float | None] | None,
     best: int | None,
     dedupe: bool,
 ) -> tuple[list[list[float | None]], dict[str, int]]:
     """Rewards of the responses that are kept, None in the place of the others, and counts.
 
-    above   a reward must be greater than this; None: any
+    above   a reward must be greater than this, of each group or of all; None: any
     best    at most so many of a prompt, those of the highest rewards, of equals the first; None:
             all
     dedupe  of responses with the same tokens only the first of the best is kept
@@ -30,8 +30,9 @@ def kept_rewards(
     """
     counts = dict.fromkeys(("kept", "below", "duplicates", "beyond", "failed", "prompts"), 0)
     table = []
-    for group, row in zip(groups, feedback.rewards, strict=True):
-        kept = _kept(group, row, above, best, dedupe, counts)
+    limits = above if isinstance(above, Sequence) else [above] * len(groups)
+    for group, row, limit in zip(groups, feedback.rewards, limits, strict=True):
+        kept = _kept(group, row, limit, best, dedupe, counts)
         counts["kept"] += len(kept)
         counts["prompts"] += bool(kept)
         table.append([reward if k in kept else None for k, reward in enumerate(row)])

@@ -1,6 +1,7 @@
 """Ways to sample responses to prompts."""
 
 from pyengine.samplers.available import SAMPLERS
+from pyengine.samplers.balanced import Balanced
 from pyengine.samplers.beam_steps import BeamSteps
 from pyengine.samplers.best_of_n import BestOfN
 from pyengine.samplers.dialogue import Dialogue
@@ -18,6 +19,7 @@ from pyengine.samplers.temperatures import Temperatures
 
 __all__ = [
     "SAMPLERS",
+    "Balanced",
     "BeamSteps",
     "BestOfN",
     "Dialogue",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyengine.registry import Registry
+from pyengine.samplers.balanced import Balanced
 from pyengine.samplers.beam_steps import BeamSteps
 from pyengine.samplers.best_of_n import BestOfN
 from pyengine.samplers.dialogue import Dialogue
@@ -20,6 +21,7 @@ from pyengine.samplers.temperatures import Temperatures
 
 SAMPLERS: Registry[Sampler] = Registry(
     "samplers",
+    Balanced,
     BeamSteps,
     BestOfN,
     Dialogue,

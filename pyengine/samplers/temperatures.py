@@ -20,7 +20,7 @@ def _is_temperature(value: object) -> bool:
     return number and math.isfinite(value) and value >= 0  # type: ignore[arg-type, operator]
 
 
-_TEMPERATURES = Rule(
+TEMPERATURES = Rule(
     "a list of different numbers >= 0",
     lambda value: (
         isinstance(value, (list, tuple))
@@ -43,7 +43,7 @@ class Temperatures:
     name: ClassVar[str] = "temperatures"
     needs_source: ClassVar[bool] = False
     adds_columns: ClassVar[tuple[str, ...]] = ("temperatures",)
-    temperatures: Sequence[float] = checked((0.7, 1.0), _TEMPERATURES)
+    temperatures: Sequence[float] = checked((0.7, 1.0), TEMPERATURES)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -105,7 +105,7 @@ def test_it_makes_no_comparisons():
         ({"start": "first"}, "start must be one of last, base"),
         ({"best": 0}, "best must be an integer >= 1"),
         ({"above": float("nan")}, "above must be finite or None"),
-        ({"best": None}, "one of above and best must say"),
+        ({"best": None}, "one of above, above_column and best must say"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, message):

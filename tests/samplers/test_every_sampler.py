@@ -15,6 +15,7 @@ PARAMS = pe.SamplingParams(n=4, max_tokens=8, seed=3)
 PROMPTS = ["Say what a good answer to all of this would be, please. ", "And then?"]
 ANSWERS = ["It depends.", "Then nothing."]
 OPTIONS = {
+    "balanced": {"temperatures": [0.5], "thresholds": [99.0]},
     "beam_steps": {"step_tokens": 3},
     "best_of_n": {"keep": 2},
     "dialogue": {"turns": 2, "user_tokens": 6},

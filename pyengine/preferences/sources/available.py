@@ -13,9 +13,11 @@ from pyengine.preferences.sources.mc_dropout import McDropout
 from pyengine.preferences.sources.ranked_source import RankedSource
 from pyengine.preferences.sources.remote_scores import RemoteScores
 from pyengine.preferences.sources.reward_model_source import RewardModelSource
+from pyengine.preferences.sources.reward_probe import RewardProbe
 from pyengine.preferences.sources.reward_sum import RewardSum
 from pyengine.preferences.sources.rewards_to_go import RewardsToGo
 from pyengine.preferences.sources.score_tokens import ScoreTokens
+from pyengine.preferences.sources.self_consistency import SelfConsistency
 from pyengine.preferences.sources.source import Source
 from pyengine.preferences.sources.verifiers.choice_letter import ChoiceLetter
 from pyengine.preferences.sources.verifiers.exact_match import ExactMatch
@@ -47,9 +49,11 @@ SOURCES: Registry[Source] = Registry(
     RegexMatch,
     RemoteScores,
     RewardModelSource,
+    RewardProbe,
     RewardSum,
     RewardsToGo,
     ScoreTokens,
+    SelfConsistency,
     UnitTests,
     WorstGroup,
     YesNo,

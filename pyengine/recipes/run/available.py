@@ -18,6 +18,7 @@ from pyengine.recipes.run.prompted_runs import (
     OnPolicyRLRun,
     OptimisticRun,
     SelfPlayRun,
+    TemporalRun,
     TwoPlayerRun,
 )
 from pyengine.recipes.schema.recipe import Recipe
@@ -63,6 +64,7 @@ RUNS: dict[str, RunClass] = {
         OnPolicyRLRun,
         OptimisticRun,
         SelfPlayRun,
+        TemporalRun,
         TwoPlayerRun,
     )
 }

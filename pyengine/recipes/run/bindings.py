@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pyengine.data.formats import Rows, read_rows
 from pyengine.engine import Engine
 from pyengine.engine.calls.asking import Asking, asking
 from pyengine.engine.reward.reward_model import RewardModel
@@ -13,6 +14,7 @@ from pyengine.models.source import resolve
 from pyengine.preferences.binding import unbound
 from pyengine.preferences.remote.endpoint import endpoints_of
 from pyengine.preferences.sources.needs import make_ready
+from pyengine.recipes.schema.packaged import data_path
 from pyengine.recipes.schema.part_names import is_place
 from pyengine.recipes.schema.rewards import load_reward
 
@@ -47,6 +49,10 @@ class RunBindings:
         """See Bindings."""
         return load_reward(name, allow_code=self.allow_code)
 
+    def rows(self, name: str) -> Rows:
+        """See Bindings. Raises DataError."""
+        return read_rows(data_path(name))
+
 
 class FunctionBindings:
     """Names of functions alone, before a run has any model: other names stay as they are."""
@@ -66,6 +72,10 @@ class FunctionBindings:
         """See Bindings."""
         return load_reward(name, allow_code=self.allow_code)
 
+    def rows(self, name: str) -> Rows:
+        """See Bindings. Raises DataError."""
+        return read_rows(data_path(name))
+
 
 def check_names(part: Any, allow_code: bool, has_reference: bool) -> None:
     """Raises ConfigError where a name stands for nothing, before any model is loaded, and where
@@ -84,6 +94,8 @@ def check_names(part: Any, allow_code: bool, has_reference: bool) -> None:
     for name, kind in unbound(part):
         if kind == "function":
             load_reward(name, allow_code=allow_code)
+        elif kind == "rows":
+            read_rows(data_path(name))
         elif kind == "reward_model" or is_place(name):
             resolve(name)
         elif name == "reference" and not has_reference:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from pyengine.data.fitting import fit_prompts
+from pyengine.data.formats import read_rows
 from pyengine.engine import SamplingParams
 from pyengine.evaluation.available import EVALUATIONS
 from pyengine.loops import JudgePolicy, Prompted
@@ -21,6 +22,7 @@ from pyengine.recipes.run.bindings import FunctionBindings, RunBindings, check_n
 from pyengine.recipes.run.inputs import code_digest, data_digest
 from pyengine.recipes.run.model_text import ModelText
 from pyengine.recipes.schema.build import make_part
+from pyengine.recipes.schema.packaged import data_path
 from pyengine.recipes.schema.prompt_files import Prompts, load_prompts
 from pyengine.recipes.schema.prompted_recipe import PromptedRecipe, RewardSpec
 from pyengine.recipes.schema.rewards import load_reward
@@ -44,15 +46,18 @@ class PromptedRun:
         self.recipe, self.allow_code = recipe, allow_code
         self.objective = OBJECTIVES.make(**recipe.objective)
         self.source = source_of(recipe, allow_code)
+        asked = recipe.eval.source if recipe.eval else None
+        self.eval_source: Source | None = None if asked is None else make_part(SOURCES, asked)
         self.parts = {
             name: make_part(registry, data)
             for name, registry in recipe.registries().items()
             if name != "source" and (data := getattr(recipe, name)) is not None
         }
-        for part in self.parts.values():
-            check_names(part, allow_code, recipe.engine.has_reference)
         metrics = recipe.eval.metrics if recipe.eval else []
         self.measures = [make_part(EVALUATIONS, data) for data in metrics]
+        for part in (*self.parts.values(), self.eval_source, *self.measures):
+            if part is not None:
+                check_names(part, allow_code, recipe.engine.has_reference)
         self.prompts = load_prompts(recipe.prompts)
         self.held_out = load_prompts(recipe.eval.prompts) if recipe.eval else Prompts([], {})
         self._check_reads()
@@ -74,7 +79,8 @@ class PromptedRun:
         engine = self.recipe.engine
         to_come = EngineToCome(engine.has_reference, engine.lora)
         judge = self._judge()
-        loop: Prompted = self.makes(to_come, **self._arguments(), **self.parts, source=judge)
+        judges = {"source": judge, "eval_source": self.eval_source}
+        loop: Prompted = self.makes(to_come, **self._arguments(), **self.parts, **judges)
         return loop
 
     @property
@@ -105,14 +111,17 @@ class PromptedRun:
         return {
             "prompts": data_digest([self.prompts.prompts, self.prompts.columns]),
             "held-out prompts": data_digest([self.held_out.prompts, self.held_out.columns]),
-        } | {f"code of {function}": code_digest(function) for function in self._functions()}
+        } | {
+            **{f"code of {name}": code_digest(name) for name in self._named("function")},
+            **{f"rows of {name}": _rows_digest(name) for name in self._named("rows")},
+        }
 
-    def _functions(self) -> list[str]:
-        """Names of all functions that the parts call."""
+    def _named(self, kind: str) -> list[str]:
+        """Names of all functions, or files of rows, that the parts ask for."""
         reward = self.recipe.reward
-        asked = [self.source, *self.parts.values()]
-        named = [name for part in asked for name, kind in unbound(part) if kind == "function"]
-        return [*([] if reward is None else reward.functions), *named]
+        asked = [self.source, self.eval_source, *self.parts.values(), *self.measures]
+        named = [name for part in asked for name, each in unbound(part) if each == kind]
+        return [*(reward.functions if reward is not None and kind == "function" else ()), *named]
 
     def prepare(self, text: ModelText, say: Callable[[str], None]) -> None:
         """Every prompt is rendered and must leave room for a response.
@@ -148,11 +157,12 @@ class PromptedRun:
         bindings = RunBindings(engine, self.allow_code)
         parts = {name: bind(part, bindings) for name, part in self.parts.items()}
         judges = {"source": bind(self._judge(), bindings)}
-        if self.source is not None:
-            judges["eval_source"] = bind(self.source, bindings)
-        loop: Prompted = self.makes(
-            engine, **self._arguments(), **parts, **judges, remember=remember
-        )
+        eval_source = self.source if self.eval_source is None else self.eval_source
+        if eval_source is not None:
+            judges["eval_source"] = bind(eval_source, bindings)
+        arguments = self._arguments()
+        arguments["eval_measures"] = [bind(each, bindings) for each in self.measures]
+        loop: Prompted = self.makes(engine, **arguments, **parts, **judges, remember=remember)
         return loop
 
     def _judge(self) -> Source | None:
@@ -186,6 +196,10 @@ class PromptedRun:
             self.recipe.sampling, n=spec.n, max_tokens=max_tokens, seed=spec.seed
         )
         return sampling
+
+
+def _rows_digest(name: str) -> str:
+    return data_digest(list(read_rows(data_path(name))))
 
 
 def source_of(recipe: PromptedRecipe, allow_code: bool) -> Source | None:

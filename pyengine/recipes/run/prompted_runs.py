@@ -13,6 +13,7 @@ from pyengine.loops import (
     OnPolicyRL,
     Optimistic,
     SelfPlay,
+    Temporal,
     TwoPlayer,
 )
 from pyengine.preferences import Source
@@ -76,7 +77,7 @@ class ExpertIterationRun(PromptedRun):
 
     name: ClassVar[str] = "expert_iteration"
     makes: ClassVar[Any] = ExpertIteration
-    own = ("above", "best", "dedupe", "start", *_MINIBATCHES, *_SAMPLED)
+    own = ("above", "above_column", "best", "dedupe", "start", *_MINIBATCHES, *_SAMPLED)
 
 
 class OnPolicyRLRun(PromptedRun):
@@ -93,6 +94,14 @@ class OptimisticRun(PromptedRun):
     name: ClassVar[str] = "optimistic"
     makes: ClassVar[Any] = Optimistic
     own = ("average", *_MINIBATCHES)
+
+
+class TemporalRun(PromptedRun):
+    """See Temporal."""
+
+    name: ClassVar[str] = "temporal"
+    makes: ClassVar[Any] = Temporal
+    own = ("reference_policy", *_MINIBATCHES)
 
 
 class TwoPlayerRun(PromptedRun):

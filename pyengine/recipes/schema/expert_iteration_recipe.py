@@ -15,6 +15,7 @@ class ExpertIterationRecipe(InMinibatches, SampledRecipe):
 
     rounds  iterations
     above   responses are kept whose reward is greater; None: whatever it is
+    above_column  the column of the groups that says it instead; see loops.ExpertIteration
     best    at most so many of a prompt; None: all
     dedupe  whether of equal responses one is kept
     start   the weights that a round's learning begins with: "last" or "base", those of before the
@@ -28,6 +29,7 @@ class ExpertIterationRecipe(InMinibatches, SampledRecipe):
     )
     rounds: int = field(default=3, metadata={"min": 1})
     above: float | None = None
+    above_column: str | None = None
     best: int | None = field(default=1, metadata={"min": 1})
     dedupe: bool = True
     start: Literal["last", "base"] = "last"

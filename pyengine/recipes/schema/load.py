@@ -25,6 +25,7 @@ from pyengine.recipes.schema.packaged import packaged_path
 from pyengine.recipes.schema.recipe import Recipe
 from pyengine.recipes.schema.self_play_recipe import SelfPlayRecipe
 from pyengine.recipes.schema.strict_yaml import Document, read_document
+from pyengine.recipes.schema.temporal_recipe import TemporalRecipe
 from pyengine.recipes.schema.two_player_recipe import TwoPlayerRecipe
 from pyengine.registry import Registry
 
@@ -38,6 +39,7 @@ RECIPES: Registry[Recipe] = Registry(
     OnPolicyRLRecipe,
     OptimisticRecipe,
     SelfPlayRecipe,
+    TemporalRecipe,
     TwoPlayerRecipe,
 )  # by the name of their loop
 _OF_AN_ENDPOINT = tuple(f".endpoint.{name}" for name in CHANGE_NO_ANSWER)

@@ -9,7 +9,7 @@ from typing import Any
 from pyengine.preferences.binding import MANY, NESTED
 from pyengine.preferences.remote.endpoint import Endpoint
 from pyengine.recipes.schema.build import ROOMS
-from pyengine.recipes.schema.recipe import absolute_function, absolute_model
+from pyengine.recipes.schema.recipe import absolute_data, absolute_function, absolute_model
 from pyengine.registry import Registry
 
 
@@ -31,6 +31,8 @@ def absolute_part(registry: Registry[Any], data: Mapping[str, Any], base: Path) 
             result[key] = absolute_part(ROOMS[kind], value, base)
         elif kind == "function":
             result[key] = absolute_function(value, base)
+        elif kind == "rows":
+            result[key] = absolute_data(value, base)
         elif kind == "reward_model" or (kind == "model" and is_place(value)):
             result[key] = absolute_model(value, base)
         elif isinstance(value, Endpoint):

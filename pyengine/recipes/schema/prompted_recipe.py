@@ -102,6 +102,8 @@ class EvalSpec:
     n           responses a prompt
     max_tokens  tokens a response; None: as in training
     seed        of the draws; the same at every evaluation
+    source      {name, that source's settings} of what judges these responses: gold answers for a
+                run that learns without; None: what judges the training samples
     metrics     what else is measured, a list of names or {name, settings}; see `pyengine parts
                 evaluations`
     """
@@ -112,6 +114,7 @@ class EvalSpec:
     n: int = field(default=4, metadata={"min": 1})
     max_tokens: int | None = field(default=None, metadata={"min": 1})
     seed: int = field(default=1, metadata={"min": 0})
+    source: dict[str, Any] | None = field(default=None, metadata={"registry": SOURCES})
     metrics: list[dict[str, Any]] = field(
         default_factory=list, metadata={"registry": EVALUATIONS, "many": True}
     )
@@ -180,8 +183,9 @@ class PromptedRecipe(Recipe):
         """See Recipe.absolute."""
         evaluation = self.eval
         if evaluation is not None:
-            held_out = evaluation.prompts.absolute(base)
-            evaluation = dataclasses.replace(evaluation, prompts=held_out)
+            held_out, judge = evaluation.prompts.absolute(base), evaluation.source
+            judge = None if judge is None else absolute_part(SOURCES, judge, base)
+            evaluation = dataclasses.replace(evaluation, prompts=held_out, source=judge)
         parts: dict[str, Any] = {
             name: absolute_part(registry, data, base)
             for name, registry in self.registries().items()

@@ -42,7 +42,8 @@ class SelfPlayRecipe(InMinibatches, Paired, PromptedRecipe):
     @property
     def needs_judge(self) -> bool:
         """See PromptedRecipe."""
-        return not self.without_judge or self.eval is not None
+        asked = self.eval is not None and self.eval.source is None
+        return not self.without_judge or asked
 
     @property
     def compares_samples(self) -> bool:
