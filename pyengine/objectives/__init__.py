@@ -80,7 +80,9 @@ from pyengine.objectives.tokens.advantage_estimators import (
     masked_whiten,
     overlong_penalty,
 )
+from pyengine.objectives.tokens.ampo import AMPO
 from pyengine.objectives.tokens.bmc import BMC, bmc_weights, edited_tokens
+from pyengine.objectives.tokens.capo import CAPO
 from pyengine.objectives.tokens.grpo import GRPO
 from pyengine.objectives.tokens.ld_dpo import LDDPO
 from pyengine.objectives.tokens.nash_md import NashMD
@@ -106,10 +108,12 @@ from pyengine.objectives.tokens.unlikely_tokens import (
 from pyengine.objectives.tokens.weighted_token_dpo import WeightedTokenDPO
 
 __all__ = [
+    "AMPO",
     "AOT",
     "BCO",
     "BFPO",
     "BMC",
+    "CAPO",
     "CPL",
     "CPO",
     "DNO",

@@ -60,7 +60,9 @@ from pyengine.objectives.pairs.tdpo import TDPO
 from pyengine.objectives.pairs.weighted_dpo import WeightedDPO
 from pyengine.objectives.pairs.wpo import WPO
 from pyengine.objectives.pairs.xpo import XPO
+from pyengine.objectives.tokens.ampo import AMPO
 from pyengine.objectives.tokens.bmc import BMC
+from pyengine.objectives.tokens.capo import CAPO
 from pyengine.objectives.tokens.grpo import GRPO
 from pyengine.objectives.tokens.ld_dpo import LDDPO
 from pyengine.objectives.tokens.nash_md import NashMD
@@ -75,6 +77,7 @@ from pyengine.registry import Registry
 
 OBJECTIVES: Registry[Objective] = Registry(
     "objectives",
+    AMPO,
     AOT,
     APODown,
     APOZero,
@@ -83,6 +86,7 @@ OBJECTIVES: Registry[Objective] = Registry(
     BCOPair,
     BFPO,
     BMC,
+    CAPO,
     CPL,
     CPO,
     Cringe,

@@ -15,6 +15,7 @@ from pyengine.samplers.refine_chain import RefineChain
 from pyengine.samplers.rejection import Rejection
 from pyengine.samplers.sampler import Generates, Sampler
 from pyengine.samplers.several_models import SeveralModels
+from pyengine.samplers.teacher_on_failure import TeacherOnFailure
 from pyengine.samplers.temperatures import Temperatures
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "Rejection",
     "Sampler",
     "SeveralModels",
+    "TeacherOnFailure",
     "Temperatures",
 ]

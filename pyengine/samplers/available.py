@@ -17,6 +17,7 @@ from pyengine.samplers.refine_chain import RefineChain
 from pyengine.samplers.rejection import Rejection
 from pyengine.samplers.sampler import Sampler
 from pyengine.samplers.several_models import SeveralModels
+from pyengine.samplers.teacher_on_failure import TeacherOnFailure
 from pyengine.samplers.temperatures import Temperatures
 
 SAMPLERS: Registry[Sampler] = Registry(
@@ -34,5 +35,6 @@ SAMPLERS: Registry[Sampler] = Registry(
     RefineChain,
     Rejection,
     SeveralModels,
+    TeacherOnFailure,
     Temperatures,
 )

@@ -11,7 +11,9 @@ from pyengine import objectives
 from pyengine.errors import ConfigError
 from pyengine.preferences import AllPairs, Feedback, Gives
 
-COLUMNS = ("safe", "visits", "values", "target_logps", "greedy_rewards", "weight")
+COLUMNS = (
+    "safe", "visits", "values", "target_logps", "greedy_rewards", "weight", "off_policy"
+)  # fmt: skip
 TOKEN_COLUMNS = ("token_weight", "reward_mask")
 # What neither a source nor a pairing gives today: further responses of a comparison, or its own
 # probability. They run in Offline, on comparisons that hold them.

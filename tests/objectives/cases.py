@@ -97,6 +97,7 @@ class Case:
 
 
 SCORES = {"chosen_scores": uniform(-2, 2), "rejected_scores": uniform(-2, 2)}
+SAMPLED = {"chosen_sampler_logps": uniform(-60, -10), "rejected_sampler_logps": uniform(-60, -10)}
 LOGPS = uniform(-60, -57)
 CURRENT = {"current_chosen_logps": uniform(-60, -10), "current_rejected_logps": uniform(-60, -10)}
 BASE = {"base_chosen_logps": uniform(-60, -10), "base_rejected_logps": uniform(-60, -10)}
@@ -200,6 +201,7 @@ CASES = [
     Case("onpo"),
     Case("p3o", SCORES),
     Case("p3o", SCORES, {"version": 1, "clip": 0.3}),
+    Case("p3o", SCORES | SAMPLED, {"old": "sampler", "kl_coef": 0.1}),
     Case("rdpo"),
     Case("rdpo", options={"flip_rate": 0.4}),
     Case("rebel", SCORES, {"eta": 0.5}),

@@ -22,6 +22,9 @@ class LettersTokenizer:
         text = completion if isinstance(completion, str) else completion[0]["content"]
         return self.encode_prompt(prompt), [*(ord(c) for c in text), 0]
 
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return self.encode_prompt(text)
+
     def decode_completion(self, ids: Sequence[int]) -> str:
         return "".join(chr(i) for i in ids if i)
 

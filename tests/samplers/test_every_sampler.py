@@ -25,10 +25,12 @@ OPTIONS = {
     "refine_chain": {"critique_tokens": 6},
     "rejection": {"beta": 0.3, "keep": 3, "max_draws": 12, "steps": 2},
     "several_models": {"others": {"reference": 2}, "temperatures": {"reference": 0.5}},
+    "teacher_on_failure": {"column": "answer", "above": 99.0},
     "temperatures": {"temperatures": [1.0, 0.5, 2.0]},
 }
 ONE_SAMPLE = {"beam_steps"}
 CHATS = {"dialogue"}
+TAKES_ANSWERS = {"gold", "teacher_on_failure"}
 
 
 def vowels(completions):
@@ -46,6 +48,9 @@ class Recording:
     def generate(self, prompts, params, request_ids=None, **models):
         self.draws += request_ids
         return self.engine.generate(prompts, params, request_ids=request_ids, **models)
+
+    def score(self, groups, model="policy"):
+        return self.engine.score(groups, model)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +78,7 @@ def params_of(name: str) -> pe.SamplingParams:
 def run(name: str, asks, which):
     sampler = made(name)
     judge = RewardFunction(vowels) if sampler.needs_source else None
-    more = {"columns": {"answer": [ANSWERS[i] for i in which]}} if name == "gold" else {}
+    more = {"columns": {"answer": [ANSWERS[i] for i in which]}} if name in TAKES_ANSWERS else {}
     prompts, ids = [prompts_of(name)[i] for i in which], [7 + i for i in which]
     return sampler(asks, prompts, params_of(name), ids, judge, **more)
 

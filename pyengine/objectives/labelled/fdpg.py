@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyengine.errors import RequestError
 from pyengine.objectives.core.examples import Examples
+from pyengine.objectives.core.objective import LossInputs
 from pyengine.objectives.core.sequence import PointwiseObjective
 from pyengine.objectives.core.terms import Term
-from pyengine.rules import checked, one_of
+from pyengine.rules import SWITCH, checked, one_of
 
 MAX_LOG_RATIO = 20.0
 
@@ -44,6 +46,8 @@ class FDPG(PointwiseObjective):
     target_logps   log p of every response, its normaliser included
     sampler_logps  log q; an update has them from `generate`
     baseline       b, such as the running mean of f'; 0 where it is not given
+    leave_one_out  whether b is, in an update, the mean f' of the prompt's other responses, 0 of one
+                   alone, in the place of a given one
     Source: Go et al., arXiv:2302.08215.
     """
 
@@ -56,11 +60,27 @@ class FDPG(PointwiseObjective):
         "baseline": 0.0,
     }
     divergence: str = checked("forward_kl", one_of("forward_kl", "reverse_kl", "js", "tv"))
+    leave_one_out: bool = checked(False, SWITCH)
 
     @property
     def reward_scale(self) -> float:
         """1: the loss has no reward."""
         return 1.0
+
+    def computed(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """The leave-one-out baseline, where it is asked for."""
+        if not self.leave_one_out:
+            return {}
+        if inputs.group is None:
+            raise RequestError(f"[{self.name}] needs the group of every response")
+        policy = inputs.sequence_logps(inputs.policy_token_logps.detach())
+        log_t = policy - self.column("target_logps", inputs)
+        slopes = f_prime(self.divergence, log_t.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
+        sums, counts = torch.zeros_like(slopes), torch.zeros_like(slopes)
+        sums.index_add_(0, inputs.group, slopes)
+        counts.index_add_(0, inputs.group, torch.ones_like(slopes))
+        others = (counts[inputs.group] - 1).clamp(min=1)
+        return {"baseline": (sums[inputs.group] - slopes) / others}
 
     def terms(self, x: Examples) -> Sequence[Term]:
         """See the class."""

@@ -24,6 +24,7 @@ from pyengine.rules import (
     NOT_NEGATIVE,
     OPEN_FRACTION,
     checked,
+    one_of,
 )
 
 
@@ -44,6 +45,8 @@ class PPO(TokenObjective):
     max_length           tokens that reduction "constant" divides by
     advantage_estimator  of the rewards in the engine
     kl_coef              of the log-ratio of sampler and reference in the engine's rewards; >= 0
+    kl_level             whether that is taken off the reward of the whole "response", or token by
+                         token, where each answers for itself and those after it (REINFORCE++)
     entropy_coef         of the bonus for the policy's entropy, in the engine; below 0 a penalty
     Source: Schulman et al., arXiv:1707.06347, eq. 7; dual clip: Ye et al., arXiv:1912.09729;
     REINFORCE++: Hu, arXiv:2501.03262.
@@ -58,6 +61,7 @@ class PPO(TokenObjective):
     max_length: int | None = checked(None, OPTIONAL_COUNT)
     advantage_estimator: str = checked("reinforce_pp", ESTIMATOR)
     kl_coef: float = checked(0.0, NOT_NEGATIVE)
+    kl_level: str = checked("response", one_of("response", "token"))
     entropy_coef: float = checked(0.0, FINITE)
 
     def surrogate(self) -> TokenSurrogate:

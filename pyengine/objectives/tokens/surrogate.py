@@ -31,6 +31,7 @@ class TokenBatch:
     weight         (B,) of each response in the mean
     total_weight   of the whole batch, of which these may be a part
     total_tokens   likewise
+    off_policy     (B,) bool: responses that the policy did not sample; None where it did all
     """
 
     policy: Tensor
@@ -41,6 +42,7 @@ class TokenBatch:
     weight: Tensor
     total_weight: float
     total_tokens: float
+    off_policy: Tensor | None = None
 
     @property
     def counts(self) -> Tensor:

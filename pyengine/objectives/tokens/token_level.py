@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyengine.errors import ConfigError, RequestError
 from pyengine.objectives.core.arguments import first_tensor, like
-from pyengine.objectives.core.kl_estimates import over_tokens, token_mask
+from pyengine.objectives.core.kl_estimates import kl_shaped_rewards, over_tokens, token_mask
 from pyengine.objectives.core.objective import (
     ENTROPY,
     LossInputs,
@@ -21,7 +21,7 @@ from pyengine.objectives.core.objective import (
     differentiate,
 )
 from pyengine.objectives.lists.listwise import equal_groups
-from pyengine.objectives.tokens.advantage_estimators import advantages
+from pyengine.objectives.tokens.advantage_estimators import advantages, discounted_returns
 from pyengine.objectives.tokens.surrogate import TokenBatch, evaluate_fused, evaluate_tokens
 from pyengine.ops.token_loss import TokenSurrogate, token_loss
 from pyengine.rules import ABOVE_ONE, COUNT, POSITIVE, one_of, or_none
@@ -29,11 +29,25 @@ from pyengine.rules import ABOVE_ONE, COUNT, POSITIVE, one_of, or_none
 WHO = "token_loss"
 ESTIMATOR = one_of("rewards", "grpo", "dr_grpo", "rloo", "remax", "reinforce_pp")
 REDUCTION = one_of("sequence", "token", "constant", "sum")
+OF_TOKENS = ("rewards", "reinforce_pp")  # estimators that take rewards of tokens
 
 
 OPTIONAL_CLIP = or_none(POSITIVE)
 OPTIONAL_DUAL_CLIP = or_none(ABOVE_ONE)
 OPTIONAL_COUNT = or_none(COUNT)
+
+
+class Credit(NamedTuple):
+    """What every response, or every token of one, was better by than expected.
+
+    values     (S,) of responses, or (N,) of tokens, float64
+    per_token  which of the two
+    metrics    (S,) each: what to tell of them
+    """
+
+    values: Tensor
+    per_token: bool
+    metrics: dict[str, Tensor]
 
 
 class TokenObjective(Objective):
@@ -42,7 +56,10 @@ class TokenObjective(Objective):
     In the engine advantages are those of every token, Feedback.token_columns["advantages"] (such as
     `gae` makes them), or else come from the column "rewards" within each group, by the method that
     `advantage_estimator` names; a penalty kl_coef * (log-ratio of sampler and reference, summed)
-    is then taken off the rewards first. Both are the caller's in `token_loss`, which takes
+    is then taken off the rewards first. With kl_level "token", or Feedback.token_columns
+    ["token_rewards"] in the place of the column, each token's penalty is taken off its own reward,
+    and its advantage is what its response has still to come ("rewards"), normalised over all tokens
+    of the batch ("reinforce_pp"). All that is the caller's in `token_loss`, which takes
     advantages. A bonus entropy_coef * entropy of every token is reduced as the losses are.
 
     reduction    "sequence": mean of each response's tokens, then of responses; "token": mean of the
@@ -56,12 +73,18 @@ class TokenObjective(Objective):
     """
 
     unit: ClassVar[Unit] = "response"
-    engine_only: ClassVar[tuple[str, ...]] = ("advantage_estimator", "kl_coef", "entropy_coef")
+    engine_only: ClassVar[tuple[str, ...]] = (
+        "advantage_estimator",
+        "kl_coef",
+        "kl_level",
+        "entropy_coef",
+    )
     per_token: ClassVar[bool] = True
     reduction: str = "sequence"
     max_length: int | None = None
     advantage_estimator: str = "rewards"
     kl_coef: float = 0.0
+    kl_level: str = "response"
     entropy_coef: float = 0.0
 
     def __post_init__(self) -> None:
@@ -72,6 +95,11 @@ class TokenObjective(Objective):
             raise ConfigError(
                 f"[{self.name}] max_length must be None unless reduction is 'constant' but is "
                 f"{self.max_length} with reduction {self.reduction!r}"
+            )
+        if self.kl_level == "token" and self.advantage_estimator not in OF_TOKENS:
+            raise ConfigError(
+                f"[{self.name}] advantage_estimator must be one of {', '.join(OF_TOKENS)} with "
+                f"kl_level 'token' but is {self.advantage_estimator!r}"
             )
 
     @property
@@ -161,7 +189,7 @@ class TokenObjective(Objective):
         self.require(inputs)
         if self.needs_sampler and inputs.sampler_token_logps is None:
             raise RequestError(f"[{self.name}] needs log-probs under the model that sampled")
-        found, metrics = self._advantages(inputs)
+        credit = self._credit(inputs)
         total = inputs.total_tokens
         factor = self.factors(
             inputs.weight,
@@ -170,47 +198,83 @@ class TokenObjective(Objective):
             float(len(inputs.policy_token_logps) if total is None else total),
         )
         if inputs.on_kernels and (surrogate := self._kernel_surrogate()) is not None:
-            output = self._fused(surrogate, found, factor, inputs)
+            output = self._fused(surrogate, credit, factor, inputs)
         else:
-            output = self._in_torch(found, inputs)
-        output.metrics.update(metrics)
+            output = self._in_torch(credit, inputs)
+        output.metrics.update(credit.metrics)
         return output if self.entropy_coef == 0 else self._with_entropy(output, factor, inputs)
 
-    def _advantages(self, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
-        """Advantages (S,), or (N,) where every token has its own, and what to tell of them."""
-        of_tokens = inputs.token_columns.get("advantages")
-        if of_tokens is not None:
+    def _credit(self, inputs: LossInputs) -> Credit:
+        """From given advantages, or from the rewards of tokens or of responses."""
+        given = inputs.token_columns.get("advantages")
+        if given is not None:
             if not self.per_token or self.kl_coef != 0:
                 why = "kl_coef is not 0" if self.per_token else "it takes one a response"
                 raise RequestError(
                     f"[{self.name}] does not take Feedback.token_columns['advantages']: {why}"
                 )
-            of_tokens = self.finite("advantages", of_tokens, of="token").double()
-            mean = inputs.sequence_logps(of_tokens.to(inputs.policy_token_logps.dtype))
-            return of_tokens, {"advantages": mean / inputs.lengths.clamp(min=1)}
+            return self._of_tokens(self.finite("advantages", given, of="token").double(), inputs)
         rewards = self.column("rewards", inputs)
+        token_rewards = inputs.token_columns.get("token_rewards")
+        if token_rewards is not None or self.kl_level == "token":
+            return self._of_tokens(self._returns(rewards, token_rewards, inputs), inputs)
         if self.kl_coef != 0:
             assert inputs.reference_token_logps is not None
-            sampler = inputs.sampler_token_logps
-            old = inputs.policy_token_logps.detach() if sampler is None else sampler
-            penalty = inputs.sequence_logps(old)
+            penalty = inputs.sequence_logps(self._sampled(inputs))
             penalty = penalty - inputs.sequence_logps(inputs.reference_token_logps)
             rewards = rewards - self.kl_coef * penalty
         found = self.batch_advantages(rewards, inputs).detach()
-        return found, {"rewards": rewards.detach(), "advantages": found}
+        return Credit(found, False, {"rewards": rewards.detach(), "advantages": found})
 
-    def _in_torch(self, found: Tensor, inputs: LossInputs) -> LossOutput:
+    def _of_tokens(self, found: Tensor, inputs: LossInputs) -> Credit:
+        """Advantages (N,), of which a response's mean is told."""
+        sums = inputs.sequence_logps(found.to(inputs.policy_token_logps.dtype))
+        return Credit(found, True, {"advantages": sums / inputs.lengths.clamp(min=1)})
+
+    def _returns(self, rewards: Tensor, token_rewards: Tensor | None, inputs: LossInputs) -> Tensor:
+        """(N,) float64 advantages: what is still to come, normalised where the estimator does.
+
+        token_rewards  (N,); None: the response's reward (S,) at its last token
+        """
+        if not self.per_token or self.advantage_estimator not in OF_TOKENS:
+            why = f"advantage_estimator is {self.advantage_estimator!r}"
+            raise RequestError(
+                f"[{self.name}] does not take Feedback.token_columns['token_rewards']: "
+                f"{why if self.per_token else 'it takes one a response'}"
+            )
+        mask = padding(inputs.lengths)
+        log_ratio = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
+        if self.kl_coef != 0:
+            assert inputs.reference_token_logps is not None
+            reference = rows(inputs.reference_token_logps, mask)
+            log_ratio = rows(self._sampled(inputs), mask) - reference
+        if token_rewards is None:
+            shaped = kl_shaped_rewards(rewards, log_ratio, mask, self.kl_coef)
+        else:
+            given = rows(self.finite("token_rewards", token_rewards, of="token"), mask)
+            shaped = given - self.kl_coef * log_ratio
+        returns = discounted_returns(shaped, mask)[mask]
+        if self.advantage_estimator == "rewards":
+            return returns
+        return advantages("reinforce_pp", returns.unsqueeze(0)).squeeze(0)
+
+    def _sampled(self, inputs: LossInputs) -> Tensor:
+        """(N,) log-probs under the sampler; the policy's where they are not known."""
+        sampler = inputs.sampler_token_logps
+        return inputs.policy_token_logps.detach() if sampler is None else sampler
+
+    def _in_torch(self, credit: Credit, inputs: LossInputs) -> LossOutput:
         """In float64 over padded tokens."""
 
         def loss(policy: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            x = self._laid_out(policy, found, inputs)
+            x = self._laid_out(policy, credit, inputs)
             return self.reduce(self.losses(x), x), self.metrics(x)
 
         total, (dlogps,), metrics = differentiate(loss, [inputs.policy_token_logps])
         return LossOutput(total, dlogps.to(inputs.policy_token_logps.dtype), metrics)
 
     def _fused(
-        self, surrogate: TokenSurrogate, found: Tensor, factor: Tensor, inputs: LossInputs
+        self, surrogate: TokenSurrogate, credit: Credit, factor: Tensor, inputs: LossInputs
     ) -> LossOutput:
         """Loss, gradient and metrics from the kernel."""
         policy = inputs.policy_token_logps.detach()
@@ -222,11 +286,11 @@ class TokenObjective(Objective):
             surrogate,
             policy,
             inputs.cu_seqlens,
-            found.contiguous(),
+            credit.values.contiguous(),
             old=packed(inputs.sampler_token_logps),
             reference=packed(inputs.reference_token_logps),
             factor=factor,
-            per_token="advantages" in inputs.token_columns,
+            per_token=credit.per_token,
         )
         metrics = {"logps": result.logps}
         if result.log_ratio is not None:
@@ -243,30 +307,22 @@ class TokenObjective(Objective):
         loss = output.loss - self.entropy_coef * (factor * entropy).sum()
         return LossOutput(loss, output.dlogps, metrics, {"entropy": slope})
 
-    def _laid_out(self, policy: Tensor, found: Tensor, inputs: LossInputs) -> TokenBatch:
+    def _laid_out(self, policy: Tensor, credit: Credit, inputs: LossInputs) -> TokenBatch:
         """Packed tokens as (B, T) in float64."""
-        lengths = inputs.lengths
-        width = int(lengths.max()) if len(lengths) else 0
-        mask = torch.arange(width, device=lengths.device) < lengths.unsqueeze(1)
+        mask = padding(inputs.lengths)
 
-        def rows(values: Tensor | None) -> Tensor | None:
-            if values is None:
-                return None
-            empty = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
-            return empty.masked_scatter(mask, values.double())
+        def laid(values: Tensor | None) -> Tensor | None:
+            return None if values is None else rows(values, mask)
 
-        laid = rows(policy)
-        assert laid is not None
-        if "advantages" in inputs.token_columns:
-            spread = rows(found)
-            assert spread is not None
+        if credit.per_token:
+            spread = rows(credit.values, mask)
         else:
-            spread = found.unsqueeze(1).expand(mask.shape).masked_fill(~mask, 0)
+            spread = credit.values.unsqueeze(1).expand(mask.shape).masked_fill(~mask, 0)
         total = inputs.total_tokens
         return TokenBatch(
-            policy=laid,
-            old=rows(inputs.sampler_token_logps),
-            reference=rows(inputs.reference_token_logps),
+            policy=rows(policy, mask),
+            old=laid(inputs.sampler_token_logps),
+            reference=laid(inputs.reference_token_logps),
             advantages=spread,
             mask=mask,
             weight=inputs.weight.double(),
@@ -282,6 +338,18 @@ class TokenObjective(Objective):
         if x.reference is not None:
             values["objective/kl"] = over_tokens(x.log_ratio_to_reference)
         return values
+
+
+def padding(lengths: Tensor) -> Tensor:
+    """(B, T) bool: which of T places the tokens of B responses take."""
+    width = int(lengths.max()) if len(lengths) else 0
+    return torch.arange(width, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def rows(values: Tensor, mask: Tensor) -> Tensor:
+    """(B, T) float64: packed tokens (N,) where the mask has places, 0 elsewhere."""
+    empty = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
+    return empty.masked_scatter(mask, values.double())
 
 
 def plain_loss(objective: TokenObjective, given: Mapping[str, Any]) -> Tensor:

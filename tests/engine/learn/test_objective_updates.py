@@ -55,6 +55,7 @@ def batch(objective: Objective) -> pe.Preferences:
         "values": table(-1, 1),
         "weight": table(0.5, 1),
         "target_logps": table(-60, -10),
+        "off_policy": [[float(k == 1) for k in range(len(g.responses))] for g in groups],
         "greedy_rewards": [[0.1] * len(g.responses) for g in groups],
     }
     feedback.token_columns = {

@@ -6,7 +6,8 @@ import pytest
 import torch
 from objectives.by_hand import AT_REFERENCE, PAIR, answer, close, near, pairs
 
-from pyengine.objectives import pairwise_loss
+from pyengine.errors import ConfigError
+from pyengine.objectives import get, pairwise_loss
 
 REWARDS = {"chosen_scores": 3.0, "rejected_scores": 1.0}  # A = 1
 INSIDE = PAIR | {"ref_chosen_logps": -10.1, "ref_rejected_logps": -10.95}  # rho 0.1, -0.05
@@ -64,3 +65,27 @@ def test_a_number_added_to_both_rewards_changes_nothing(version):
         for c in (0.0, 12.5)
     )
     close(low, high)
+
+
+def test_by_hand_against_the_sampler():
+    """Sampler -10.1 and -10.95 as the reference above: the same ratio. The penalty 0.5 takes 0.5 *
+    (-10.1 + 12) = 0.95 off the chosen reward 3 and 0.5 * (-10.95 + 10) = -0.475 off the other, 1:
+    A = (2.05 - 1.475) / 2 = 0.2875."""
+    sampled = {"chosen_sampler_logps": -10.1, "rejected_sampler_logps": -10.95}
+    plain = answer("p3o", **REWARDS, **sampled, old="sampler")
+    assert plain.chosen == near(-1.16183424)
+    shaped = answer("p3o", **REWARDS, **sampled, old="sampler", kl_coef=0.5)
+    assert shaped.loss == near(-1.16183424 * 0.2875)
+    assert shaped.rejected == near(1.16183424 * 0.2875)
+
+
+def test_what_the_sampler_and_the_penalty_need():
+    with pytest.raises(ConfigError, match=r"\[p3o\] kl_coef must be 0 with old 'reference'"):
+        get("p3o", kl_coef=0.1)
+    with pytest.raises(ValueError, match="chosen_sampler_logps must be given with old 'sampler'"):
+        answer("p3o", **REWARDS, old="sampler")
+    kinds = [("reference", 0.0), ("sampler", 0.0), ("sampler", 0.1)]
+    made = [get("p3o", old=old, kl_coef=kl) for old, kl in kinds]
+    assert [(o.needs_reference, o.needs_sampler) for o in made] == [
+        (True, False), (False, True), (True, True)
+    ]  # fmt: skip

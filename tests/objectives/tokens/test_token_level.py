@@ -57,7 +57,7 @@ def loss_of(name: str, logps: list[Tensor], options: dict[str, Any]) -> Tensor:
 
 
 def test_the_names_of_the_catalogue() -> None:
-    assert NAMES == ["grpo", "nash_md", "ppo", "reinforce", "rloo", "topr"]
+    assert NAMES == ["ampo", "capo", "grpo", "nash_md", "ppo", "reinforce", "rloo", "topr"]
 
 
 LN2 = math.log(2.0)

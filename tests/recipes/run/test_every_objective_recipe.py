@@ -26,7 +26,7 @@ reward:
   bradley_terry_scale: 0.5
   columns: {safe: "rewards.py:safe", visits: "rewards.py:share", values: "rewards.py:share",
             target_logps: "rewards.py:share", greedy_rewards: "rewards.py:share",
-            weight: "rewards.py:share"}
+            off_policy: "rewards.py:safe", weight: "rewards.py:share"}
   token_columns: {token_weight: "rewards.py:of_tokens", reward_mask: "rewards.py:of_tokens"}
 sampling: {n: 3, max_tokens: 4, seed: 3}
 pairing: all_pairs
