@@ -14,6 +14,7 @@ from pyengine.loops.online import Online
 from pyengine.loops.optimistic import Optimistic
 from pyengine.loops.paired import Paired
 from pyengine.loops.prompted import Prompted
+from pyengine.loops.return_conditioned import ReturnConditioned
 from pyengine.loops.self_play import SelfPlay
 from pyengine.loops.steps import JudgePolicy
 from pyengine.loops.temporal import Temporal
@@ -35,6 +36,7 @@ __all__ = [
     "Paired",
     "PromptWalk",
     "Prompted",
+    "ReturnConditioned",
     "SelfPlay",
     "Temporal",
     "TwoPlayer",

@@ -24,6 +24,7 @@ from pyengine.loops.prompted_checks import check_prompted
 from pyengine.loops.rehearsal import rehearse, sampled_group
 from pyengine.loops.sampler_judge import SamplerJudge, SkippedError
 from pyengine.loops.walk import PromptWalk
+from pyengine.preferences.sources.adapting import load_source_state, moved_on, source_state
 from pyengine.preferences.subset import Unit
 
 if TYPE_CHECKING:
@@ -229,6 +230,7 @@ class Prompted(Loop):
             report |= batch_metrics(batch, self.objective.unit)
             updates = clock("update", lambda: self._fit(batch))
             self._then += self.allotment.seen(indices, verdict.feedback)
+            self._then += moved_on(self.source, verdict.feedback)
         self.last_groups = groups
         self._then.append(partial(setattr, self, "last_judged", (groups, verdict.feedback)))
         report |= self._counted(verdict.feedback is None, len(updates))
@@ -370,6 +372,7 @@ class Prompted(Loop):
             "rounds_without_update": self.rounds_without_update,
             "rounds_skipped": self.rounds_skipped,
             **self.allotment.state_dict(),
+            **source_state(self.source),
             **self._fixed(),
         }
 
@@ -389,6 +392,7 @@ class Prompted(Loop):
         self.rounds_without_update = int(state["rounds_without_update"])
         self.rounds_skipped = int(state.get("rounds_skipped", 0))
         self.allotment.load_state_dict(state)
+        load_source_state(self.source, state)
 
 
 def _digest(prompts: Sequence[Any]) -> str:

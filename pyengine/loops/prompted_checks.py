@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pyengine.errors import ConfigError
 from pyengine.loops.measures import check_measures
 from pyengine.preferences.sources.needs import check_reads, make_ready
+from pyengine.preferences.sources.adapting import Adapts, within
 
 if TYPE_CHECKING:
     from pyengine.preferences.allocations.allocation import Allocation
@@ -53,6 +54,12 @@ def check_prompted(loop: Any, allocation: Allocation | None) -> None:
         )
     _check_columns(loop)
     _check_sources(loop)
+    for part in within(loop.source):
+        if isinstance(part, Adapts):
+            raise ConfigError(
+                f"[{who}] {getattr(part, 'name', part)} must be the source itself, which the loop "
+                f"tells of every round, but is within {getattr(loop.source, 'name', loop.source)}"
+            )
     check_measures(loop.eval_measures, loop.eval_source, loop.eval_sampling.n, loop.has_reference)
     for name, part in (("sampler", loop.sampler), ("allocation", allocation)):
         if part is not None and loop.draws_itself:

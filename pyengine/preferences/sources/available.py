@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyengine.preferences.sources.by_origin import ByOrigin
+from pyengine.preferences.sources.constrained import Constrained
 from pyengine.preferences.sources.derived_source import DerivedSource
 from pyengine.preferences.sources.ensemble import Ensemble
 from pyengine.preferences.sources.function_source import FunctionSource
@@ -18,7 +19,9 @@ from pyengine.preferences.sources.reward_sum import RewardSum
 from pyengine.preferences.sources.rewards_to_go import RewardsToGo
 from pyengine.preferences.sources.score_tokens import ScoreTokens
 from pyengine.preferences.sources.self_consistency import SelfConsistency
+from pyengine.preferences.sources.segment_rewards import SegmentRewards
 from pyengine.preferences.sources.source import Source
+from pyengine.preferences.sources.tilted_target import TiltedTarget
 from pyengine.preferences.sources.verifiers.choice_letter import ChoiceLetter
 from pyengine.preferences.sources.verifiers.exact_match import ExactMatch
 from pyengine.preferences.sources.verifiers.json_schema import JsonSchema
@@ -34,6 +37,7 @@ SOURCES: Registry[Source] = Registry(
     "sources",
     ByOrigin,
     ChoiceLetter,
+    Constrained,
     DerivedSource,
     Ensemble,
     ExactMatch,
@@ -54,6 +58,8 @@ SOURCES: Registry[Source] = Registry(
     RewardsToGo,
     ScoreTokens,
     SelfConsistency,
+    SegmentRewards,
+    TiltedTarget,
     UnitTests,
     WorstGroup,
     YesNo,

@@ -12,6 +12,7 @@ from pyengine.loops import (
     Online,
     OnPolicyRL,
     Optimistic,
+    ReturnConditioned,
     SelfPlay,
     Temporal,
     TwoPlayer,
@@ -94,6 +95,14 @@ class OptimisticRun(PromptedRun):
     name: ClassVar[str] = "optimistic"
     makes: ClassVar[Any] = Optimistic
     own = ("average", *_MINIBATCHES)
+
+
+class ReturnConditionedRun(PromptedRun):
+    """See ReturnConditioned."""
+
+    name: ClassVar[str] = "return_conditioned"
+    makes: ClassVar[Any] = ReturnConditioned
+    own = ("good", "bad", "above", *_MINIBATCHES, *_SAMPLED)
 
 
 class TemporalRun(PromptedRun):

@@ -209,7 +209,7 @@ def test_no_such_file_or_name(tmp_path):
     with pytest.raises(ConfigError, match="must be a YAML file but there is no such file"):
         load_recipe(tmp_path / "none.yaml")
     with pytest.raises(
-        ConfigError, match=r"nope must be a .yaml file or one of the packaged recipes \(demo"
+        ConfigError, match=r"nope must be a .yaml file or one of the packaged recipes \(.*\bdemo\b"
     ):
         load_recipe("nope")
 
