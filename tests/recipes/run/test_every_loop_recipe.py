@@ -59,6 +59,7 @@ LOOPS = {
         1,
     ),
     "em": ("objective: pmpo\nreference_policy: last\nbatch_size: 3\n", 3),
+    "return_conditioned": ("above: 0.5\nbatch_size: 3\n", None),
 }
 REWARDS = """\
 from pathlib import Path
