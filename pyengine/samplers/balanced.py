@@ -62,6 +62,7 @@ class Balanced:
 
     name: ClassVar[str] = "balanced"
     needs_source: ClassVar[bool] = True
+    adds_columns: ClassVar[tuple[str, ...]] = ("temperature", "threshold", "balance")
     temperatures: Sequence[float] = checked((0.5, 0.7, 0.9, 1.1), TEMPERATURES)
     thresholds: Sequence[float] = checked((0.0, 0.5), _THRESHOLDS)
     prompts: int = checked(8, COUNT)
