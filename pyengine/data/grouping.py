@@ -118,7 +118,7 @@ class GroupBuilder:
         self.groups: list[EncodedPrompt] = []
         self.tokenizer = tokenizer
         self._by_prompt: dict[tuple[int, ...], int] = {}
-        self._by_response: dict[tuple[int, tuple[int, ...]], int] = {}
+        self._by_response: dict[tuple[int, tuple[int, ...], tuple[Any, ...]], int] = {}
 
     def group(
         self,
@@ -140,9 +140,19 @@ class GroupBuilder:
             report.conflicting_columns += 1
         return found
 
-    def respond(self, g: int, ids: list[int], turns: Turns, *, cut: bool, share: bool) -> int:
-        """Index of the response in group g; an equal one is reused if `share`."""
-        key = (g, tuple(ids))
+    def respond(
+        self,
+        g: int,
+        ids: list[int],
+        turns: Turns,
+        *,
+        cut: bool,
+        share: bool,
+        known: tuple[Any, ...] = (),
+    ) -> int:
+        """Index of the response in group g; an equal one is reused if `share` and the same is
+        known of it."""
+        key = (g, tuple(ids), known)
         if share and key in self._by_response:
             return self._by_response[key]
         responses = self.groups[g].responses

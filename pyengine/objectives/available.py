@@ -12,6 +12,7 @@ from pyengine.objectives.labelled.gpo import GPO
 from pyengine.objectives.labelled.kto import KTO
 from pyengine.objectives.labelled.nll import NLL
 from pyengine.objectives.labelled.npo import NPO
+from pyengine.objectives.labelled.npo_retain import NPORetain
 from pyengine.objectives.labelled.pmpo import PMPO
 from pyengine.objectives.labelled.pointwise_dpo import PointwiseDPO
 from pyengine.objectives.labelled.superhf import SuperHF
@@ -117,6 +118,7 @@ OBJECTIVES: Registry[Objective] = Registry(
     NCAReward,
     NLL,
     NPO,
+    NPORetain,
     NashMD,
     ONPO,
     ORPO,

@@ -194,6 +194,8 @@ class Preferences:
         overlong: str = "error",
         identical: str = "error",
         max_length: int | None = None,
+        response_columns: Mapping[str, str] | None = None,
+        unpair: str | None = None,
     ) -> Preferences:
         """Tokenise rows with the engine's tokenizer.
 
@@ -210,6 +212,10 @@ class Preferences:
                    "truncate_right"
         identical  pairs whose chosen equals their rejected: "error", "drop", "keep"
         max_length longest prompt plus response in tokens; default: the model's context
+        response_columns  numbers of the responses that an objective asks for by name: name -> the
+                   rows' column, of pairs without its _chosen and _rejected: {"safe": "safe"},
+                   {"scores": "rating"}
+        unpair     pairs become labelled responses: "both", or the "chosen" ones alone
         Raises DataError naming row and column; RequestError where the engine has no tokenizer.
         """
         if engine.tokenizer is None:
@@ -226,6 +232,8 @@ class Preferences:
             overlong=overlong,
             identical=identical,
             max_length=max_length,
+            response_columns=response_columns,
+            unpair=unpair,
         )
         return cls(
             [
@@ -245,8 +253,15 @@ class Preferences:
 
 def _feedback(encoded: EncodedRows) -> Feedback | None:
     if encoded.labels is not None:
-        return Feedback.from_labels(encoded.labels)
-    return None if encoded.scores is None else Feedback.from_rewards(encoded.scores)
+        feedback = Feedback.from_labels(encoded.labels)
+    elif encoded.scores is not None:
+        feedback = Feedback.from_rewards(encoded.scores)
+    elif encoded.columns:
+        feedback = Feedback.from_rewards([[None] * len(g.responses) for g in encoded.groups])
+    else:
+        return None
+    feedback.columns = encoded.columns
+    return feedback
 
 
 def _integers(values: Iterable[Any], name: str) -> list[int]:

@@ -4,6 +4,7 @@ from pyengine.samplers.available import SAMPLERS
 from pyengine.samplers.balanced import Balanced
 from pyengine.samplers.beam_steps import BeamSteps
 from pyengine.samplers.best_of_n import BestOfN
+from pyengine.samplers.by_knowledge import ByKnowledge
 from pyengine.samplers.dialogue import Dialogue
 from pyengine.samplers.geometric_mixture import Mixture
 from pyengine.samplers.gold import Gold
@@ -23,6 +24,7 @@ __all__ = [
     "Balanced",
     "BeamSteps",
     "BestOfN",
+    "ByKnowledge",
     "Dialogue",
     "Generates",
     "Gold",

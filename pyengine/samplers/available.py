@@ -6,6 +6,7 @@ from pyengine.registry import Registry
 from pyengine.samplers.balanced import Balanced
 from pyengine.samplers.beam_steps import BeamSteps
 from pyengine.samplers.best_of_n import BestOfN
+from pyengine.samplers.by_knowledge import ByKnowledge
 from pyengine.samplers.dialogue import Dialogue
 from pyengine.samplers.geometric_mixture import Mixture
 from pyengine.samplers.gold import Gold
@@ -25,6 +26,7 @@ SAMPLERS: Registry[Sampler] = Registry(
     Balanced,
     BeamSteps,
     BestOfN,
+    ByKnowledge,
     Dialogue,
     Gold,
     GuideRollin,

@@ -1,16 +1,13 @@
-"""Prompts that samplers write of other prompts: texts around them, templates filled with them."""
+"""Prompts that samplers write of other prompts: texts around them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyengine.engine.calls.requests import encode
 from pyengine.errors import RequestError
 from pyengine.samplers.sampler import Generates
-
-_PLACE = re.compile(r"\{(prompt|response|critique)\}")
 
 
 def encoded(engine: Generates, prompts: Sequence[Any]) -> list[list[int]]:
@@ -47,24 +44,3 @@ def followed(prompt: Any, text: str) -> Any:
     if isinstance(prompt, str):
         return prompt + text
     return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + text}]
-
-
-def filled(template: str, prompt: Any, **values: str) -> Any:
-    """The template with {prompt}, {response} and {critique} in their places, as the prompt's kind.
-
-    Of a chat, {prompt} is the last message's text; the filled template takes that message's place.
-    What is put in is not read for places again.
-    """
-
-    def fill(of_prompt: str) -> str:
-        every = values | {"prompt": of_prompt}
-        return _PLACE.sub(lambda place: every[place[1]], template)
-
-    if isinstance(prompt, str):
-        return fill(prompt)
-    return [*prompt[:-1], {**prompt[-1], "content": fill(prompt[-1]["content"])}]
-
-
-def places(template: str) -> set[str]:
-    """Which of prompt, response and critique a template has a place for."""
-    return set(_PLACE.findall(template))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from pyengine.data.prompt_templates import filled, places
 from pyengine.engine.calls.requests import encode
 from pyengine.engine.calls.sampling_params import SamplingParams
 from pyengine.errors import ConfigError
@@ -15,7 +16,7 @@ from pyengine.preferences.sources.source import Source
 from pyengine.rules import COUNT, Rule, check_fields, checked
 from pyengine.samplers.joining import reprompted
 from pyengine.samplers.model_names import ANY_MODEL
-from pyengine.samplers.prompt_text import check_text, filled, places
+from pyengine.samplers.prompt_text import check_text
 from pyengine.samplers.sampler import Generates, derived_ids
 
 _TEXT = Rule("a text", lambda value: isinstance(value, str))

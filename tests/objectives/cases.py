@@ -152,6 +152,8 @@ CASES = [
     Case("nll", {"weight": uniform(0, 2), "lengths": counts}, {"average": "example"}),
     Case("nll", {"lengths": counts}, {"average": "batch"}),
     Case("npo"),
+    Case("npo_retain", {"labels": bits, "lengths": counts}),
+    Case("npo_retain", {"labels": bits}, {"average": "sum", "retain": 0.3}),
     Case("orpo", LENGTHS),
     Case("orpo", LENGTHS, {"nll_average": "batch", "lam": 0.5}),
     Case("pmpo", {"labels": bits, "kl": uniform(0, 20)}, {"alpha": 0.7}, ("kl",)),

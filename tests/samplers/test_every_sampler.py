@@ -30,7 +30,7 @@ OPTIONS = {
 }
 ONE_SAMPLE = {"beam_steps"}
 CHATS = {"dialogue"}
-TAKES_ANSWERS = {"gold", "teacher_on_failure"}
+TAKES_ANSWERS = {"by_knowledge", "gold", "teacher_on_failure"}
 
 
 def vowels(completions):

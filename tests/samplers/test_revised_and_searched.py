@@ -6,9 +6,9 @@ import pytest
 from letters import LettersEngine, rewards, texts
 
 import pyengine as pe
+from pyengine.data.prompt_templates import filled
 from pyengine.errors import ConfigError, RequestError
 from pyengine.samplers.beam_steps import BeamSteps
-from pyengine.samplers.prompt_text import filled
 from pyengine.samplers.refine_chain import RefineChain
 
 PARAMS = pe.SamplingParams(n=2, max_tokens=8)

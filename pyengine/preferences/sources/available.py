@@ -9,6 +9,7 @@ from pyengine.preferences.sources.ensemble import Ensemble
 from pyengine.preferences.sources.function_source import FunctionSource
 from pyengine.preferences.sources.implicit_reward import ImplicitReward
 from pyengine.preferences.sources.judge_matrix import JudgeMatrix
+from pyengine.preferences.sources.knowledge import Knowledge
 from pyengine.preferences.sources.log_odds import LogOdds
 from pyengine.preferences.sources.mc_dropout import McDropout
 from pyengine.preferences.sources.ranked_source import RankedSource
@@ -45,6 +46,7 @@ SOURCES: Registry[Source] = Registry(
     ImplicitReward,
     JsonSchema,
     JudgeMatrix,
+    Knowledge,
     LogOdds,
     McDropout,
     Numeric,

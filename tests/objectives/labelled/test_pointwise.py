@@ -86,6 +86,15 @@ def test_npo_of_small_beta_is_gradient_ascent() -> None:
     assert (low[1], high[1]) == pytest.approx((1, 1), rel=1e-5)
 
 
+def test_npo_with_what_is_to_be_kept() -> None:
+    """Label 0 is npo's; label 1 costs retain NLL: 8 tokens' log-prob of -4 is 0.5 a token."""
+    forgotten = one("npo_retain", -8.0, -10.0, labels=[0.0], lengths=[8.0], beta=0.5)
+    assert forgotten == pytest.approx(one("npo", -8.0, -10.0, beta=0.5), rel=1e-15)
+    kept = one("npo_retain", -4.0, -10.0, labels=[1.0], lengths=[8.0], retain=2.0)
+    assert kept == pytest.approx((2 * 0.5, 2 * -1 / 8), rel=1e-15)
+    assert one("npo_retain", -4.0, -10.0, labels=[1.0], average="sum") == pytest.approx((4.0, -1.0))
+
+
 def test_ulma() -> None:
     """A good response of log-prob -8 costs 8; a bad one with beta rho = 1, 1.31326169."""
     assert one("ulma", -8.0, -3.0, labels=[1.0]) == (8.0, -1.0)

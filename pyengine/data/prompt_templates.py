@@ -1,0 +1,29 @@
+"""Templates filled with a prompt and what was said to it: another prompt of the same kind."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_PLACE = re.compile(r"\{(prompt|response|critique)\}")
+
+
+def filled(template: str, prompt: Any, **values: str) -> Any:
+    """The template with {prompt}, {response} and {critique} in their places, as the prompt's kind.
+
+    Of a chat, {prompt} is the last message's text; the filled template takes that message's place.
+    What is put in is not read for places again.
+    """
+
+    def fill(of_prompt: str) -> str:
+        every = values | {"prompt": of_prompt}
+        return _PLACE.sub(lambda place: every[place[1]], template)
+
+    if isinstance(prompt, str):
+        return fill(prompt)
+    return [*prompt[:-1], {**prompt[-1], "content": fill(prompt[-1]["content"])}]
+
+
+def places(template: str) -> set[str]:
+    """Which of prompt, response and critique a template has a place for."""
+    return set(_PLACE.findall(template))

@@ -1,0 +1,1 @@
+"""Further responses of comparisons, for objectives that take more than the two."""

@@ -1,0 +1,104 @@
+"""Both responses as improvements on each other and on themselves: SRPO's second mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from pyengine.data.grouping import RowTokenizer
+from pyengine.data.prompt_templates import filled, places
+from pyengine.errors import ConfigError, DataError, PyengineError
+from pyengine.preferences.auxiliaries.appended import with_responses
+from pyengine.preferences.groups import Comparison, Group, Preferences, Response
+from pyengine.rules import Rule, check_fields, checked
+
+_TEXT = Rule("a text", lambda value: isinstance(value, str))
+REVISE = (
+    "{prompt}\n\nAn answer to this:\n{response}\n\nWrite a better answer. Give the answer only.\n"
+)
+
+
+@dataclass(frozen=True)
+class Revisions:
+    """The chosen and the rejected response, each after a prompt that shows one of the two.
+
+    revise  prompt for the revision, with places {prompt} and {response}; of a chat, {prompt} is the
+            last message's text, and the filled template takes its place. The sampler refine_chain
+            with critique "" and the same `revise` is then the improvement at inference
+    In the order of the objective srpo: chosen from rejected, rejected from chosen, chosen from
+    chosen, rejected from rejected. A comparison's two further prompts are groups of their own,
+    after those of the rows. Raises ConfigError for a template without its places, DataError for a
+    revision that does not fit the model.
+    Source: Choi et al., arXiv:2406.01660, section 3.
+    """
+
+    name: ClassVar[str] = "revisions"
+    operands: ClassVar[int] = 4
+    revise: str = checked(REVISE, _TEXT)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        found = places(self.revise)
+        if not {"response"} <= found <= {"prompt", "response"}:
+            raise ConfigError(
+                "[revisions] revise must have a place for {response} and may have {prompt} but has "
+                f"them for {', '.join(sorted(found)) or 'nothing'}"
+            )
+
+    def __call__(
+        self, data: Preferences, tokenizer: RowTokenizer, max_positions: int
+    ) -> Preferences:
+        """See Auxiliary."""
+        further: list[Group] = []
+        comparisons = []
+        for i, c in enumerate(data.comparisons):
+            first = len(data.groups) + len(further)
+            further += [
+                self._shown(data.groups[c.group], c, shown, tokenizer, max_positions, i)
+                for shown in (c.winner, c.loser)
+            ]
+            after_chosen, after_rejected = first, first + 1
+            places_of = ((after_rejected, 0), (after_chosen, 1), (after_chosen, 0),
+                         (after_rejected, 1))  # fmt: skip
+            comparisons.append(replace(c, auxiliary=places_of))
+        return replace(with_responses(data, {}, further), comparisons=comparisons)
+
+    def _shown(
+        self,
+        group: Group,
+        c: Comparison,
+        shown: int,
+        tokenizer: RowTokenizer,
+        max_positions: int,
+        i: int,
+    ) -> Group:
+        """The prompt that shows one response, with the chosen and the rejected one after it."""
+        where = f"revision of comparison {i}"
+        if group.prompt is None:
+            raise DataError(
+                f"[{where}] must have a prompt of text or messages but it has ids alone"
+            )
+        prompt = filled(self.revise, group.prompt, response=_text(group, shown, tokenizer).strip())
+        responses, prompt_ids = [], list[int]()
+        for k in (c.winner, c.loser):
+            completion: Any = _text(group, k, tokenizer)
+            if not isinstance(prompt, str):
+                completion = [{"role": "assistant", "content": completion}]
+            try:
+                prompt_ids, ids = tokenizer.encode_completion(prompt, completion)
+            except PyengineError as error:
+                raise type(error)(f"[{where}] {error}") from error
+            if len(prompt_ids) + len(ids) > max_positions:
+                raise DataError(
+                    f"[{where}] must fit {max_positions} positions but has {len(prompt_ids)} + "
+                    f"{len(ids)} tokens: data.max_length may drop long rows"
+                )
+            responses.append(Response(ids, text=group.responses[k].text, origin="revision"))
+        return Group(prompt_ids, responses, prompt)
+
+
+def _text(group: Group, k: int, tokenizer: RowTokenizer) -> str:
+    response = group.responses[k]
+    return (
+        tokenizer.decode_completion(response.token_ids) if response.text is None else response.text
+    )
