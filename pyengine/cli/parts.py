@@ -12,7 +12,9 @@ from pyengine.engine.optim.available import OPTIMIZERS
 from pyengine.errors import ConfigError
 from pyengine.evaluation.available import EVALUATIONS
 from pyengine.objectives.available import OBJECTIVES
+from pyengine.objectives.core.reward_objective import REWARD_OBJECTIVES
 from pyengine.preferences.allocations.available import ALLOCATIONS
+from pyengine.preferences.auxiliaries.available import AUXILIARIES
 from pyengine.preferences.comparators.available import COMPARATORS
 from pyengine.preferences.pairings.available import PAIRINGS
 from pyengine.preferences.rankings.available import RANKINGS
@@ -33,6 +35,8 @@ _REGISTRIES: tuple[Registry[Any], ...] = (
     PAIRINGS,
     SELECTIONS,
     ALLOCATIONS,
+    AUXILIARIES,
+    REWARD_OBJECTIVES,
     EVALUATIONS,
     OPTIMIZERS,
     WRITERS,

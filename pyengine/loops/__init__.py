@@ -15,6 +15,7 @@ from pyengine.loops.optimistic import Optimistic
 from pyengine.loops.paired import Paired
 from pyengine.loops.prompted import Prompted
 from pyengine.loops.return_conditioned import ReturnConditioned
+from pyengine.loops.reward_training import RewardTraining
 from pyengine.loops.self_play import SelfPlay
 from pyengine.loops.steps import JudgePolicy
 from pyengine.loops.temporal import Temporal
@@ -37,6 +38,7 @@ __all__ = [
     "PromptWalk",
     "Prompted",
     "ReturnConditioned",
+    "RewardTraining",
     "SelfPlay",
     "Temporal",
     "TwoPlayer",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 from pyengine.errors import CheckpointError, ConfigError, RequestError
+from pyengine.loops.evaluate import Evaluation
 from pyengine.loops.loop import Loop, Report
 from pyengine.loops.metrics import batch_metrics
 from pyengine.loops.steps import Clock, trainable
@@ -20,15 +21,22 @@ from pyengine.preferences.subset import num_examples, take_examples
 
 @dataclass(frozen=True)
 class HeldOut:
-    """An objective's loss and metrics over held-out examples."""
+    """An objective's loss and metrics over held-out examples, and what was sampled beside them.
+
+    examples  0 where no examples are held out
+    sampled   None where nothing was sampled this time
+    """
 
     values: dict[str, float]
     examples: int
+    sampled: Evaluation | None = None
 
     def metrics(self) -> dict[str, float | int | None]:
         """Flat metrics for a report, all under "eval/"."""
         named: dict[str, float | int | None] = {f"eval/{k}": v for k, v in self.values.items()}
-        return named | {"eval/examples": self.examples}
+        if self.examples:
+            named["eval/examples"] = self.examples
+        return named | ({} if self.sampled is None else self.sampled.metrics())
 
 
 class Offline(Loop):
@@ -39,9 +47,13 @@ class Offline(Loop):
     objective   what an update minimises; its unit says what an example is: a comparison, a
                 response or a group
     epochs      times that every example is learned from
+    max_steps   rounds after which the run is over; None: all of the epochs'
     batch_size  examples a step; the last step of an epoch has what is left
     eval_data   held-out examples for `evaluate`
     shuffle     whether each epoch has an order of its own, by `seed`; False: that of the rows
+    sample      what the policy says to held-out prompts, judged: `evaluate` calls it before
+                the first and after the last round
+    sample_every  and after every so many rounds; 0: no
 
     Prompts are computed once in a batch, however many examples they are part of.
     Raises ConfigError for settings, and where the data do not hold what the objective needs.
@@ -56,18 +68,24 @@ class Offline(Loop):
         objective: Any,
         *,
         epochs: int = 1,
+        max_steps: int | None = None,
         batch_size: int = 8,
         eval_data: Preferences | None = None,
         shuffle: bool = True,
         seed: int = 0,
+        sample: Callable[[], Evaluation] | None = None,
+        sample_every: int = 0,
     ) -> None:
         super().__init__(engine)
-        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        given = {"epochs": epochs, "batch_size": batch_size}
+        given |= {} if max_steps is None else {"max_steps": max_steps}
+        for name, value in given.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"[Offline] {name} must be an integer >= 1 but is {value!r}")
         self.data, self.objective, self.eval_data = data, objective, eval_data
-        self.epochs, self.batch_size = epochs, batch_size
+        self.epochs, self.max_steps, self.batch_size = epochs, max_steps, batch_size
         self.shuffle, self.seed = shuffle, seed
+        self.sample, self.sample_every = sample, sample_every
         self.examples = num_examples(data, objective.unit)
         if not self.examples:
             raise ConfigError(
@@ -79,13 +97,15 @@ class Offline(Loop):
                 f"[Offline] data must hold at least two prompts for {objective.name}, whose "
                 "responses can be swapped to estimate the KL, but hold one"
             )
+        self._data_digest = _digest(data)
         self._walk = PromptWalk(self.examples, seed)
         self.rounds_without_update = 0
 
     @property
     def rounds(self) -> int:
-        """Steps of all epochs."""
-        return self.epochs * self.rounds_per_epoch
+        """Steps of all epochs, or as many as there may be."""
+        whole = self.epochs * self.rounds_per_epoch
+        return whole if self.max_steps is None else min(self.max_steps, whole)
 
     @property
     def rounds_per_epoch(self) -> int:
@@ -94,6 +114,10 @@ class Offline(Loop):
 
     def batch(self, round_number: int) -> Preferences:
         """What round `round_number`, counted from 0, learns from."""
+        return self._taken(self.data, round_number)
+
+    def _taken(self, data: Preferences, round_number: int) -> Preferences:
+        """The examples of data as long as the loop's that a round has."""
         epoch, step = divmod(round_number, self.rounds_per_epoch)
         first = step * self.batch_size
         size = min(self.batch_size, self.examples - first)
@@ -101,7 +125,7 @@ class Offline(Loop):
             indices = self._walk.take(epoch * self.examples + first, size)
         else:
             indices = list(range(first, first + size))
-        return take_examples(self.data, self.objective.unit, indices)
+        return take_examples(data, self.objective.unit, indices)
 
     def _one_round(self) -> Report:
         clock = Clock()
@@ -122,11 +146,22 @@ class Offline(Loop):
         return report | clock.report()
 
     def evaluate(self) -> HeldOut:
-        """The objective's loss and metrics over all held-out examples, as one batch."""
-        if self.eval_data is None:
-            raise ConfigError("[Offline] evaluate needs eval_data but there are none")
-        values = self.engine.measure(self.eval_data, self.objective)
-        return HeldOut(values, num_examples(self.eval_data, self.objective.unit))
+        """The objective's loss and metrics over all held-out examples, as one batch; and samples,
+        in rounds that have some."""
+        if self.eval_data is None and self.sample is None:
+            raise ConfigError("[Offline] evaluate needs eval_data or sample but there are none")
+        values: dict[str, float] = {}
+        examples = 0
+        if self.eval_data is not None:
+            values = self.engine.measure(self.eval_data, self.objective)
+            examples = num_examples(self.eval_data, self.objective.unit)
+        sampled = self.sample() if self.sample is not None and self._samples_now else None
+        return HeldOut(values, examples, sampled)
+
+    @property
+    def _samples_now(self) -> bool:
+        every = self.sample_every
+        return self.round in (0, self.rounds) or bool(every and self.round % every == 0)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able place in the run; weights and optimizer are the engine's."""
@@ -135,7 +170,7 @@ class Offline(Loop):
             "seed": self.seed,
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
-            "data_digest": _digest(self.data),
+            "data_digest": self._data_digest,
             "rounds_without_update": self.rounds_without_update,
         }
 

@@ -156,6 +156,10 @@ class RewardModel:
     def step_count(self) -> int:
         return self._network.optimizer.step_count
 
+    def memory_plan(self) -> memory.MemoryPlan:
+        """What each part of this model takes when all of it is in use, and what is free."""
+        return self._footprint.plan()
+
     # Judging
 
     @guarded
@@ -214,6 +218,26 @@ class RewardModel:
         """One optimizer step: `forward_backward`, then `step`. Returns the metrics of both."""
         metrics = self._forward_backward(batch, loss, targets, use_margins, options)
         return metrics | self._network.step()
+
+    @guarded
+    def measure(
+        self,
+        batch: Preferences,
+        loss: str = "bradley_terry",
+        *,
+        targets: Targets | None = None,
+        use_margins: bool = False,
+        **options: Any,
+    ) -> dict[str, float]:
+        """The loss and metrics that `forward_backward` would return, with no gradient of anything.
+
+        Raises RequestError or ConfigError as that does.
+        """
+        lesson = make_lesson(batch, loss, self.outputs, targets, use_margins, options)
+        lesson.check(self.ensemble, self.outputs)
+        out = self._head(self._backbone.states(self._checked("measure", lesson.trees(batch))))
+        _, metrics = lesson.slope(out.view(-1, self.ensemble, self.outputs))
+        return metrics
 
     @guarded
     @drops_gradients

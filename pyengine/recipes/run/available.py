@@ -22,13 +22,17 @@ from pyengine.recipes.run.prompted_runs import (
     TemporalRun,
     TwoPlayerRun,
 )
+from pyengine.recipes.run.reward_model_run import RewardModelRun
 from pyengine.recipes.schema.recipe import Recipe
 
 RunClass = Callable[[Any, bool], "Run"]
 
 
 class Run(Protocol):
-    """What a run is made of, checked before a model is loaded: see PromptedRun."""
+    """What a run is made of, checked before a model is loaded: see PromptedRun.
+
+    One that trains something else than an engine has a `learner`: see RewardModelRun.
+    """
 
     name: ClassVar[str]
 
@@ -65,6 +69,7 @@ RUNS: dict[str, RunClass] = {
         OnPolicyRLRun,
         OptimisticRun,
         ReturnConditionedRun,
+        RewardModelRun,
         SelfPlayRun,
         TemporalRun,
         TwoPlayerRun,

@@ -162,7 +162,7 @@ class _Session:
         else:
             self.say(f"resuming from {newest}")
             self.engine = self._resumed_engine(newest)
-        plan = self.engine.memory_plan(self.run.objective)
+        plan = self._memory_plan()
         self.say(f"memory: {plan}")
         plan.check_update()
         self.loop = self.run.loop(self.engine, Verdicts(self.folder.verdicts))
@@ -176,8 +176,18 @@ class _Session:
             for row in rows:  # those that a log lacks
                 self.log.write(row)
 
+    @property
+    def _learner(self) -> Any:
+        """What is loaded: an engine, unless the run trains something else."""
+        return getattr(self.run, "learner", Engine)
+
+    def _memory_plan(self) -> Any:
+        if hasattr(self.run, "learner"):
+            return self.engine.memory_plan()
+        return self.engine.memory_plan(self.run.objective)
+
     def _fresh_engine(self) -> Engine:
-        return Engine.from_pretrained(
+        return self._learner.from_pretrained(  # type: ignore[no-any-return]
             self.recipe.model,
             **self.recipe.engine.options(self.run.total_steps),
             seed=self.recipe.seed,
@@ -185,7 +195,7 @@ class _Session:
 
     def _resumed_engine(self, path: Path) -> Engine:
         engine = self.recipe.engine
-        return Engine.load_checkpoint(
+        return self._learner.load_checkpoint(  # type: ignore[no-any-return]
             path,
             device=engine.device,
             kv_tokens=engine.kv_tokens,
@@ -250,8 +260,9 @@ class _Session:
             clock = Clock()
             evaluation = clock("eval", self.loop.evaluate)
             row |= evaluation.metrics() | {"time/eval_s": clock.seconds["eval"]}
-            if isinstance(evaluation, Evaluation):
-                append_lines(self.folder.samples, sample_rows(self.loop.round, evaluation))
+            sampled = getattr(evaluation, "sampled", evaluation)
+            if isinstance(sampled, Evaluation):
+                append_lines(self.folder.samples, sample_rows(self.loop.round, sampled))
             if self.best.see(self.loop.round, row):
                 self._save_checkpoint()
         if extremes := self._extremes():
@@ -319,7 +330,7 @@ class _Session:
         chosen = self.engine
         if self.best.round is not None and self.best.round != self.loop.round:
             self.say(f"the best evaluation was that of round {self.best.round}")
-            chosen = Engine.load_checkpoint(self.folder.checkpoint(self.best.round))
+            chosen = self._learner.load_checkpoint(self.folder.checkpoint(self.best.round))
         chosen.save_pretrained(self.folder.model)
         model_round = self.loop.round if self.best.round is None else self.best.round
         result = dataclasses.replace(self.result(start), model_round=model_round)

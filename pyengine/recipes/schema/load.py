@@ -24,6 +24,7 @@ from pyengine.recipes.schema.optimistic_recipe import OptimisticRecipe
 from pyengine.recipes.schema.packaged import packaged_path
 from pyengine.recipes.schema.recipe import Recipe
 from pyengine.recipes.schema.return_conditioned_recipe import ReturnConditionedRecipe
+from pyengine.recipes.schema.reward_model_recipe import RewardModelRecipe
 from pyengine.recipes.schema.self_play_recipe import SelfPlayRecipe
 from pyengine.recipes.schema.strict_yaml import Document, read_document
 from pyengine.recipes.schema.temporal_recipe import TemporalRecipe
@@ -40,6 +41,7 @@ RECIPES: Registry[Recipe] = Registry(
     OnPolicyRLRecipe,
     OptimisticRecipe,
     ReturnConditionedRecipe,
+    RewardModelRecipe,
     SelfPlayRecipe,
     TemporalRecipe,
     TwoPlayerRecipe,

@@ -7,92 +7,84 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pyengine.data.layouts import LAYOUTS
+from pyengine.engine import SamplingParams
 from pyengine.errors import ConfigError
-from pyengine.preferences.pairings.available import PAIRINGS
-from pyengine.recipes.schema.recipe import Recipe, absolute_data
+from pyengine.evaluation.available import EVALUATIONS
+from pyengine.preferences.auxiliaries.available import AUXILIARIES
+from pyengine.preferences.sources.available import SOURCES
+from pyengine.recipes.schema.part_names import absolute_part
+from pyengine.recipes.schema.prompted_recipe import PromptsSpec, RewardSpec
+from pyengine.recipes.schema.rows_recipe import RowsRecipe
 from pyengine.recipes.schema.strict_yaml import Document
 
 
-@dataclass(frozen=True)
-class DataSpec:
-    """Rows of preference data.
+@dataclass(frozen=True, kw_only=True)
+class SamplesSpec:
+    """What the policy says to held-out prompts, sampled and judged before and after training.
 
-    file        .jsonl or .parquet, relative to the recipe; "packaged:NAME" for one that ships with
-                pyengine
-    columns     what the file calls a column: {prompt: question, chosen: better, rejected: worse}
-    layout      a name of `pyengine.data.layouts`; None: the one that the columns spell
-    overlong    rows over the limit: "error", "drop", "truncate_left", "truncate_right"
-    identical   pairs whose responses are equal: "error", "drop", "keep"
-    max_length  longest prompt plus response in tokens; None: the model's context
+    prompts   see PromptsSpec
+    reward    a function that judges, see RewardSpec; this or `source`
+    source    {name, and that source's own settings}
+    sampling  see SamplingParams
+    every     also after every so many steps, where they are steps of `eval` if there is one; 0: no
+    metrics   what else is measured, see `pyengine parts evaluations`
     """
 
-    SHORTHAND: ClassVar[str] = "file"
-    file: str
-    columns: dict[str, str] = field(default_factory=dict)
-    layout: str | None = None
-    overlong: Literal["error", "drop", "truncate_left", "truncate_right"] = "error"
-    identical: Literal["error", "drop", "keep"] = "error"
-    max_length: int | None = field(default=None, metadata={"min": 2})
+    prompts: PromptsSpec
+    reward: RewardSpec | None = None
+    source: dict[str, Any] | None = field(default=None, metadata={"registry": SOURCES})
+    sampling: SamplingParams = field(default_factory=lambda: SamplingParams(n=1, seed=1))
+    every: int = field(default=0, metadata={"min": 0})
+    metrics: list[dict[str, Any]] = field(
+        default_factory=list, metadata={"registry": EVALUATIONS, "many": True}
+    )
 
     def __post_init__(self) -> None:
-        if self.layout is not None and self.layout not in LAYOUTS:
+        if (self.reward is None) == (self.source is None):
             raise ConfigError(
-                f"[data] layout must be one of {', '.join(LAYOUTS)} but is {self.layout!r}"
+                "[samples] one of reward and source must say what judges the responses but "
+                f"{'neither does' if self.reward is None else 'both do'}"
             )
 
-
-@dataclass(frozen=True)
-class OfflineEvalSpec:
-    """Held-out rows: a file of the same layout, or a share of the data's prompts.
-
-    file   None: a split
-    split  share of the prompts
-    every  also after every so many steps; 0: once an epoch
-    """
-
-    SHORTHAND: ClassVar[str] = "file"
-    file: str | None = None
-    split: float | None = field(default=None, metadata={"above": 0, "max": 0.9})
-    every: int = field(default=0, metadata={"min": 0})
+    def absolute(self, base: Path) -> Self:
+        """With the files that it names below `base`."""
+        return dataclasses.replace(
+            self,
+            prompts=self.prompts.absolute(base),
+            reward=None if self.reward is None else self.reward.absolute(base),
+            source=None if self.source is None else absolute_part(SOURCES, self.source, base),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfflineRecipe(Recipe):
+class OfflineRecipe(RowsRecipe):
     """Each round takes a step on the next examples of a file, in epochs shuffled by seed.
 
-    data        see DataSpec
-    pairing     {name, fields}: makes comparisons of lists with scores; None: the rows have them
-    epochs      times that every example is learned from
-    batch_size  examples a step: comparisons, responses or groups, as the objective's unit is
-    shuffle     whether each epoch has an order of its own
-    eval        see OfflineEvalSpec; None: no evaluation
+    auxiliary      {name, fields}: gives comparisons the further responses that slic, srpo and the
+                   like take; None: they have none
+    token_columns  numbers of every token that an objective asks for by name: name -> what they are.
+                   "reference_surprise": -log p of the token under the reference, over the largest
+                   of its response
+    samples        see SamplesSpec; None: nothing is sampled
+    others         see RowsRecipe and Recipe
     """
 
     name: ClassVar[str] = "offline"
-    data: DataSpec
-    pairing: dict[str, Any] | None = field(default=None, metadata={"registry": PAIRINGS})
-    epochs: int = field(default=1, metadata={"min": 1})
-    batch_size: int = field(default=8, metadata={"min": 1})
-    shuffle: bool = True
-    checkpoint_every: int = field(default=100, metadata={"min": 0})
-    eval: OfflineEvalSpec | None = None
+    auxiliary: dict[str, Any] | None = field(default=None, metadata={"registry": AUXILIARIES})
+    token_columns: dict[str, Literal["reference_surprise"]] = field(default_factory=dict)
+    samples: SamplesSpec | None = None
 
     def check(self, document: Document) -> None:
         """See Recipe.check."""
-        if self.eval is not None and (self.eval.file is None) == (self.eval.split is None):
+        super().check(document)
+        if self.token_columns and not self.engine.has_reference:
             raise ConfigError(
-                f"{document.where('eval')} eval must have either a file or a split but has "
-                f"{'neither' if self.eval.file is None else 'both'}"
+                f"{document.where('token_columns')} token_columns must be empty where the engine "
+                "has no reference, whose log-probs they are of, but name "
+                f"{', '.join(self.token_columns)}"
             )
 
     def absolute(self, base: Path) -> Self:
         """See Recipe.absolute."""
-        evaluation = self.eval
-        if evaluation is not None and evaluation.file is not None:
-            evaluation = dataclasses.replace(evaluation, file=absolute_data(evaluation.file, base))
-        return dataclasses.replace(
-            super().absolute(base),
-            data=dataclasses.replace(self.data, file=absolute_data(self.data.file, base)),
-            eval=evaluation,
-        )
+        samples = None if self.samples is None else self.samples.absolute(base)
+        return dataclasses.replace(super().absolute(base), samples=samples)

@@ -11,7 +11,8 @@ from pyengine.recipes.schema.load import load_recipe, plain
 from pyengine.recipes.schema.packaged import packaged_path
 
 _PARTS = (
-    "objective", "sampler", "source", "reward", "comparator", "pairing", "selection", "allocation"
+    "objective", "sampler", "source", "reward", "comparator", "pairing", "selection", "allocation",
+    "auxiliary",
 )  # fmt: skip
 
 
@@ -42,6 +43,7 @@ def summary_of(name: str) -> Summary:
     data, about = plain(recipe), recipe.about or About(system="")
     files = [data.get("prompts"), data.get("data"), (data.get("eval") or {}).get("prompts")]
     files += [data["eval"]] if data.get("eval") and data["eval"].get("file") else []
+    files += [(data.get("samples") or {}).get("prompts")]
     return Summary(
         name=name,
         does=path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "),

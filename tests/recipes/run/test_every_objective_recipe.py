@@ -53,8 +53,8 @@ ROWS = {
         for i, w in enumerate("abcd")
     ],
 }
-# What no recipe gives: further responses of a comparison, which a pairing would have to pick.
-# Batches built by hand have them.
+# What these recipes do not give: further responses of a comparison, which a pairing would have to
+# pick. Rows have them by `auxiliary:`, batches built by hand too.
 NO_RECIPE = {
     "dpo_rationale": "needs the rationale response",
     "slic": "needs the reg response",
@@ -64,7 +64,6 @@ NO_RECIPE = {
 # Rows of these kinds give an objective all it needs: a few of each unit and each way to the loss.
 OFFLINE_RUNS = [
     *(("pairs", name, 2) for name in ("dpo", "ipo", "orpo", "simpo", "tdpo", "ld_dpo")),
-    ("pairs", "nll", 4),  # of the 8 responses
     *(("kto", name, 2) for name in ("kto", "bco", "pmpo", "unlikelihood", "nll")),
     *(("ranked", name, 2) for name in ("infonca", "plackett_luce", "lipo_lambda")),
     ("ranked", "reinforce", 6),
