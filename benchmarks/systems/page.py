@@ -92,7 +92,7 @@ def page(families: Sequence[Family], facts: Known) -> str:
 
 def measured_on(rows: Iterable[Row]) -> list[str]:
     """Where the figures come from."""
-    places = sorted({(r["cpu"], r["threads"], r["isa"]) for r in rows})
+    places = sorted({(r["cpu"], r["threads"], r["isa"]) for r in rows if r["status"] == "done"})
     if not places:
         return ["No small run has been measured yet.", ""]
     texts = [f"{cpu} ({isa}, {threads} threads)" for cpu, threads, isa in places]
