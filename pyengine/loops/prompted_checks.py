@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyengine.errors import ConfigError
 from pyengine.loops.measures import check_measures
-from pyengine.preferences.sources.needs import check_reads, make_ready
 from pyengine.preferences.sources.adapting import Adapts, within
+from pyengine.preferences.sources.needs import check_reads, make_ready
 
 if TYPE_CHECKING:
     from pyengine.preferences.allocations.allocation import Allocation

@@ -19,8 +19,8 @@ from pyengine.preferences.sources.reward_probe import RewardProbe
 from pyengine.preferences.sources.reward_sum import RewardSum
 from pyengine.preferences.sources.rewards_to_go import RewardsToGo
 from pyengine.preferences.sources.score_tokens import ScoreTokens
-from pyengine.preferences.sources.self_consistency import SelfConsistency
 from pyengine.preferences.sources.segment_rewards import SegmentRewards
+from pyengine.preferences.sources.self_consistency import SelfConsistency
 from pyengine.preferences.sources.source import Source
 from pyengine.preferences.sources.tilted_target import TiltedTarget
 from pyengine.preferences.sources.verifiers.choice_letter import ChoiceLetter
@@ -59,8 +59,8 @@ SOURCES: Registry[Source] = Registry(
     RewardSum,
     RewardsToGo,
     ScoreTokens,
-    SelfConsistency,
     SegmentRewards,
+    SelfConsistency,
     TiltedTarget,
     UnitTests,
     WorstGroup,
