@@ -64,6 +64,25 @@ def test_object_is_built_again_when_a_header_or_a_flag_changes(tmp_path: Path) -
     assert not built.up_to_date()
 
 
+def test_object_is_built_again_when_what_its_precompiled_header_includes_changes(
+    tmp_path: Path,
+) -> None:
+    header, source = tmp_path / "value.h", tmp_path / "value.cpp"
+    header.write_text("#define VALUE 1\n")
+    source.write_text("int value() { return VALUE; }\n")
+    text = f'#include "{header}"\n'
+    first = native.Object(tmp_path / "all.h", tmp_path / "all.h.gch", ["-O1"], text=text)
+    built = native.Object(source, tmp_path / "value.o", ["-O1"], header=first)
+    first.build()
+    built.build()
+    assert first.up_to_date()
+    assert built.up_to_date()
+    later = built.target.stat().st_mtime + 1
+    os.utime(header, (later, later))
+    assert not first.up_to_date()
+    assert not built.up_to_date()
+
+
 def test_source_that_does_not_compile_is_named(tmp_path: Path) -> None:
     source = tmp_path / "broken.cpp"
     source.write_text("int f( {\n")

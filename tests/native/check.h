@@ -173,19 +173,24 @@ struct Wide {
 
 inline Matrix floats(int64_t n) { return Matrix(pe::DType::kF32, 1, n); }
 
-// |value - reference| <= bound, or both the same infinity, or both NaN. Returns the share of the
-// bound that was used.
-inline double share(double value, double reference, double bound, const std::string& what) {
+// See SHARE.
+template <typename What>
+double share(double value, double reference, double bound, const What& what) {
     if (std::isnan(reference) || std::isinf(reference)) {
-        CHECK((std::isnan(value) && std::isnan(reference)) || value == reference, what);
+        CHECK((std::isnan(value) && std::isnan(reference)) || value == reference, what());
         return 0.0;
     }
     const double error = std::fabs(value - reference);
-    CHECK(error <= bound, what + " is " + std::to_string(value) + " but the reference is " +
+    CHECK(error <= bound, what() + " is " + std::to_string(value) + " but the reference is " +
                               std::to_string(reference) + ", error / bound " +
                               std::to_string(error / bound));
     return bound > 0 ? error / bound : 0.0;
 }
+
+// |value - reference| <= bound, or both the same infinity, or both NaN. Gives the share of the bound
+// that was used. `what` is put together only where that does not hold: this is asked of every cell.
+#define SHARE(value, reference, bound, what) \
+    native::share(value, reference, bound, [&] { return std::string(what); })
 
 inline double ulps_apart(float a, float b) {
     return std::fabs(static_cast<double>(a) - b) /

@@ -131,14 +131,20 @@ class Object:
     target: Path
     flags: list[str]
     built: Path | None = None  # the extension's own object of this source and these flags
+    header: Object | None = None  # precompiled with the same flags: parsed once for all files
+    text: str = ""  # of a source that is written for the purpose
 
     @property
     def command(self) -> list[str]:
         includes = [f"-I{ROOT / 'csrc' / 'include'}", f"-I{HERE}"]
+        if self.header is not None:
+            # -fpch-deps: what it includes counts as well, when files are compared by their age.
+            includes += ["-fpch-deps", "-include", str(self.header.source)]
         cxx = os.environ.get("CXX", "g++")
         depend = ["-MMD", "-MF", f"{self.target}.d"]
+        language = "c++-header" if self.target.suffix == ".gch" else "c++"
         return [
-            *(cxx, *self.flags, *includes, *depend, "-x", "c++", "-c"),
+            *(cxx, *self.flags, *includes, *depend, "-x", language, "-c"),
             *(str(self.source), "-o", str(self.target)),
         ]
 
@@ -159,6 +165,8 @@ class Object:
         if self.built is not None:
             shutil.copy2(self.built, self.target)
             return
+        if self.text:
+            self.source.write_text(self.text)
         if subprocess.run(self.command).returncode != 0:
             raise SystemExit(f"{self.source} does not compile: {' '.join(self.command)}")
         if self.source.suffix == ".cu":
@@ -200,6 +208,9 @@ def kernel_object(variant: Variant, group: str, source: Path, flags: list[str]) 
         variant = VARIANTS[0]
     target = BUILD / variant.name / group / f"{source.stem}.o"
     made = Object(source, target, [*variant.flags, *flags])
+    if variant.name != "release" and group in ISA_FLAGS:
+        simd, text = target.with_name("simd.h"), '#include "pyengine/simd.h"\n'
+        made.header = Object(simd, target.with_name("simd.h.gch"), made.flags, text=text)
     if variant.name == "release" and (group, source) in EXTENSION:
         built, of_extension = EXTENSION[group, source]
         include = f"-I{ROOT / 'csrc' / 'include'}"
@@ -222,7 +233,9 @@ def build(variants: list[Variant]) -> dict[str, Path]:
     unique = {o.target: o for o in [*tests, *(o for group in kernels.values() for o in group)]}
     slow = ("linear_logprob", "rms_norm")
     objects = sorted(unique.values(), key=lambda o: not o.source.stem.startswith(slow))
+    headers = {o.header.target: o.header for o in objects if o.header is not None}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(Object.build, headers.values()))
         list(pool.map(Object.build, objects))
     programs = {}
     for variant in variants:

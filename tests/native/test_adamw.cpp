@@ -129,9 +129,9 @@ double check_values(int64_t n) {
         const Exact e = exact(p, g, m, before.v.get(i));
         const double size = std::fabs(m) + std::fabs(g);
         const std::string what = "adamw n " + std::to_string(n) + " at " + std::to_string(i);
-        worst = std::max(worst, share(after.param.get(i), e.p, p_bound(e, p, size), what + " p"));
-        worst = std::max(worst, share(after.m.get(i), e.m, 4 * kUnit * size, what + " m"));
-        worst = std::max(worst, share(after.v.get(i), e.v, 6 * kUnit * e.v, what + " v"));
+        worst = std::max(worst, SHARE(after.param.get(i), e.p, p_bound(e, p, size), what + " p"));
+        worst = std::max(worst, SHARE(after.m.get(i), e.m, 4 * kUnit * size, what + " m"));
+        worst = std::max(worst, SHARE(after.v.get(i), e.v, 6 * kUnit * e.v, what + " v"));
     }
     return worst;
 }
@@ -147,14 +147,14 @@ double check_values_8bit(int64_t n) {
         const double p = before.param.get(i), g = before.grad.get(i), m = before.m_value(i);
         const Exact e = exact(p, g, m, before.v_value(i));
         const double size = std::fabs(m) + std::fabs(g);
-        worst = std::max(worst, share(after.param.get(i), e.p, p_bound(e, p, size), what + " p"));
+        worst = std::max(worst, SHARE(after.param.get(i), e.p, p_bound(e, p, size), what + " p"));
         const double m_max = after.m_absmax.get(i / pe::kAdamWBlock),
                      v_max = after.v_absmax.get(i / pe::kAdamWBlock);
         // The widest gap is that of the top decade, 0.9 / 64 signed and 0.9 / 128 unsigned; -1, which
         // has no code, is half of one away from the lowest.
         const double m_gap = 0.9 / 64 * m_max, v_gap = 0.9 / 128 * v_max;
-        share(after.m_value(i), e.m, m_gap * 0.51 + 4 * kUnit * size, what + " m");
-        share(after.v_value(i), e.v, v_gap * 0.51 + 6 * kUnit * e.v, what + " v");
+        SHARE(after.m_value(i), e.m, m_gap * 0.51 + 4 * kUnit * size, what + " m");
+        SHARE(after.v_value(i), e.v, v_gap * 0.51 + 6 * kUnit * e.v, what + " v");
     }
     return worst;
 }
@@ -168,7 +168,7 @@ double check_norm(int64_t n) {
     for (int64_t i = 0; i < n; ++i)
         exact_sum += static_cast<long double>(s.grad.get(i)) * s.grad.get(i);
     const auto want = static_cast<double>(exact_sum);
-    share(total, want, 1e-14 * want, "adamw_sum_squares n " + std::to_string(n));
+    SHARE(total, want, 1e-14 * want, "adamw_sum_squares n " + std::to_string(n));
     return total;
 }
 

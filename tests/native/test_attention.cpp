@@ -161,7 +161,7 @@ double check_values(const Inputs& in, const Matrix& out, const Matrix& lse, size
             for (double& w : weight) total += w = std::exp(w - largest);
             const double exact_lse = largest + std::log(total);
             worst =
-                std::max(worst, share(lse.get(base + t, head), exact_lse,
+                std::max(worst, SHARE(lse.get(base + t, head), exact_lse,
                                       2 * score_error + static_cast<double>(t + 40) * 2 * kUnit +
                                           4 * kUnit * std::fabs(exact_lse),
                                       c.text() + " lse of row " + std::to_string(t)));
@@ -176,7 +176,7 @@ double check_values(const Inputs& in, const Matrix& out, const Matrix& lse, size
                     size += std::fabs(term);
                 }
                 const double rounding = c.out == DType::kBF16 ? 0x1.0p-8 : 0x1.0p-23;
-                worst = std::max(worst, share(out.get(base + t, head * hd + d), value,
+                worst = std::max(worst, SHARE(out.get(base + t, head * hd + d), value,
                                               relative * size + rounding * std::fabs(value),
                                               c.text() + " row " + std::to_string(t)));
             }

@@ -198,7 +198,7 @@ double check_values(const Inputs& in, const Gradients& g) {
     const auto compare = [&](const Matrix& m, const Sums& sums, const char* name) {
         for (int64_t n = 0; n < m.rows() * m.cols(); ++n) {
             const double value = sums.value[static_cast<size_t>(n)];
-            worst = std::max(worst, share(m.get(n), value,
+            worst = std::max(worst, SHARE(m.get(n), value,
                                           sums.size[static_cast<size_t>(n)] +
                                               rounding * std::fabs(value) + 1e-30,
                                           c.text() + " " + name + " " + std::to_string(n)));

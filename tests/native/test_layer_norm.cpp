@@ -142,7 +142,7 @@ double check_values(const Case& c, const Inputs& in, const Results& out) {
                       dx_text = text + " dx", dweight_text = text + " dweight",
                       dbias_text = text + " dbias";
     const auto check = [&](double value, double reference, double bound, const std::string& what) {
-        worst = std::max(worst, share(value, reference, bound + 0x1.0p-140, what));
+        worst = std::max(worst, SHARE(value, reference, bound + 0x1.0p-140, what));
     };
     for (int64_t n = 0; n < c.N; ++n) {
         const RowReference row(c, in, n, chain);

@@ -101,7 +101,7 @@ void run_case(const Case& c, const Options& options, double* worst) {
                             2 * steps * (size[0] * std::fabs(sum[1]) + size[1] * std::fabs(gate)) +
                             8 * kUnit * std::fabs(want) + 1e-6;
                     }
-                    const double used = share(y.get(t, n), want, bound, "linear");
+                    const double used = SHARE(y.get(t, n), want, bound, "linear");
                     *worst = std::max(*worst, used);
                 }
             }

@@ -88,7 +88,7 @@ double check_values(const Case& c, const Matrix& dy, const Matrix& x, const Grad
         for (int64_t t = 0; t < c.T(); ++t) {
             bias += dy.get(t, n), bias_size += std::fabs(dy.get(t, n));
         }
-        worst = std::max(worst, share(g.dbias.get(0, n), bias, steps * bias_size, c.text()));
+        worst = std::max(worst, SHARE(g.dbias.get(0, n), bias, steps * bias_size, c.text()));
         for (int64_t k = 0; k < c.K; ++k) {
             double sum = before.dweight.get(n, k), size = std::fabs(sum);
             for (int64_t t = 0; t < c.T(); ++t) {
@@ -96,7 +96,7 @@ double check_values(const Case& c, const Matrix& dy, const Matrix& x, const Grad
                 const double rounded = c.x == DType::kBF16 ? pe::to_float(pe::to_bf16(d)) : d;
                 sum += rounded * x.get(t, k), size += std::fabs(rounded * x.get(t, k));
             }
-            worst = std::max(worst, share(g.dweight.get(n, k), sum, 2 * steps * size, c.text()));
+            worst = std::max(worst, SHARE(g.dweight.get(n, k), sum, 2 * steps * size, c.text()));
         }
     }
     return worst;
@@ -222,11 +222,11 @@ double check_activation(pe::LinearEpilogue epilogue, DType kept_dtype, int64_t c
                 const double dz = gated ? 1 : 1.5957691216057308 * (1 + 3 * 0.044715 * v * v);
                 const double slope = s + v * s * (1 - s) * dz, unit = 40 * kUnit * std::fabs(d);
                 const double up = gated ? second.get(t, n) : 1.0;
-                worst = std::max(worst, share(dx.get(t, n), d * up * slope,
+                worst = std::max(worst, SHARE(dx.get(t, n), d * up * slope,
                                               unit * std::fabs(up) * (1 + std::fabs(z)), "dx"));
                 if (!gated) continue;
                 worst = std::max(
-                    worst, share(dx.get(t, columns + n), d * v * s, unit * std::fabs(v), "dup"));
+                    worst, SHARE(dx.get(t, columns + n), d * v * s, unit * std::fabs(v), "dup"));
             }
         }
     }

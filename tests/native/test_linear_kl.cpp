@@ -157,7 +157,7 @@ double check_values(const Case& c, const Inputs& in, const Results& out) {
         double kl = 0;
         for (size_t v = 0; v < p.size(); ++v) kl += std::exp(p[v]) * (p[v] - q[v]);
         CHECK(out.kl.get(t) >= 0.0f, c.text() + " kl >= 0");
-        worst = std::max(worst, share(out.kl.get(t), kl, 2e-5 * (1 + kl), c.text() + " kl"));
+        worst = std::max(worst, SHARE(out.kl.get(t), kl, 2e-5 * (1 + kl), c.text() + " kl"));
         const auto D = static_cast<size_t>(c.D);
         std::vector<double> dhidden(D), size(D);
         const double g = in.dkl.get(t);
@@ -173,13 +173,13 @@ double check_values(const Case& c, const Inputs& in, const Results& out) {
         }
         for (size_t d = 0; d < D; ++d) {
             worst = std::max(
-                worst, share(out.dhidden.get(t, static_cast<int64_t>(d)), dhidden[d],
+                worst, SHARE(out.dhidden.get(t, static_cast<int64_t>(d)), dhidden[d],
                              2e-4 * std::fabs(g) + relative * size[d], c.text() + " dhidden"));
         }
     }
     for (size_t i = 0; i < cells; ++i) {
         const double bound = 2e-5 + 1e-6 * std::fabs(dweight[i]) + (relative + 1e-4) * sizes[i];
-        worst = std::max(worst, share(out.dweight.get(static_cast<int64_t>(i)), dweight[i], bound,
+        worst = std::max(worst, SHARE(out.dweight.get(static_cast<int64_t>(i)), dweight[i], bound,
                                       c.text() + " dweight"));
     }
     return worst;

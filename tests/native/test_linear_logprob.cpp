@@ -187,20 +187,20 @@ double check_values(const Case& c, const Inputs& in, const LogprobReference& ref
         const auto i = static_cast<size_t>(t);
         const std::string what = c.text() + " row " + std::to_string(t);
         worst = std::max(
-            worst, share(out.lse.get(t), reference.lse[i], reference.lse_bound[i], what + " lse"));
-        worst = std::max(worst, share(out.logprob.get(t), reference.logprob[i],
+            worst, SHARE(out.lse.get(t), reference.lse[i], reference.lse_bound[i], what + " lse"));
+        worst = std::max(worst, SHARE(out.logprob.get(t), reference.logprob[i],
                                       reference.logprob_bound[i], what + " logprob"));
         CHECK(out.logprob.get(t) <= 0.0f, what + ": logprob <= 0");
     }
     for (int64_t i = 0; i < c.T * c.D; ++i) {
         const auto n = static_cast<size_t>(i);
-        worst = std::max(worst, share(out.dhidden.get(i), reference.dhidden[n],
+        worst = std::max(worst, SHARE(out.dhidden.get(i), reference.dhidden[n],
                                       reference.dhidden_bound[n], dhidden_text));
     }
     for (int64_t i = 0; i < c.V * c.D; ++i) {
         const auto n = static_cast<size_t>(i);
         const double bound = reference.dweight_bound[n] + chain * std::fabs(in.dweight.get(i));
-        worst = std::max(worst, share(out.dweight.get(i), in.dweight.get(i) + reference.dweight[n],
+        worst = std::max(worst, SHARE(out.dweight.get(i), in.dweight.get(i) + reference.dweight[n],
                                       bound, dweight_text));
     }
     return worst;
@@ -367,7 +367,7 @@ void check_special(const Device& device) {
     const LogprobReference reference(in.hidden, in.weight, in.targets, in.dlogprob);
     for (int64_t t = 0; t < c.T; ++t) {
         const auto i = static_cast<size_t>(t);
-        share(clean.logprob.get(t), reference.logprob[i], reference.logprob_bound[i],
+        SHARE(clean.logprob.get(t), reference.logprob[i], reference.logprob_bound[i],
               device.name + " with -inf");
     }
     CHECK(clean.logprob.get(1) == -INFINITY,

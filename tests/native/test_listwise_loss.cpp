@@ -142,7 +142,7 @@ void check_group(const Case& c, const Result& r, ListFamily family, bool mean, i
     }
     const auto by_score = falling(s);
     const double loss = s.empty() ? 0.0 : exact(family, mean, s, x, by_score);
-    share(r.losses.f64()[g], loss, 1e-11 * (1 + std::fabs(loss)), "listwise_loss losses");
+    SHARE(r.losses.f64()[g], loss, 1e-11 * (1 + std::fabs(loss)), "listwise_loss losses");
     if (s.size() > 40) return;  // differences take their time
     for (size_t k = 0; k < s.size(); ++k) {
         constexpr double kStep = 1e-5;
@@ -152,7 +152,7 @@ void check_group(const Case& c, const Result& r, ListFamily family, bool mean, i
             (exact(family, mean, up, x, by_score) - exact(family, mean, down, x, by_score)) /
             (2 * kStep);
         const int64_t j = c.index.i64()[begin + static_cast<int64_t>(k)];
-        share(r.dsums.f64()[j], c.weight.f64()[g] * kBeta * slope, 1e-8 * (1 + std::fabs(loss)),
+        SHARE(r.dsums.f64()[j], c.weight.f64()[g] * kBeta * slope, 1e-8 * (1 + std::fabs(loss)),
               "listwise_loss dsums");
     }
 }

@@ -136,12 +136,12 @@ double check_values(const Case& c) {
             // Values and slopes are at most e^-x large, or x^2, or log eps.
             const double large = (1 + std::fabs(e.value) + std::fabs(e.slope) + 7) * size;
             const double bound = 4 * kUnit * scale * large;
-            worst = std::max(worst, share(r.losses.get(n), scale * e.value, bound, what));
+            worst = std::max(worst, SHARE(r.losses.get(n), scale * e.value, bound, what));
             for (int k = 0; k < 2; ++k) {
                 const double a = k == 0 ? static_cast<double>(c.coefficient.get(n)) : -0.5;
                 if (kFamilies[i] == PairFamily::kHinge && std::fabs(x) < 1e-5) continue;
                 const double slope = r.slopes.get(k, n);
-                worst = std::max(worst, share(slope, scale * e.slope * a,
+                worst = std::max(worst, SHARE(slope, scale * e.slope * a,
                                               bound * std::fabs(a) + 1e-30, what + " slope"));
             }
         }

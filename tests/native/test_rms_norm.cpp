@@ -109,7 +109,7 @@ double check_values(const Case& c, const Inputs& in, const Results& out) {
             dots += dot;
             dots_size += std::fabs(dot);
         }
-        worst = std::max(worst, share(out.rstd.get(n), rstd, chain * rstd, rstd_text));
+        worst = std::max(worst, SHARE(out.rstd.get(n), rstd, chain * rstd, rstd_text));
         for (int64_t d = 0; d < c.D; ++d) {
             const double x = in.x.get(n, d),
                          g = static_cast<double>(in.dy.get(n, d)) * in.weight.get(d);
@@ -120,8 +120,8 @@ double check_values(const Case& c, const Inputs& in, const Results& out) {
             const double dx_bound =
                 rstd * (std::fabs(g) + std::fabs(pull) * dots_size) * 3 * chain +
                 std::fabs(dx) * rounding(c.x) + 0x1.0p-140;
-            worst = std::max(worst, share(out.y.get(n, d), y, y_bound, y_text));
-            worst = std::max(worst, share(out.dx.get(n, d), dx, dx_bound, dx_text));
+            worst = std::max(worst, SHARE(out.y.get(n, d), y, y_bound, y_text));
+            worst = std::max(worst, SHARE(out.dx.get(n, d), dx, dx_bound, dx_text));
             dweight[static_cast<size_t>(d)] += in.dy.get(n, d) * x * rstd;
             dweight_size[static_cast<size_t>(d)] += std::fabs(in.dy.get(n, d) * x * rstd);
         }
@@ -132,7 +132,7 @@ double check_values(const Case& c, const Inputs& in, const Results& out) {
         const double bound =
             (static_cast<double>(c.N) * kUnit + chain) * (dweight_size[i] + std::fabs(start));
         worst = std::max(
-            worst, share(out.dweight.get(d), start + dweight[i], bound, c.text() + " dweight"));
+            worst, SHARE(out.dweight.get(d), start + dweight[i], bound, c.text() + " dweight"));
     }
     return worst;
 }

@@ -85,7 +85,7 @@ double check_values(const Case& c, const Inputs& in, const Matrix& y, bool inver
             const auto check = [&](int64_t at, double a, double b) {
                 const double bound = 2 * kUnit * (std::fabs(a) + std::fabs(b)) +
                                      unit * std::fabs(a + b) + 0x1.0p-140;
-                worst = std::max(worst, share(y.get(t, at), a + b, bound, text));
+                worst = std::max(worst, SHARE(y.get(t, at), a + b, bound, text));
             };
             check(left_at, left * cos, -right * sin);
             check(left_at + half, right * cos, left * sin);

@@ -207,26 +207,26 @@ void check_draw(const Batch& b, const Outputs& out, int64_t i, const std::string
     const double after = before + std::exp(kept[static_cast<size_t>(token)] - lse);
     CHECK(before <= p.uniform + 2e-6 && after > p.uniform - 2e-6, what + ": another token");
     const bool greedy = p.temperature == 0;
-    share(out.sampling.get(i), greedy ? 0 : kept[static_cast<size_t>(token)] - lse, 4e-6,
+    SHARE(out.sampling.get(i), greedy ? 0 : kept[static_cast<size_t>(token)] - lse, 4e-6,
           what + ": sampling_logprobs");
-    share(out.kept.get(i), greedy ? 1 : std::exp(lse - all), 4e-6, what + ": kept_mass");
+    SHARE(out.kept.get(i), greedy ? 1 : std::exp(lse - all), 4e-6, what + ": kept_mass");
     for (int64_t m = 0; m < b.M; ++m) {
         std::vector<float> raw;
         for (int64_t j = 0; j < b.V; ++j)
             raw.push_back(b.logits[static_cast<size_t>(m)].get(p.row, j));
         const double raw_lse = log_sum_exp(raw);
-        share(out.logprobs.get(i, m), raw[static_cast<size_t>(token)] - raw_lse, 6e-6,
+        SHARE(out.logprobs.get(i, m), raw[static_cast<size_t>(token)] - raw_lse, 6e-6,
               what + ": logprobs");
         if (m > 0) continue;
         double entropy = 0;
         for (const float x : raw) {
             if (x > -kInf) entropy -= std::exp(x - raw_lse) * (x - raw_lse);
         }
-        share(out.entropy.get(i), entropy, 1e-5, what + ": entropy");
+        SHARE(out.entropy.get(i), entropy, 1e-5, what + ": entropy");
         const std::vector<int64_t> ids = ordered(raw);
         for (int64_t t = 0; t < b.k; ++t) {
             CHECK(out.top(i * b.k + t) == ids[static_cast<size_t>(t)], what + ": top_ids");
-            share(out.top_logprobs.get(i, t),
+            SHARE(out.top_logprobs.get(i, t),
                   raw[static_cast<size_t>(ids[static_cast<size_t>(t)])] - raw_lse, 6e-6,
                   what + ": top_logprobs");
         }

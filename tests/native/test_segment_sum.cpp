@@ -63,7 +63,7 @@ void check_values(const Case& c, const Result& r, bool weighted) {
             CHECK(r.dvalues.get(i) == static_cast<float>(r.sums.f64()[s] * w),
                   "segment_sum: dvalues at " + std::to_string(i));
         }
-        share(r.sums.f64()[s], static_cast<double>(exact), 1e-14 * static_cast<double>(size),
+        SHARE(r.sums.f64()[s], static_cast<double>(exact), 1e-14 * static_cast<double>(size),
               "segment_sum " + std::to_string(s));
     }
 }

@@ -223,7 +223,7 @@ double check_values(const TinyShape& shape, uint64_t seed) {
             for (size_t n = 0; n < got[t].size(); ++n) {
                 const double limit = bound(shape) * (1 + 0.1 * std::fabs(want[row][n]));
                 worst = std::max(worst,
-                                 share(got[t][n], want[row][n], limit,
+                                 SHARE(got[t][n], want[row][n], limit,
                                        shape.text() + ": log-prob of row " + std::to_string(row)));
             }
         }
@@ -296,7 +296,7 @@ double check_lock_step(const Models& models, const std::vector<float>& coefficie
                 total += std::exp(sum[t][n]);
                 if (n < token) before += std::exp(sum[t][n]);
             }
-            worst = std::max(worst, share(o.sampling_logprobs[t], sum[t][token] - std::log(total),
+            worst = std::max(worst, SHARE(o.sampling_logprobs[t], sum[t][token] - std::log(total),
                                           200 * kUnit, "lock step: sampling log-prob"));
             const double u =
                 pe::sampling_uniform(3, 4, static_cast<uint32_t>(i), static_cast<uint32_t>(t));

@@ -136,13 +136,13 @@ void check_response(const Case& c, const Rule& r, const Result& got, int64_t s) 
         }
         loss += e.value;
         const double slope = c.factor.f64()[s] * e.slope;
-        share(got.dlogps.get(i), slope, 2 * kUnit * std::fabs(slope) + 1e-11, "token_loss dlogps");
+        SHARE(got.dlogps.get(i), slope, 2 * kUnit * std::fabs(slope) + 1e-11, "token_loss dlogps");
     }
     const double bound = 1e-12 * (1 + n) * (1 + std::fabs(loss));
-    share(got.losses.f64()[s], loss, bound, "token_loss losses");
-    share(got.logps.f64()[s], lp, 1e-12 * (1 + n), "token_loss logps");
-    share(got.log_ratio.f64()[s], mean, 1e-12 * (1 + n), "token_loss log_ratio");
-    share(got.kl.f64()[s], rho, 1e-12 * (1 + n), "token_loss kl");
+    SHARE(got.losses.f64()[s], loss, bound, "token_loss losses");
+    SHARE(got.logps.f64()[s], lp, 1e-12 * (1 + n), "token_loss logps");
+    SHARE(got.log_ratio.f64()[s], mean, 1e-12 * (1 + n), "token_loss log_ratio");
+    SHARE(got.kl.f64()[s], rho, 1e-12 * (1 + n), "token_loss kl");
 }
 
 void run(const Options& options, const Case& c, const Rule& r) {
