@@ -128,6 +128,14 @@ def write_tiny_tokenizer(folder: Path) -> int:
     return len(vocab)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Files go to xdist's workers in the order below: by itself it begins with those of most tests,
+    and comes to the long ones last, of which one worker then has a longer one than the other.
+    """
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of slow tests and of the real model first: nobody waits for one of them at the end."""
 

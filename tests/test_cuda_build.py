@@ -1,9 +1,10 @@
-"""The .cu files, compiled without a GPU: no warning, no spill, no atomics, no allocation."""
+"""The .cu files, compiled for two architectures without a GPU: no warning, no spill, no atomics, no
+allocation.
+"""
 
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent / "native"))
 from run import ROOT, setup_py
 
 SOURCES = sorted((ROOT / "cuda").glob("**/*.cu"))
+NVCC = setup_py()["find_nvcc"]()
 FAKE_NVCC = """#!/bin/sh
 case "$1" in
     --list-gpu-arch) echo compute_80; echo compute_90 ;;
@@ -23,7 +25,7 @@ case "$1" in
 esac
 """
 
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on the PATH or in CUDA_HOME")
 
 
 @pytest.fixture
@@ -49,8 +51,9 @@ def fake_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_cuda_source_compiles_clean(setup: Any, source: Path, tmp_path: Path) -> None:
     target = tmp_path / "kernel.o"
     command = [
-        *("nvcc", *setup.NVCC_FLAGS, "-Werror", "all-warnings", "-Xptxas", "-v"),
-        *("-gencode=arch=compute_90,code=sm_90", "-keep", "-keep-dir", str(tmp_path)),
+        *(str(NVCC), *setup.NVCC_FLAGS, "-Werror", "all-warnings", "-Xptxas", "-v"),
+        *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 90)),
+        *("-keep", "-keep-dir", str(tmp_path)),
         *(f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'cuda'}"),
         *("-c", str(source), "-o", str(target)),
     ]
@@ -118,9 +121,8 @@ def test_nvcc_without_a_toolkit_is_refused(setup: Any, fake_nvcc: Path) -> None:
 
 
 @needs_nvcc
-def test_toolkit_has_the_runtime(setup: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_HOME", raising=False)
-    toolkit = setup.cuda_toolkit(setup.find_nvcc())
+def test_toolkit_has_the_runtime(setup: Any) -> None:
+    toolkit = setup.cuda_toolkit(NVCC)
     assert (toolkit / "include" / "cuda_runtime_api.h").is_file()
     assert any((toolkit / lib / "libcudart_static.a").is_file() for lib in ("lib64", "lib"))
 
