@@ -11,6 +11,7 @@ from pyengine.loops.loop import Loop
 from pyengine.loops.offline import Offline
 from pyengine.loops.on_policy_rl import OnPolicyRL
 from pyengine.loops.online import Online
+from pyengine.loops.online_rlhf import OnlineRLHF
 from pyengine.loops.optimistic import Optimistic
 from pyengine.loops.paired import Paired
 from pyengine.loops.prompted import Prompted
@@ -33,6 +34,7 @@ __all__ = [
     "Offline",
     "OnPolicyRL",
     "Online",
+    "OnlineRLHF",
     "Optimistic",
     "Paired",
     "PromptWalk",

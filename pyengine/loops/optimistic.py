@@ -102,6 +102,7 @@ class Optimistic(Paired):
 
     def _fit(self, batch: Preferences) -> list[dict[str, float]]:
         """The steps from the base, then those from the next base."""
+        self._tell_source(batch)
         if not steps.trainable(batch, self.objective):
             return []
         now, then = self.iteration, self.iteration + 1

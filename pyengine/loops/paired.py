@@ -52,9 +52,13 @@ class Paired(Prompted):
 
     def _fit(self, batch: Preferences) -> list[dict[str, float]]:
         updates = super()._fit(batch)
+        self._tell_source(batch)
+        return updates
+
+    def _tell_source(self, batch: Preferences) -> None:
+        """What a round learned from, to a source that learns as well."""
         if isinstance(self.source, LearnsPairs):
             self._then.append(partial(self.source.learn, batch.groups, batch.comparisons))
-        return updates
 
     def state_dict(self) -> dict[str, Any]:
         """See Prompted; what the source has learned, too."""

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from fake_engine import FakeEngine
-from loops.loop_cases import PROMPTS, kinds, make, named
+from loops.loop_cases import PROMPTS, ByDigest, kinds, make, named
 
 from pyengine.errors import CheckpointError, ConfigError
 from pyengine.loops import Optimistic
@@ -110,3 +110,22 @@ def test_what_cannot_be_is_refused():
     assert optimistic(engine, average=False).prompts == PROMPTS
     with pytest.raises(ConfigError, match="sampler must be None, since the loop says who samples"):
         optimistic(sampler=object())
+
+
+def test_a_source_that_learns_is_told_the_pairs_once():
+    class Learning(ByDigest):
+        def __init__(self):
+            self.told = []
+
+        def learn(self, groups, comparisons):
+            self.told.append(len(comparisons))
+
+        def state_dict(self):
+            return {"told": self.told}
+
+        def load_state_dict(self, state):
+            self.told = state["told"]
+
+    loop = optimistic(source=Learning())
+    list(loop.run(2))
+    assert loop.source.told == [3, 3]

@@ -13,6 +13,7 @@ from pyengine.preferences.sources.knowledge import Knowledge
 from pyengine.preferences.sources.log_odds import LogOdds
 from pyengine.preferences.sources.mc_dropout import McDropout
 from pyengine.preferences.sources.ranked_source import RankedSource
+from pyengine.preferences.sources.refitted_head import RefittedHead
 from pyengine.preferences.sources.remote_scores import RemoteScores
 from pyengine.preferences.sources.reward_model_source import RewardModelSource
 from pyengine.preferences.sources.reward_probe import RewardProbe
@@ -53,6 +54,7 @@ SOURCES: Registry[Source] = Registry(
     RankedSource,
     ReasoningGymTask,
     RegexMatch,
+    RefittedHead,
     RemoteScores,
     RewardModelSource,
     RewardProbe,

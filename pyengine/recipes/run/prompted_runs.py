@@ -10,6 +10,7 @@ from pyengine.loops import (
     ExpertIteration,
     Iterative,
     Online,
+    OnlineRLHF,
     OnPolicyRL,
     Optimistic,
     ReturnConditioned,
@@ -111,6 +112,13 @@ class TemporalRun(PromptedRun):
     name: ClassVar[str] = "temporal"
     makes: ClassVar[Any] = Temporal
     own = ("reference_policy", *_MINIBATCHES)
+
+
+class OnlineRLHFRun(OnPolicyRLRun):
+    """See OnlineRLHF."""
+
+    name: ClassVar[str] = "online_rlhf"
+    makes: ClassVar[Any] = OnlineRLHF
 
 
 class TwoPlayerRun(PromptedRun):

@@ -20,6 +20,7 @@ from pyengine.recipes.schema.iterative_recipe import IterativeRecipe
 from pyengine.recipes.schema.offline_recipe import OfflineRecipe
 from pyengine.recipes.schema.on_policy_rl_recipe import OnPolicyRLRecipe
 from pyengine.recipes.schema.online_recipe import OnlineRecipe
+from pyengine.recipes.schema.online_rlhf_recipe import OnlineRLHFRecipe
 from pyengine.recipes.schema.optimistic_recipe import OptimisticRecipe
 from pyengine.recipes.schema.packaged import packaged_path
 from pyengine.recipes.schema.recipe import Recipe
@@ -38,6 +39,7 @@ RECIPES: Registry[Recipe] = Registry(
     IterativeRecipe,
     OfflineRecipe,
     OnlineRecipe,
+    OnlineRLHFRecipe,
     OnPolicyRLRecipe,
     OptimisticRecipe,
     ReturnConditionedRecipe,
