@@ -68,7 +68,6 @@ class Dialogue:
     name: ClassVar[str] = "dialogue"
     needs_source: ClassVar[bool] = False
     adds_columns: ClassVar[tuple[str, ...]] = ("turn", REST, "cut")
-    adds_columns: ClassVar[tuple[str, ...]] = ("turn", REST, "cut")
     turns: int = checked(3, COUNT)
     user: str = checked("reference", ANY_MODEL)
     instruction: str = checked(USER, _TEMPLATE)
