@@ -17,6 +17,7 @@ import pyengine as pe
 from pyengine.cli.main import _parser
 from pyengine.models.families import FAMILIES
 from pyengine.models.pypi import cache_dir
+from pyengine.preferences.strength import Strength
 from pyengine.recipes.schema.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,10 +128,12 @@ def test_recipes_of_the_readme_are_valid(tmp_path: Path) -> None:
     for line, yaml in blocks("README.md", "yaml"):
         (tmp_path / f"line-{line}.yaml").write_text(yaml)
         recipes.append(load_recipe(tmp_path / f"line-{line}.yaml"))
-    assert [recipe.name for recipe in recipes] == ["online", "online", "offline"]
+    names = [recipe.name for recipe in recipes]
+    assert names == ["online", "online", "offline", "reward_model"]
     assert (recipes[0].rounds, recipes[0].engine.learning_rate) == (100, 1e-5)
     assert recipes[1].engine.lora == pe.LoraConfig(16, 32, ["q_proj", "v_proj", "down_proj"])
     assert recipes[2].early_stop.metric == "eval/loss"
+    assert recipes[3].strength == Strength(after=2, flip=0.1, then="soft")
 
 
 COMMANDS = [
