@@ -104,7 +104,8 @@ class ExpertIteration(Prompted):
 
     def _gives(self, column: str, options: PromptedOptions) -> bool:
         """Whether groups may have such a column."""
-        return options.get("sampler") is not None or column in (options.get("columns") or {})
+        given = getattr(options.get("sampler"), "adds_columns", ())
+        return column in given or column in (options.get("columns") or {})
 
     def _limits(self, groups: Sequence[Group]) -> float | list[float] | None:
         """What a reward must be greater than: of all groups, or of each."""

@@ -61,12 +61,16 @@ def overlap(loop: Any, prompts: int) -> Overlap:
     """How a loop's next round, of so many prompts, overlaps.
 
     Where a verdict on the round is on file nobody is asked, so that nothing is paid for twice.
-    A sampler that asks the source waits for it anyway, and an allocation divides the whole round;
-    so neither is sampled in slices.
+    A sampler that asks the source waits for it anyway, an allocation divides the whole round, and a
+    loop may learn while it samples (`samples_whole`): none of these is sampled in slices.
     """
     if not overlaps(loop.source) or may_be_on_file(loop.remember, loop.round + 1):
         return Overlap(loop.source, 0)
-    whole = getattr(loop.sampler, "needs_source", False) or loop.allotment.allocation is not None
+    whole = (
+        getattr(loop.sampler, "needs_source", False)
+        or loop.allotment.allocation is not None
+        or loop.samples_whole
+    )
     most = 1 if whole else loop.judge.slices
     return Overlap(loop.source, slices(prompts, loop.sampling.n, most))
 

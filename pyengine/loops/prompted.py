@@ -87,6 +87,7 @@ class Prompted(Loop):
     """
 
     draws_itself: ClassVar[bool] = False  # whether the loop says who samples: it takes no sampler
+    samples_whole: ClassVar[bool] = False  # whether a round cannot be sampled in slices
     epochs: int = 1
     batch_size: int | None = None
 

@@ -45,6 +45,7 @@ class Temporal(Iterative):
 
     name: ClassVar[str] = "temporal"
     draws_itself: ClassVar[bool] = True
+    samples_whole: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -6,7 +6,8 @@ import json
 
 from loops.loop_cases import make, named
 
-from pyengine.loops import Temporal
+from pyengine.engine.calls.sampling_params import SamplingParams
+from pyengine.loops import Iterative, Temporal, overlap
 from pyengine.objectives import DPO
 from pyengine.preferences.pairings.against_snapshot import AgainstSnapshot
 
@@ -50,3 +51,10 @@ def test_the_past_stays_the_first_policy_and_rounds_resume_alike():
     assert rest.engine.weight == whole.engine.weight
     assert whole.engine.kept["base"] == 0.0
     assert [n for n in whole.engine.snapshots if n != "base"] == ["iterate-2"]
+
+
+def test_a_round_that_learns_while_it_samples_is_not_sampled_in_slices(monkeypatch):
+    monkeypatch.setattr(overlap, "overlaps", lambda *_: True)
+    many = SamplingParams(n=64, max_tokens=6)
+    assert overlap.overlap(temporal(sampling=many), 3)._slices == 1
+    assert overlap.overlap(make(Iterative, DPO(), sampling=many), 3)._slices == 3

@@ -72,7 +72,8 @@ class PromptedRun:
         check_reads(parts, columns, f"the rows of {self.recipe.prompts.file}")
         if self.recipe.eval is not None:
             place = f"the rows of {self.recipe.eval.prompts.file}"
-            check_reads([bind(self.source, functions)], self.held_out.columns, place)
+            judge = self.source if self.eval_source is None else self.eval_source
+            check_reads([bind(judge, functions)], self.held_out.columns, place)
 
     def _rehearsed(self) -> Prompted:
         """The loop on an engine to come, which checks that its parts fit together."""

@@ -48,6 +48,10 @@ def test_a_judge_of_what_is_held_out_is_checked(load, tmp_path):
     with pytest.raises(ConfigError, match="runs only where it is allowed"):
         run_of(given, False)
 
+    needs = load(**{"eval.source": "numeric"})
+    with pytest.raises(ConfigError, match=r"column 'answer' must be in the rows of .*h.jsonl"):
+        run_of(needs, True)
+
 
 def probe(load, tmp_path, rows="pairs.jsonl"):
     source = {"name": "reward_probe", "rows": rows, "heads": 2}
