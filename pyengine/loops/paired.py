@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pyengine.errors import CheckpointError
 from pyengine.loops import steps
 from pyengine.loops.exploring import explores, with_explored
 from pyengine.loops.loop import Report
@@ -15,7 +13,7 @@ from pyengine.loops.metrics import pair_metrics
 from pyengine.loops.prompted import Prompted
 from pyengine.loops.rehearsal import tried
 from pyengine.preferences.groups import Preferences
-from pyengine.preferences.sources.source import LearnsPairs
+from pyengine.preferences.sources.adapting import learned
 
 if TYPE_CHECKING:
     from pyengine.preferences.feedback import Feedback
@@ -57,24 +55,7 @@ class Paired(Prompted):
 
     def _tell_source(self, batch: Preferences) -> None:
         """What a round learned from, to a source that learns as well."""
-        if isinstance(self.source, LearnsPairs):
-            self._then.append(partial(self.source.learn, batch.groups, batch.comparisons))
-
-    def state_dict(self) -> dict[str, Any]:
-        """See Prompted; what the source has learned, too."""
-        own = {"source": self.source.state_dict()} if isinstance(self.source, LearnsPairs) else {}
-        return super().state_dict() | own
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See Prompted. Raises CheckpointError for what another source has learned."""
-        super().load_state_dict(state)
-        if isinstance(self.source, LearnsPairs) != ("source" in state):
-            raise CheckpointError(
-                f"[{type(self).__name__}] source must be what the saved run had, which "
-                f"{'learned' if 'source' in state else 'did not learn'}, but is {self.source!r:.80}"
-            )
-        if isinstance(self.source, LearnsPairs):
-            self.source.load_state_dict(state["source"])
+        self._then += learned(self.source, batch.groups, batch.comparisons)
 
     def rehearsed_batch(self, groups: Sequence[Group], feedback: Feedback) -> Preferences:
         """See Prompted: whatever a selection leaves out of a made-up round is no fault."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyengine.errors import ConfigError
 from pyengine.loops.measures import check_measures
-from pyengine.preferences.sources.adapting import Adapts, within
+from pyengine.preferences.sources.adapting import LearnsPairs, has_state, within
 from pyengine.preferences.sources.needs import check_reads, make_ready
 
 if TYPE_CHECKING:
@@ -55,11 +55,17 @@ def check_prompted(loop: Any, allocation: Allocation | None) -> None:
     _check_columns(loop)
     _check_sources(loop)
     for part in within(loop.source):
-        if isinstance(part, Adapts):
+        if has_state(part):
             raise ConfigError(
                 f"[{who}] {getattr(part, 'name', part)} must be the source itself, which the loop "
                 f"tells of every round, but is within {getattr(loop.source, 'name', loop.source)}"
             )
+    learns = isinstance(loop.source, LearnsPairs) and loop.source.learns
+    if learns and not hasattr(loop, "pairing"):
+        raise ConfigError(
+            f"[{who}] source must not learn from pairs, of which the loop makes none, but "
+            f"{getattr(loop.source, 'name', loop.source)} does"
+        )
     check_measures(loop.eval_measures, loop.eval_source, loop.eval_sampling.n, loop.has_reference)
     for name, part in (("sampler", loop.sampler), ("allocation", allocation)):
         if part is not None and loop.draws_itself:

@@ -137,14 +137,18 @@ class RewardProbe:
             for row in self.model.hidden_states(groups, self.pool)
         ]
 
+    @property
+    def learns(self) -> bool:
+        """See LearnsPairs."""
+        return self.refit
+
     def learn(self, groups: Sequence[Group], comparisons: Sequence[Comparison]) -> None:
-        """What a round labelled; nothing without `refit`."""
-        if self.refit:
-            for c in comparisons:
-                if c.weight > 0:
-                    responses = groups[c.group].responses
-                    sides = [responses[k].token_ids for k in (c.winner, c.loser)]
-                    self._memory.learned.append([groups[c.group].prompt_ids, *sides])
+        """See LearnsPairs."""
+        for c in comparisons:
+            if c.weight > 0:
+                responses = groups[c.group].responses
+                sides = [responses[k].token_ids for k in (c.winner, c.loser)]
+                self._memory.learned.append([groups[c.group].prompt_ids, *sides])
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able: the pairs that were learned, in tokens."""

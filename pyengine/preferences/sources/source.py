@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol
 
 from pyengine.preferences.feedback import Feedback
-from pyengine.preferences.groups import Comparison, Group
+from pyengine.preferences.groups import Group
 
 
 class Source(Protocol):
@@ -19,21 +19,6 @@ class Source(Protocol):
     """
 
     def __call__(self, groups: Sequence[Group]) -> Feedback: ...
-
-
-@runtime_checkable
-class LearnsPairs(Protocol):
-    """A source that learns from the pairs of every round of a loop; what it has learned is part of
-    the loop's state."""
-
-    def learn(self, groups: Sequence[Group], comparisons: Sequence[Comparison]) -> None:
-        """What a round learned from."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from loops.loop_cases import ByDigest, make
 
 from pyengine.errors import CheckpointError, ConfigError, DataError
-from pyengine.loops import Online
-from pyengine.objectives import DPO
+from pyengine.loops import ExpertIteration, Online
+from pyengine.objectives import DPO, NLL
 from pyengine.preferences import Comparison, Feedback, Group, Response
 from pyengine.preferences.sources.bradley_terry_fit import fitted_head
 from pyengine.preferences.sources.reward_probe import RewardProbe
@@ -120,7 +120,7 @@ def test_labels_that_are_learned_change_the_fit_and_are_its_state():
     before = source(GROUPS).rewards[0]
     groups = [Group([2], [Response([97, 97]), Response([98, 98])]) for _ in range(9)]
     pairs = [Comparison(g, 1, 0) for g in range(9)] + [Comparison(0, 0, 1, weight=0.0)]
-    probe().learn(groups, pairs)  # without refit: nothing
+    assert (source.learns, probe().learns) == (True, False)
     source.learn(groups, pairs)
     found = source(GROUPS)
     assert before[0] > before[2]
@@ -143,8 +143,11 @@ def test_a_loop_keeps_what_its_source_has_learned():
     rest.load_state_dict(state)
     list(rest.run(2))
     assert rest.state_dict() == whole.state_dict()
-    with pytest.raises(CheckpointError, match="source must be what the saved run had, which learn"):
+    with pytest.raises(CheckpointError, match="must be as in the saved run, whose source has a s"):
         make(Online, DPO()).load_state_dict(state)
+    with pytest.raises(ConfigError, match="source must not learn from pairs, of which the loop m"):
+        make(ExpertIteration, NLL(), source=probe(refit=True))
+    make(ExpertIteration, NLL(), source=probe())
 
 
 def test_what_cannot_be_is_refused():
