@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyengine.errors import ConfigError
 from pyengine.loops.measures import check_measures
-from pyengine.preferences.sources.adapting import LearnsPairs, has_state, within
+from pyengine.preferences.binding import within
+from pyengine.preferences.sources.adapting import LearnsPairs, has_state
 from pyengine.preferences.sources.needs import check_reads, make_ready
 
 if TYPE_CHECKING:
@@ -54,12 +55,6 @@ def check_prompted(loop: Any, allocation: Allocation | None) -> None:
         )
     _check_columns(loop)
     _check_sources(loop)
-    for part in within(loop.source):
-        if has_state(part):
-            raise ConfigError(
-                f"[{who}] {getattr(part, 'name', part)} must be the source itself, which the loop "
-                f"tells of every round, but is within {getattr(loop.source, 'name', loop.source)}"
-            )
     learns = isinstance(loop.source, LearnsPairs) and loop.source.learns
     if learns and not hasattr(loop, "pairing"):
         raise ConfigError(
@@ -80,7 +75,15 @@ def check_prompted(loop: Any, allocation: Allocation | None) -> None:
 
 
 def _check_sources(loop: Any) -> None:
-    """Columns that the parts read are there, and so is all else that they need to judge."""
+    """Columns that the parts read are there, and so is all else that they need to judge; a source
+    that learns is the loop's own."""
+    for part in within(loop.source):
+        if part is not loop.source and has_state(part):
+            raise ConfigError(
+                f"[{type(loop).__name__}] {getattr(part, 'name', part)} must be the source itself, "
+                "which the loop tells of every round, but is within "
+                f"{getattr(loop.source, 'name', loop.source)}"
+            )
     parts = [getattr(loop, name, None) for name in ("source", "sampler", "pairing", "selection")]
     added = getattr(loop.sampler, "adds_columns", ())
     check_reads(parts, {*(loop.columns or ()), *added}, "the rows")

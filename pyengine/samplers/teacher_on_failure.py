@@ -46,6 +46,7 @@ class TeacherOnFailure:
 
     name: ClassVar[str] = "teacher_on_failure"
     needs_source: ClassVar[bool] = True
+    adds_columns: ClassVar[tuple[str, ...]] = ("taught",)
     column: str = checked("gold", _NAME)
     answer: str | None = checked(None, or_none(_NAME))
     replaced: int = checked(1, COUNT)
@@ -53,6 +54,11 @@ class TeacherOnFailure:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns of the rows."""
+        return (self.column,) if self.answer is None else (self.column, self.answer)
 
     def size(self, params: SamplingParams) -> int:
         """Responses of a group. Raises ConfigError."""

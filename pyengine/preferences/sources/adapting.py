@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from pyengine.errors import CheckpointError
-from pyengine.preferences.binding import NESTED, bound_fields
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Comparison, Group
 
@@ -52,19 +51,6 @@ class LearnsPairs(Protocol):
 def has_state(source: Any) -> TypeGuard[Adapts | LearnsPairs]:
     """Whether a run has to keep what a source has learned."""
     return isinstance(source, Adapts) or (isinstance(source, LearnsPairs) and source.learns)
-
-
-def within(source: Any) -> Iterator[Any]:
-    """The sources within a source, at any depth."""
-    inner = [getattr(source, "source", None)]
-    if hasattr(source, "__dataclass_fields__"):
-        fields = bound_fields(source)
-        inner = [getattr(source, name) for name, kind in fields.items() if kind in NESTED]
-    for each in inner:
-        for part in each if isinstance(each, (list, tuple)) else [each]:
-            if part is not None and not isinstance(part, str):
-                yield part
-                yield from within(part)
 
 
 def moved_on(source: Any, feedback: Feedback) -> list[Callable[[], object]]:
