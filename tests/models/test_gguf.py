@@ -115,6 +115,37 @@ def test_block_formats_of_llama_cpp_are_read(tmp_path: Path, kind: str) -> None:
     assert float(read.abs().max()) > 0
 
 
+def test_lists_are_those_of_the_package(tmp_path: Path) -> None:
+    """Of every kind: read at once here, and value by value there."""
+    lists: dict[str, list[Any]] = {
+        "texts": ["", "a", "naïve", "x" * 300, "東京"],
+        "numbers": [-3, 0, 2**31 - 1],
+        "floats": [0.5, -1e30],
+        "switches": [True, False, True],
+        "lists": [[1, 2], [3]],
+    }
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    for key, values in lists.items():
+        writer.add_array(key, values)
+    for key, kind in (("bytes", "UINT8"), ("shorts", "INT16"), ("longs", "UINT64")):
+        value_type = gguf.GGUFValueType[kind]
+        writer.add_key_value(key, [7, 100], gguf.GGUFValueType.ARRAY, value_type)
+    writer.add_string("after", "them")
+    writer.add_tensor("x", np.ones((2, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ours, theirs = GGUFFile(tmp_path / "m.gguf"), gguf.GGUFReader(tmp_path / "m.gguf")
+    assert ours.raw("texts") == lists["texts"]
+    assert ours.raw("after") == "them"
+    for key in ours.keys:
+        field = theirs.get_field(key)
+        assert field is not None
+        assert ours.raw(key) == field.contents(), key
+    assert theirs.tensors[0].data_offset == ours.tensors["x"].data_offset
+
+
 @pytest.mark.slow  # transformers reads the header several times
 def test_real_models_tensors_equal_transformers(smollm2_gguf: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(
