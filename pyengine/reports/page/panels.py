@@ -70,12 +70,13 @@ PANELS = (
     ),
     Panel(
         "Margin", "rewards/chosen less rewards/rejected",
-        "What a loss of pairs makes grow: scaled log-ratios, not what the judge gave.",
+        "What a loss of pairs makes grow. It is not of what the judge gave.",
         (Line("training", "rewards/margins"), Line(HELD_OUT, "eval/rewards/margins")),
     ),
     Panel(
-        "Chosen and rejected against the reference", "rewards/*",
-        "Scaled log-ratios to the reference. Below 0: less likely than under it.",
+        "Rewards of chosen and rejected", "rewards/*",
+        "Scaled log-ratios where the loss reads a reference (below 0: less likely than under it), "
+        "else scaled log-probs; of a reward model its own.",
         (
             Line("chosen", "rewards/chosen"), Line("rejected", "rewards/rejected"),
             Line("chosen, held out", "eval/rewards/chosen"),
@@ -119,7 +120,8 @@ PANELS = (
         (Line("training", "objective/entropy", over="completions/mean_length"),),
     ),
     Panel(
-        "Ended by itself", "share", "Samples that end with an end token; others were cut.",
+        "Ended by itself", "share",
+        "Samples that ended with an end token or a stop string; others were cut.",
         (Line("training", "val/contain_eos_token"),),
     ),
     Panel(
@@ -157,8 +159,8 @@ def figures(runs: Sequence[RunRecord]) -> list[Figure]:
 
 
 def styled(runs: Sequence[RunRecord], lines: Sequence[Line]) -> list[Series]:
-    """A series of each line and run that has points: of one run lines differ by colour, of several
-    the runs do, and lines by dashes.
+    """A series of each line and run that has points. Lines differ by dashes, and of one run by
+    colour; of several runs those do.
     """
     made = []
     for i, run in enumerate(runs):
@@ -168,7 +170,7 @@ def styled(runs: Sequence[RunRecord], lines: Sequence[Line]) -> list[Series]:
                 continue
             alone = len(runs) == 1
             color = COLORS[(k if alone else i) % len(COLORS)]
-            dash = "" if alone else DASHES[k % len(DASHES)]
+            dash = DASHES[k % len(DASHES)]  # of one run too: what lies beneath shows through
             errors = dict(run.points(line.errors)) if line.errors else {}
             label = line.label if alone else f"{run.name}: {line.label}"
             made.append(Series(label, points, errors, None, color, dash))
@@ -178,6 +180,7 @@ def styled(runs: Sequence[RunRecord], lines: Sequence[Line]) -> list[Series]:
 def _measures(runs: Sequence[RunRecord]) -> list[Panel]:
     """Of what else evaluations measured, by name: it has a standard error beside it."""
     drawn = {line.metric for panel in PANELS for line in panel.lines}
+    drawn.add("eval/reward")  # reward_kl's own name for eval/objective/scores
     names = {
         name
         for run in runs

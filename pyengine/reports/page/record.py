@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,8 +64,11 @@ class RunRecord:
 
     @property
     def compares_to_reference(self) -> bool:
-        """Whether its rewards/* are of log-ratios to a reference."""
+        """Whether its rewards/* are of log-ratios to a reference. A reward model's are its own."""
         if self.recipe is None:
+            return False
+        [objective] = [f for f in dataclasses.fields(self.recipe) if f.name == "objective"]
+        if objective.metadata["registry"] is not OBJECTIVES:
             return False
         return bool(OBJECTIVES.make(**self.recipe.objective).needs_reference)
 

@@ -52,7 +52,9 @@ class _Run:
         self._run = run
 
     def write(self, round_number: int, numbers: Mapping[str, float]) -> None:
-        self._run.log(dict(numbers), step=round_number)
+        # Its own key for the round is "step"; ours is of optimizer steps.
+        named = {"optimizer_step" if k == "step" else k: v for k, v in numbers.items()}
+        self._run.log(named, step=round_number)
 
     def close(self) -> None:
         self._run.finish()

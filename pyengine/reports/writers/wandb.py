@@ -14,7 +14,8 @@ NAME = Rule("a name", lambda value: isinstance(value, str) and value != "")
 
 @dataclass(frozen=True)
 class WeightsAndBiases:
-    """A run at Weights & Biases, to which metrics and recipe are sent, but no sample and no code.
+    """A run at Weights & Biases: metrics, recipe and what wandb says of the machine are sent there,
+    but no sample and no code.
 
     project  that the run belongs to
     mode     "online"; "offline": files in the folder log/wandb of the run, until `wandb sync` sends

@@ -91,6 +91,9 @@ def test_without_a_reference_only_given_data_say_something(tmp_path):
     rows = rounds(logps__chosen=[-10.0, -14.0], logps__rejected=[-10.0, -12.0])
     online = dataclasses.replace(DPO, objective={"name": "simpo"})
     assert chosen_falls(record(rows, recipe=online)) is None
+    (tmp_path / "r.yaml").write_text("loop: reward_model\nmodel: m\ndata: d.jsonl\n")
+    rows[1] |= {"rewards/chosen": -1.0, "rewards/rejected": -2.0}  # a reward model's own
+    assert chosen_falls(record(rows, recipe=load_recipe(tmp_path / "r.yaml"))) is None
     (tmp_path / "o.yaml").write_text("loop: offline\nmodel: m\ndata: d.jsonl\nobjective: simpo\n")
     found = chosen_falls(record(rows, recipe=load_recipe(tmp_path / "o.yaml")))
     assert found.level == "worry"

@@ -141,3 +141,10 @@ def test_what_leaves_the_machine_needs_leave(service):
         RoundLog([{"name": "wandb"}], print, allowed=["trackio"])
     RoundLog([{"name": "wandb"}], print, allowed=["wandb"])
     RoundLog([{"name": "wandb", "mode": "offline"}, {"name": "tensorboard"}], print, allowed=[])
+
+
+def test_trackio_has_the_optimizers_step_by_another_name(tmp_path, service, monkeypatch):
+    given = []
+    monkeypatch.setattr(service, "log", lambda numbers, step: given.append((numbers, step)))
+    log_of(tmp_path, "trackio").write({"round": 2, "step": 7, "loss": 0.5})
+    assert given == [({"optimizer_step": 7, "loss": 0.5}, 2)]

@@ -16,7 +16,7 @@ TITLE = "Log-prob of the chosen responses"
 WORRY = 1.0  # a fall of more than so many times the gain in margin: more is lost than is won
 RULE = (
     f"They fall where the change exceeds {NOISE:g} standard errors; a worry where the fall exceeds "
-    f"{WORRY:g} times the margin's gain. Against the reference (rewards/*, the scaled log-ratio) "
+    f"the margin's gain times {WORRY:g}. Against the reference (rewards/*, the scaled log-ratio) "
     "where the loss reads one, else between the first and the last fifth of the steps on given "
     "data (logps/*)."
 )

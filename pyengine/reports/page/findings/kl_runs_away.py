@@ -15,7 +15,7 @@ GROWTH = 1.5  # of the KL since the middle of the run
 LEAST = 1.0  # nats a response, below which growth is no matter
 RULE = (
     f"A worry where it ends above {PER_TOKEN:g} nats a token, or where since the middle of the run "
-    f"it grew {GROWTH:g} times or more, to {LEAST:g} nats a response at least, while reward fell."
+    f"it grew {GROWTH:g} times or more, to {LEAST:g} nat a response at least, while reward fell."
 )
 
 
