@@ -76,7 +76,7 @@ def test_a_row_has_recipe_parts_claim_figures_and_command() -> None:
     system = System("SPO", "It converges.", title="Title", paper="arXiv:2401.00001")
     summary = Summary(
         "spo", "does", "SPO", None, None, "online", {"objective": "dpo", "reward": "vader"},
-        ("p.jsonl",),
+        ("packaged:p.jsonl",),
     )  # fmt: skip
     result = {
         "recipe": "spo", "status": "done", "seconds": 40.6,

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from systems.catalogue import BASELINES, Family, System, load_families  # noqa: E402
 from systems.results import Row, figure, read_results  # noqa: E402
 
-from pyengine.recipes.schema.packaged import packaged_recipes  # noqa: E402
+from pyengine.recipes.schema.packaged import PACKAGED, packaged_recipes  # noqa: E402
 from pyengine.recipes.schema.summary import Summary, summary_of  # noqa: E402
 
 CLAIMS = ROOT / "docs" / "claims.md"
@@ -136,7 +136,8 @@ def run_by(system: System, recipes: Sequence[Summary]) -> list[str]:
     texts = []
     for recipe in recipes:
         parts = [f"{kind} {name}" for kind, name in recipe.parts.items()]
-        all_parts = "; ".join([f"loop {recipe.loop}", *parts, f"data {', '.join(recipe.data)}"])
+        data = ", ".join(file.removeprefix(PACKAGED) for file in recipe.data)
+        all_parts = "; ".join([f"loop {recipe.loop}", *parts, f"data {data}"])
         of = f" after {recipe.paper}" if recipe.paper not in (None, system.paper) else ""
         texts.append(f"recipe `{recipe.name}`{of}: {all_parts}")
     if not recipes:
