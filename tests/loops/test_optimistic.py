@@ -114,6 +114,8 @@ def test_what_cannot_be_is_refused():
 
 def test_a_source_that_learns_is_told_the_pairs_once():
     class Learning(ByDigest):
+        learns = True
+
         def __init__(self):
             self.told = []
 
