@@ -1,9 +1,11 @@
-"""Makes arithmetic_train.jsonl and arithmetic_heldout.jsonl, which packaged recipes read, anew.
+"""Makes arithmetic_*.jsonl and sums_*.jsonl (train, heldout), which packaged recipes read, anew.
 
     python benchmarks/data/arithmetic.py pyengine/recipes/data
 
-Sums and differences of one- and two-digit numbers, in a chat model's words. What is held out is
-held out by content: a sum of the same two numbers, in either order, is in one of the files only.
+Sums and differences of one- and two-digit numbers: as questions in a chat, of which SmolLM2-135M
+gets one of ten right, and as text to go on with after three that are solved, of which it gets more.
+What is held out is held out by content: a sum of the same two numbers, in either order, is in the
+train or the heldout files only.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+SOLVED = "8 + 6 = 14\n48 - 5 = 43\n30 + 25 = 55\n"
 PER_KIND, HELD_OUT = 80, 20  # questions of each kind, and how many of them are held out
 
 
@@ -67,7 +70,24 @@ def files() -> dict[str, list[Row]]:
     }
     for name, of_file in found.items():
         random.Random(f"arithmetic/{name}").shuffle(of_file)
-    return found
+    return found | {
+        name.replace("arithmetic", "sums"): [as_sum(row) for row in of_file]
+        for name, of_file in found.items()
+    }
+
+
+def as_sum(row: Row) -> Row:
+    """The question as text that the answer continues, after three that are solved."""
+    expression = row["prompt"][0]["content"].removeprefix("What is ").split("?")[0]
+    a, sign, b = expression.split()
+    found = {"prompt": f"{SOLVED}{expression} =", "answer": row["answer"]}
+    if "traces" not in row:
+        return found
+    tens, ones = (int(a) // 10 * 10, int(b) // 10 * 10), (int(a) % 10, int(b) % 10)
+    parts = [x + y if sign == "+" else x - y for x, y in (tens, ones)]
+    joined = f"{parts[0]} {'-' if parts[1] < 0 else '+'} {abs(parts[1])}"
+    answer = row["answer"]
+    return found | {"traces": [f" {answer}", f" {answer} = {answer}", f" {joined} = {answer}"]}
 
 
 def text(of_file: list[Row]) -> str:

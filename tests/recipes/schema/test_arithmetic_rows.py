@@ -13,6 +13,7 @@ from pyengine.recipes.schema.prompted_recipe import PromptsSpec
 
 MADE = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "data" / "arithmetic.py"))
 NAMES = ("arithmetic_train.jsonl", "arithmetic_heldout.jsonl")
+TEXTS = ("sums_train.jsonl", "sums_heldout.jsonl")
 
 
 def contents(name: str) -> list[Any]:
@@ -32,10 +33,26 @@ def test_answers_are_right_and_held_out_by_content() -> None:
     train, held_out = (contents(name) for name in NAMES)
     assert (len(set(train)), len(set(held_out))) == (len(train), len(held_out)) == (180, 60)
     assert not set(train) & set(held_out)
+    solved = {("+", (6, 8)), ("-", (48, 5)), ("+", (25, 30))}  # what the texts show
+    assert not solved & {*train, *held_out}
 
 
 def test_the_files_are_what_the_script_makes() -> None:
     made = MADE["files"]()
-    assert {name: data_path(f"packaged:{name}").read_text() for name in NAMES} == {
-        name: MADE["text"](made[name]) for name in NAMES
-    }
+    assert set(made) == {*NAMES, *TEXTS}
+    for name, rows in made.items():
+        assert data_path(f"packaged:{name}").read_text() == MADE["text"](rows)
+
+
+def test_sums_are_the_same_questions_as_text_and_all_that_teachers_write_is_right() -> None:
+    for chats, texts in zip(NAMES, TEXTS, strict=True):
+        asked, continued = (load_prompts(PromptsSpec(f"packaged:{n}")) for n in (chats, texts))
+        assert asked.columns["answer"] == continued.columns["answer"]
+        for chat, text in zip(asked.prompts, continued.prompts, strict=True):
+            expression = text.splitlines()[-1].removesuffix(" =")
+            assert f"What is {expression}?" in prompt_text(chat)
+    train = load_prompts(PromptsSpec("packaged:sums_train.jsonl"))
+    for traces, answer in zip(train.columns["traces"], train.columns["answer"], strict=True):
+        for trace in traces:
+            sides = [eval(side) for side in trace.split("=")]  # digits and signs of our own
+            assert sides == [int(answer)] * len(sides)
