@@ -72,7 +72,7 @@ def iterative_dpo(engine: Any, given: Row) -> tuple[Any, int]:
 METHODS: dict[str, tuple[Callable[[Any, Row], tuple[Any, int]], float, str]] = {
     "rest_em": (rest_em, 5e-4, "none"),
     "grpo": (grpo, 2e-4, "frozen"),
-    "iterative_dpo": (iterative_dpo, 1e-4, "frozen"),
+    "iterative_dpo": (iterative_dpo, 3e-5, "frozen"),
 }
 
 
