@@ -176,6 +176,12 @@ def test_kl_that_runs_away():
     past = kl_runs_away(record(rounds(objective__kl=grows, objective__scores=falls)))
     assert past.level == "worry"
     assert "after 1 in round 2, and reward fell from +0.5 to +0.3: the policy buys" in past.text
-    assert (
-        kl_runs_away(record(rounds(objective__kl=grows, objective__scores=grows))).level == "fine"
-    )
+    pays = kl_runs_away(record(rounds(objective__kl=[*grows[:3], 2.9], objective__scores=grows)))
+    assert pays.level == "fine"
+    assert "after 1 in round 2, and reward went from +1 to +3: it is not running away." in pays.text
+    fast = kl_runs_away(record(rounds(objective__kl=grows)))
+    assert (fast.level, fast.text) == (
+        "watch",
+        "KL to the reference is 3 nats a response in round 4, after 1 in round 2: it grows "
+        "faster and faster.",
+    )  # fmt: skip
