@@ -34,7 +34,11 @@ from pyengine.preferences.sources.verifiers import reasoning_gym_task
 # The first is right; the second may hang where it is said; of others nothing can.
 GOOD, LONG, FORMS = "right", "a" * 40 + "b", "^(right|(a+)+)$"
 PROGRAMS = {GOOD: "def f():\n    return 1", LONG: "def f():\n    while True:\n        pass"}
-NOTHING_TO_HANG = {"by_origin", "choice", "exact_match", "json_schema", "numeric"}
+NOTHING_TO_HANG = {
+    "by_origin", "choice", "exact_match", "json_schema", "numeric", "self_consistency"
+}  # fmt: skip
+# They ask by calls that are tried here: of sources, and of hidden states as refitted_head does.
+ASK_AS_OTHERS = {"reward_probe", "segment_rewards"}
 
 
 class Hang:
@@ -100,6 +104,9 @@ class Model:
         self.hang()
         return [[torch.tensor([number(r.token_ids)]) for r in g.responses] for g in groups]
 
+    def hidden_states(self, groups: Any, pool: str) -> Any:
+        return self.states(groups)
+
     @property
     def head_weight(self) -> torch.Tensor:
         return torch.ones(1, 2)
@@ -151,6 +158,9 @@ def remote_scores(server: Server, **fields: Any) -> Any:
 
 
 CASES = {
+    "constrained": Case(
+        lambda h, _: SOURCES.make("constrained", sources=(function(h),), thresholds=(1.0,))
+    ),
     "derived": Case(lambda h, _: SOURCES.make("derived", source=function(h), label_threshold=3.0)),
     "ensemble": Case(lambda h, _: SOURCES.make("ensemble", sources=(function(h), function(h)))),
     "function": Case(lambda h, _: function(h)),
@@ -165,6 +175,11 @@ CASES = {
     ),
     "judge_matrix of an endpoint": Case(
         lambda _, s: SOURCES.make("judge_matrix", comparator=remote_judge(s))
+    ),
+    "knowledge": Case(
+        lambda h, _: SOURCES.make("knowledge", verifier=SOURCES.make("regex", timeout_s=0.3)),
+        "response",
+        {"pattern": FORMS},
     ),
     "log_odds": Case(
         lambda h, _: SOURCES.make(
@@ -185,6 +200,12 @@ CASES = {
         ),
         columns={"answer": GOOD, "task": "t", "entry": {}},
     ),
+    "refitted_head": Case(
+        lambda h, _: SOURCES.make(
+            "refitted_head", comparator=pairwise(Hang()), model=Model(h), labels=1
+        ),
+        "policy",
+    ),
     "regex": Case(
         lambda h, _: SOURCES.make("regex", timeout_s=0.3), "response", {"pattern": FORMS}
     ),
@@ -193,6 +214,9 @@ CASES = {
     "reward_sum": Case(lambda h, _: SOURCES.make("reward_sum", sources=(function(h),))),
     "rewards_to_go": Case(lambda h, _: SOURCES.make("rewards_to_go", source=function(h))),
     "score_tokens": Case(lambda h, _: SOURCES.make("score_tokens", model=Model(h)), "policy"),
+    "tilted_target": Case(
+        lambda h, _: SOURCES.make("tilted_target", source=function(h), reference=Model(Hang()))
+    ),
     "unit_tests": Case(
         lambda h, _: SOURCES.make("unit_tests", wall_s=0.3),
         "nothing",
@@ -207,7 +231,8 @@ CASES = {
 
 
 def test_every_source_is_tried_or_has_nothing_to_hang() -> None:
-    assert {name.split()[0] for name in CASES} | NOTHING_TO_HANG == set(SOURCES.names())
+    tried = {name.split()[0] for name in CASES}
+    assert tried | NOTHING_TO_HANG | ASK_AS_OTHERS == set(SOURCES.names())
 
 
 @pytest.fixture
@@ -278,7 +303,7 @@ def test_what_hangs_is_counted_and_left_out(
         assert report.get("reward/error", 0) == (case.lost == "response")
         assert report["rounds_skipped"] == (case.lost != "response")
     hang.on, loop.engine.second = False, "wrong"
-    again = resumed(case, loop, source)
+    again = resumed(case, loop, case.source(hang, server))
     for each in (loop, again):
         report = each.run_round()
         assert (report["round"], report["reward/value"], report["updates"]) == (2, 2, 1)
