@@ -28,6 +28,7 @@ from pyengine.preferences import (
 )
 from pyengine.preferences.allocations.available import ALLOCATIONS
 from pyengine.preferences.rankings.available import RANKINGS
+from pyengine.preferences.sources.available import SOURCES
 from pyengine.preferences.sources.judge_matrix import JudgeMatrix
 
 PROMPTS = [f"prompt {i}" for i in range(4)]
@@ -85,6 +86,9 @@ CASES = {
     "derived of a sum": lambda e: DerivedSource(
         RewardSum((RemoteScores(e), FunctionSource(first_word)), (1.0, 0.1)), label_threshold=4.0
     ),
+    "constrained": lambda e: SOURCES.make(
+        "constrained", sources=(RemoteScores(e),), thresholds=(9.0,)
+    ),
     "ranked by reward": lambda e: RankedSource(
         ByReward(RemoteScores(e)), RANKINGS.make("win_rate")
     ),
@@ -98,8 +102,9 @@ def test_slices_change_neither_bits_nor_counts(
     server: Server, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     """Of two rounds, in slices and without asking ahead: reports, weights, requests."""
-    ends, judge = [], CASES[case](endpoint(server))
+    ends, where = [], endpoint(server)
     for ahead in (True, False):
+        judge = CASES[case](where)
         server.requests.clear()
         if case == "self_play":
             loop = loop_of(SelfPlay, source=judge, opponent="uniform")

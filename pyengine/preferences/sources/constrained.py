@@ -12,6 +12,7 @@ from pyengine.preferences.binding import bound
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Group
 from pyengine.preferences.logistic import sigmoid
+from pyengine.preferences.sources.ahead import GiveUp, ask_ahead, overlaps
 from pyengine.preferences.sources.reward_sum import RewardSum
 from pyengine.preferences.sources.source import labels
 from pyengine.rules import FINITE, POSITIVE, check_fields, checked, one_of
@@ -65,6 +66,15 @@ class Constrained:
         """m of each source."""
         of = sigmoid if self.constraint == "at_least" else math.tanh
         return [of(x) for x in self._x]  # type: ignore[attr-defined]
+
+    @property
+    def overlaps(self) -> bool:
+        """See AsksAhead."""
+        return overlaps(*self.sources)
+
+    def ahead(self, groups: Sequence[Group]) -> GiveUp:
+        """See AsksAhead."""
+        return ask_ahead(self.sources, groups)
 
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """The weighted sums; `components` has each source's own rewards."""

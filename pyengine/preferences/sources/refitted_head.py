@@ -15,6 +15,7 @@ from pyengine.preferences.comparators.comparator import Compared, Duel
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
 from pyengine.preferences.groups import Group, Response
 from pyengine.preferences.keyed_draws import content, keyed_random
+from pyengine.preferences.sources.ahead import GiveUp, compare_ahead, overlaps
 from pyengine.preferences.sources.bradley_terry_fit import Array
 from pyengine.preferences.sources.source import Gives
 from pyengine.rules import COUNT, POSITIVE, WHOLE, check_fields, checked
@@ -75,10 +76,19 @@ class RefittedHead:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @property
+    def overlaps(self) -> bool:
+        """See AsksAhead."""
+        return overlaps(self.comparator)
+
+    def ahead(self, groups: Sequence[Group]) -> GiveUp:
+        """See AsksAhead."""
+        return compare_ahead(self.comparator, groups, self._duels(groups))
+
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """One call of the comparator, and the hidden states of all responses."""
         check_bound(self)
-        duels = [Duel(g, i, j) for g, group in enumerate(groups) for i, j in self._pairs(group)]
+        duels = self._duels(groups)
         found: Compared = self.comparator.compare(groups, duels)
         answers = {
             duel: p for duel, p in zip(duels, found.probabilities, strict=True) if p is not None
@@ -127,6 +137,9 @@ class RefittedHead:
             for i, j in combinations(range(len(group.responses)), 2)
             if (p := matrix[i][j]) is not None
         ]
+
+    def _duels(self, groups: Sequence[Group]) -> list[Duel]:
+        return [Duel(g, i, j) for g, group in enumerate(groups) for i, j in self._pairs(group)]
 
     def _pairs(self, group: Group) -> list[tuple[int, int]]:
         """Which are labelled."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 from pyengine.preferences.binding import AsksModel, bound, check_bound
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback
 from pyengine.preferences.groups import Group, Response
+from pyengine.preferences.sources.ahead import GiveUp, ask_ahead, overlaps
 from pyengine.preferences.sources.source import Gives, gives
 from pyengine.rules import POSITIVE, check_fields, checked
 
@@ -42,6 +43,15 @@ class TiltedTarget:
         """What the source gives, and the column."""
         own = gives(self.source)
         return replace(own, columns=tuple(dict.fromkeys((*own.columns, "target_logps"))))
+
+    @property
+    def overlaps(self) -> bool:
+        """See AsksAhead."""
+        return overlaps(self.source)
+
+    def ahead(self, groups: Sequence[Group]) -> GiveUp:
+        """See AsksAhead."""
+        return ask_ahead([self.source], groups)
 
     def __call__(self, groups: Sequence[Group]) -> Feedback:
         """The source's feedback, with the column; a call of the reference."""
