@@ -51,7 +51,7 @@ def test_held_out_reward_is_paired_by_prompt():
 def test_training_reward_where_nothing_was_held_out():
     found = reward_moved(record(rounds(objective__scores=[0.0, 0.0, *[0.5] * 6, 1.0, 1.0])))
     assert found.level == "fine"
-    assert "rose: +0 in rounds 1 to 2, +1 in rounds 9 to 10. Nothing held out" in found.text
+    assert "rose: +0 in rounds 1 to 2, +1 in rounds 9 to 10. No two evaluations" in found.text
     short = reward_moved(record(rounds(objective__scores=[0.0, 1.0])))
     assert short.level == "watch"
     assert "changed by what may be chance: +0 in round 1, +1 in round 2" in short.text

@@ -52,7 +52,7 @@ def _in_training(run: RunRecord) -> Finding | None:
     text = (
         f"Reward of training prompts, which differ from round to round, {verb}: "
         f"{signed(moved.before.mean)} {moved.before.rounds}, {signed(moved.after.mean)} "
-        f"{moved.after.rounds}. Nothing held out was sampled."
+        f"{moved.after.rounds}. No two evaluations of held-out samples are there to compare."
     )
     return Finding(level, TITLE, text, RULE)
 
