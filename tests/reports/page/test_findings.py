@@ -60,15 +60,16 @@ def test_training_reward_where_nothing_was_held_out():
 @pytest.mark.parametrize(
     ("chosen", "rejected", "level", "words"),
     [
-        (0.5, -0.5, "fine", "not less likely than under the reference (rewards/chosen in round 2: "
-                            "+0.5, rejected -0.5)"),
+        (0.5, -0.5, "fine", "not less likely than under the reference (rewards/chosen in rounds 9 "
+                            "to 10: +0.5, rejected -0.5)"),
         (-0.5, -2.0, "watch", "no worry while the margin's gain, 1.5, exceeds the fall, 0.5"),
         (-0.5, -1.0, "watch", "no worry while the margin's gain, 0.5, exceeds the fall, 0.5"),
         (-0.5, -0.9, "worry", "0.5 lost, 0.4 of margin"),
     ],
 )  # fmt: skip
 def test_chosen_log_prob_against_the_reference(chosen, rejected, level, words):
-    rows = rounds(rewards__chosen=[0.0, chosen], rewards__rejected=[0.0, rejected])
+    ends = [0.0] * 8 + [chosen] * 2, [0.0] * 8 + [rejected] * 2
+    rows = rounds(rewards__chosen=ends[0], rewards__rejected=ends[1])
     found = chosen_falls(record(rows, recipe=DPO))
     assert found.level == level
     assert words in found.text
@@ -87,8 +88,16 @@ def test_chosen_log_prob_within_its_noise_and_held_out():
     assert "(eval/rewards/chosen after round 10: -1, rejected -4)" in found.text
 
 
+def test_a_single_round_says_nothing_of_its_noise():
+    rows = rounds(rewards__chosen=[0.0, -0.5], rewards__rejected=[0.0, 0.1])
+    found = chosen_falls(record(rows, recipe=DPO))
+    assert found.level == "watch"
+    assert "-0.5, rejected +0.1), by what may be the noise of a single round" in found.text
+
+
 def test_without_a_reference_only_given_data_say_something(tmp_path):
-    rows = rounds(logps__chosen=[-10.0, -14.0], logps__rejected=[-10.0, -12.0])
+    ends = [-10.0] * 8 + [-14.0] * 2, [-10.0] * 8 + [-12.0] * 2
+    rows = rounds(logps__chosen=ends[0], logps__rejected=ends[1])
     online = dataclasses.replace(DPO, objective={"name": "simpo"})
     assert chosen_falls(record(rows, recipe=online)) is None
     (tmp_path / "r.yaml").write_text("loop: reward_model\nmodel: m\ndata: d.jsonl\n")
@@ -97,7 +106,10 @@ def test_without_a_reference_only_given_data_say_something(tmp_path):
     (tmp_path / "o.yaml").write_text("loop: offline\nmodel: m\ndata: d.jsonl\nobjective: simpo\n")
     found = chosen_falls(record(rows, recipe=load_recipe(tmp_path / "o.yaml")))
     assert found.level == "worry"
-    assert "(change of logps/chosen in round 2 against round 1: -4, rejected -2)" in found.text
+    assert (
+        "(change of logps/chosen in rounds 9 to 10 against rounds 1 to 2: -4, rejected -2)"
+        in found.text
+    )
     assert "4 lost, -2 of margin" in found.text
 
 

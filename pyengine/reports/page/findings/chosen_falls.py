@@ -26,12 +26,13 @@ RULE = (
 class _Moved:
     """Changes of log-prob, and what they are against.
 
-    noise  that a change of the chosen ones' must exceed
+    noise  that a change of the chosen ones' must exceed; None where it is not known: of a single
+           round of training
     """
 
     chosen: float
     rejected: float
-    noise: float
+    noise: float | None
     since: str
     where: str
 
@@ -49,7 +50,13 @@ def chosen_falls(run: RunRecord) -> Finding | None:
     moved = _against_reference(run) if run.compares_to_reference else _since_the_first_steps(run)
     if moved is None:
         return None
-    if moved.chosen >= -moved.noise:
+    if moved.noise is None and moved.chosen < 0:
+        text = (
+            f"Chosen responses are less likely than {moved.since} {moved.figures}, by what may be "
+            "the noise of a single round."
+        )
+        return Finding("watch", TITLE, text, RULE)
+    if moved.chosen >= -(moved.noise or 0.0):
         more = "" if moved.chosen >= 0 else " by more than noise explains"
         text = f"Chosen responses are not less likely than {moved.since}{more} {moved.figures}."
         return Finding("fine", TITLE, text, RULE)
@@ -63,8 +70,8 @@ def chosen_falls(run: RunRecord) -> Finding | None:
         return Finding("watch", TITLE, text, RULE)
     text = (
         f"Chosen responses are less likely than {moved.since} by more than the margin gained "
-        f"{moved.figures}: {lost} lost, {won} of margin. What they lose goes to responses that "
-        "nobody chose. A smaller learning rate, a larger beta, or an objective with a likelihood "
+        f"{moved.figures}: {lost} lost, {won} of margin. Their probability goes to other "
+        "responses. A smaller learning rate, a larger beta, or an objective with a likelihood "
         "term (dpo_nll, dpop; orpo without a reference) holds them."
     )
     return Finding("worry", TITLE, text, RULE)
@@ -79,7 +86,10 @@ def _against_reference(run: RunRecord) -> _Moved | None:
         return None
     when = chosen.after_rounds if held_out else chosen.rounds
     where = f"{prefix}rewards/chosen {when}"
-    noise = NOISE * (chosen.error or 0.0)
+    # Of held-out examples, the same each time, the change is theirs.
+    noise = 0.0 if held_out else None
+    if chosen.error is not None:
+        noise = NOISE * chosen.error
     return _Moved(chosen.mean, rejected.mean, noise, "under the reference", where)
 
 
@@ -92,4 +102,5 @@ def _since_the_first_steps(run: RunRecord) -> _Moved | None:
         return None
     first, last = chosen.before, chosen.after
     where = f"change of logps/chosen {last.rounds} against {first.rounds.removeprefix('in ')}"
-    return _Moved(chosen.difference, rejected.difference, chosen.noise, "in the first steps", where)
+    noise = None if first.error is None or last.error is None else chosen.noise
+    return _Moved(chosen.difference, rejected.difference, noise, "in the first steps", where)
