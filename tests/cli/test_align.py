@@ -180,7 +180,7 @@ def test_other_parts_and_small_settings_from_the_command_line(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["recipes", "show"], "show needs a name: one of demo"),
+        (["recipes", "show"], "show needs a name: one of alpacafarm_dpo"),
         (["recipes", "list", "no such"], "a packaged recipe must have 'no such' but none has"),
         (["recipes", "show", "../demo"], "../demo must be a .yaml file or one of"),
     ],
