@@ -149,7 +149,7 @@ def test_a_second_model_fits_where_its_weights_take_half_of_what_is_left(tiny_mo
     ("more", "sentence"),
     [
         (["--source", "rewards.py:letters"], "allow it with --allow-code"),
-        (["--source", "nobody"], "[reward] function must be one of vader, 'file.py:function'"),
+        (["--source", "nobody"], "[reward] function must be one of brevity, vader, "),
         (["--out", "no/c.md"], "[compare] --out must be in a folder that exists but is no/c.md"),
         (["--out", "."], "[compare] --out must be a file but . is a folder"),
         (["--show", "-1"], "[compare] --show must be >= 0 but is -1"),

@@ -26,7 +26,8 @@ class AMPO(GRPO):
 
     gamma       > 0
     off_policy  in the engine a column: 1 of a response that the policy did not sample, 0 of its own
-    others      see GRPO; for a teacher's responses there is neither a sampler nor a penalty
+    beta, clip, clip_high, reduction, level, max_length, advantage_estimator, entropy_coef
+                see GRPO; a teacher's responses have no sampler, and no penalty beta k3
     How the paper averages the two kinds could not be checked: `reduction` is over both.
     Source: after Yuan et al., arXiv:2510.02227; p / (p + gamma): Yan et al., arXiv:2504.14945.
     """

@@ -43,13 +43,14 @@ class CAPO(GRPO):
     is above max_shift, or its predicted gain below min_gain. The paper predicts the shift of the
     last layer under the optimizer's own step and compares subsets of a batch; here it is each
     token's logits alone under a plain step, so that nothing is computed that the update has not.
-    Tokens that are left out keep the penalty to the reference.
+    Tokens that are left out keep the penalty to the reference, of weight beta.
 
     step       length of the step in logits: about learning rate times the squared size of the last
                hidden state; > 0
     max_shift  largest KL between a token's distribution before and after, in nats; > 0
     min_gain   least predicted change of A log p
-    others     see GRPO
+    beta, clip, clip_high, reduction, level, max_length, advantage_estimator, entropy_coef
+               see GRPO
     Source: after Melo, Abate & Gal, arXiv:2510.00819.
     """
 

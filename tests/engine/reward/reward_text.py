@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,15 +46,20 @@ _CLEAR = 0.4  # of VADER's compound score in [-1, 1]
 
 
 def sentences(
-    engine: pe.Engine, beginnings: Sequence[str], tokens: int = 14, seed: int = 0
-) -> list[str]:
-    """How the model goes on with each beginning, up to the end of the sentence."""
-    params = pe.SamplingParams(max_tokens=tokens, temperature=0.8, stop=["\n", "."], seed=seed)
-    groups = engine.generate(list(beginnings), params)
-    return [
+    engine: pe.Engine, beginnings: Sequence[str], ids: Sequence[int], seeds: Sequence[int] = (0,)
+) -> list[list[str]]:
+    """How the model goes on with each beginning, up to the end of the sentence; for each seed.
+
+    ids  of the draws of each beginning
+    """
+    params = pe.SamplingParams(max_tokens=14, temperature=0.8, stop=["\n", "."])
+    each = [dataclasses.replace(params, seed=seed) for seed in seeds for _ in beginnings]
+    groups = engine.generate([*beginnings] * len(seeds), each, [*ids] * len(seeds))
+    texts = [
         f"{start}{group.responses[0].text.rstrip('. ')}."
-        for start, group in zip(beginnings, groups, strict=True)
+        for start, group in zip([*beginnings] * len(seeds), groups, strict=True)
     ]
+    return [texts[k : k + len(beginnings)] for k in range(0, len(texts), len(beginnings))]
 
 
 def sentiment_pairs(
@@ -63,7 +69,11 @@ def sentiment_pairs(
     judge = SentimentIntensityAnalyzer().polarity_scores
     of_topic = [topic for topic in topics for _ in beginnings]
     good, bad = (
-        sentences(engine, [f"{pair[side]} {topic}" for topic in topics for pair in beginnings])
+        sentences(
+            engine,
+            [f"{pair[side]} {topic}" for topic in topics for pair in beginnings],
+            range(len(of_topic)),
+        )[0]
         for side in (0, 1)
     )
     rows = [
@@ -78,9 +88,11 @@ def cyclic_groups(engine: pe.Engine, places: range, seeds: int) -> pe.Preference
     """Groups of one sentence of each kind; food beats weather, weather sport, and sport food."""
     prompt = engine.tokenizer.encode_prompt("Which sentence do you like?\n")
     groups = []
-    for seed in range(seeds):
-        written = [sentences(engine, [kind[i] for i in places], seed=seed) for kind in KINDS]
-        for texts in zip(*written, strict=True):
+    beginnings = [kind[i] for kind in KINDS for i in places]
+    ids = [k for _ in KINDS for k in range(len(places))]
+    for written in sentences(engine, beginnings, ids, range(seeds)):
+        kinds = [written[k : k + len(places)] for k in range(0, len(written), len(places))]
+        for texts in zip(*kinds, strict=True):
             ids = [engine.tokenizer.encode(text) for text in texts]
             groups.append(pe.Group(prompt, [pe.Response(each) for each in ids]))
     comparisons = [pe.Comparison(g, i, (i + 1) % 3) for g in range(len(groups)) for i in range(3)]
@@ -134,14 +146,14 @@ def sentiment(path: str | Path, adapters: bool = True) -> Result:
     return _result(model, data, held_out, "bradley_terry", 6, 12)
 
 
-def cycles(path: str | Path) -> dict[str, Result]:
+def cycles(path: str | Path, bradley_terry_steps: int = 12) -> dict[str, Result]:
     """GPM and Bradley-Terry on a cycle of three kinds; held out are other beginnings."""
     engine = pe.Engine.from_pretrained(path, dtype="bfloat16", reference="none")
     data, held_out = cyclic_groups(engine, range(9), 4), cyclic_groups(engine, range(9, 12), 4)
     del engine
     found = {}
     for loss, outputs, steps, options in (
-        ("gpm", 2, 18, {"tau": 1.0}), ("bradley_terry", 1, 12, {})
+        ("gpm", 2, 18, {"tau": 1.0}), ("bradley_terry", 1, bradley_terry_steps, {})
     ):  # fmt: skip
         model = pe.RewardModel.from_pretrained(
             path, outputs, dtype="bfloat16", learning_rate=2e-3, lora=pe.LoraConfig(r=8),

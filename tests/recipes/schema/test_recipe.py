@@ -237,7 +237,8 @@ def test_packaged_recipes_load_and_their_prompts_are_distinct():
 
 def test_unknown_packaged_data():
     with pytest.raises(
-        ConfigError, match=r"packaged:x.jsonl must be one of packaged:prompts_demo_heldout"
+        ConfigError,
+        match=r"packaged:x.jsonl must be one of packaged:.*packaged:prompts_demo_heldout",
     ):
         data_path("packaged:x.jsonl")
 
