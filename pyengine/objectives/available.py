@@ -32,6 +32,7 @@ from pyengine.objectives.pairs.cpo import CPO
 from pyengine.objectives.pairs.discopop import DiscoPOP
 from pyengine.objectives.pairs.dno import DNO
 from pyengine.objectives.pairs.dpo import DPO
+from pyengine.objectives.pairs.dpo_degree import DPODegree
 from pyengine.objectives.pairs.dpo_nll import DPONLL
 from pyengine.objectives.pairs.dpo_rationale import DPORationale
 from pyengine.objectives.pairs.dpop import DPOP
@@ -93,6 +94,7 @@ OBJECTIVES: Registry[Objective] = Registry(
     Cringe,
     DNO,
     DPO,
+    DPODegree,
     DPONLL,
     DPOP,
     DPORationale,

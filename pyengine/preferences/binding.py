@@ -36,6 +36,8 @@ NESTED = ("source", "comparator", "ranking", *MANY)  # parts within a part
 # What stands for a response: its last token's hidden state, or the mean over its tokens'.
 Pool = Literal["last", "mean"]
 POOLS = get_args(Pool)
+# What is read of a response: such a vector, or the hidden states of all its tokens.
+Rows = Literal["last", "mean", "tokens"]
 
 
 class HasLogprobs(Protocol):
@@ -78,9 +80,9 @@ class HasHiddenStates(Protocol):
     """A model that parts may ask for vectors of responses, as `pe.asking(engine)` is one."""
 
     def hidden_states(
-        self, groups: Sequence[Group], pool: Pool = "last"
+        self, groups: Sequence[Group], pool: Rows = "last"
     ) -> Sequence[Sequence[Tensor | None]]:
-        """(D,) float32 of every response; None of one without tokens."""
+        """(D,) float32 of every response, of R tokens (R, D); None of one without tokens."""
 
 
 class Bindings(Protocol):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pyengine.errors import RequestError
 
 SampleStatus = Literal["value", "abstain", "error"]
+TokenTable = list[list[list[float] | None]]  # [group][response][token]
 MAX_ERRORS = 5  # messages kept; every failure is counted
 
 
@@ -41,7 +42,7 @@ class Feedback:
     components: dict[str, list[list[float | None]]] = field(default_factory=dict)
     labels: list[list[bool]] | None = None
     columns: dict[str, list[list[float | None]]] = field(default_factory=dict)
-    token_columns: dict[str, list[list[list[float] | None]]] = field(default_factory=dict)
+    token_columns: dict[str, TokenTable] = field(default_factory=dict)
     preference_matrix: Sequence[Sequence[Sequence[float | None]]] | None = None
     counts_by_name: dict[str, float] = field(default_factory=dict)
 

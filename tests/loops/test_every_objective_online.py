@@ -18,6 +18,7 @@ TOKEN_COLUMNS = ("token_weight", "reward_mask")
 # What neither a source nor a pairing gives today: further responses of a comparison, or its own
 # probability. They run in Offline, on comparisons that hold them.
 NOT_ONLINE = {
+    "dpo_degree": "needs the chosen_degree response",
     "dpo_rationale": "needs the rationale response",
     "slic": "needs the reg response",
     "srpo": "needs the chosen_from_rejected response",

@@ -159,7 +159,7 @@ def test_labelled_responses_run(engine, name):
     assert [r["skipped"] for r in loop.run(2)] == [0, 0]
 
 
-FURTHER = {"dpo_rationale": 1, "slic": 1, "xpo": 1, "srpo": 4}
+FURTHER = {"dpo_degree": 2, "dpo_rationale": 1, "slic": 1, "xpo": 1, "srpo": 4}
 
 
 @pytest.mark.parametrize(("name", "count"), FURTHER.items())

@@ -34,11 +34,9 @@ from pyengine.preferences.sources.verifiers import reasoning_gym_task
 # The first is right; the second may hang where it is said; of others nothing can.
 GOOD, LONG, FORMS = "right", "a" * 40 + "b", "^(right|(a+)+)$"
 PROGRAMS = {GOOD: "def f():\n    return 1", LONG: "def f():\n    while True:\n        pass"}
-NOTHING_TO_HANG = {
-    "by_origin", "choice", "exact_match", "json_schema", "numeric", "self_consistency"
-}  # fmt: skip
+NOTHING_TO_HANG = {"by_origin", "choice", "exact_match", "numeric", "self_consistency"}
 # They ask by calls that are tried here: of sources, and of hidden states as refitted_head does.
-ASK_AS_OTHERS = {"reward_probe", "segment_rewards"}
+ASK_AS_OTHERS = {"reward_probe", "segment_rewards", "token_guidance"}
 
 
 class Hang:
@@ -169,6 +167,12 @@ CASES = {
             "implicit_reward", model=Model(h), reference=Model(Hang(), salt=1)
         ),
         "policy",
+    ),
+    "json_schema": Case(
+        lambda h, _: SOURCES.make("json_schema", timeout_s=0.3),
+        "response",
+        {"schema": {"pattern": FORMS}},
+        {GOOD: f'"{GOOD}"', LONG: f'"{LONG}"'},
     ),
     "judge_matrix": Case(
         lambda h, _: SOURCES.make("judge_matrix", comparator=pairwise(h)), "policy"

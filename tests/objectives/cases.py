@@ -181,6 +181,12 @@ CASES = [
     Case("cpl"),
     Case("cpl", options={"bias": 0.5, "alpha": 0.1}),
     Case("dno", SCORES),
+    Case(
+        "dpo_degree",
+        {"chosen_degree_logps": LOGPS, "rejected_degree_logps": LOGPS, "target": uniform(0, 1)},
+        {"gamma": 0.3},
+        ["chosen_degree_logps", "rejected_degree_logps"],
+    ),
     Case("dpo_nll", {"chosen_lengths": counts}),
     Case("dpo_nll", {"chosen_lengths": counts, "target": uniform(0, 1)}, {"alpha": 0.3}),
     Case("dpo_rationale", {"rationale_logps": LOGPS}, {"gamma": 0.2}, ["rationale_logps"]),

@@ -11,7 +11,7 @@ from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine.calls.requests import Prompt
 from pyengine.engine.calls.sampling_params import SamplingParams
 from pyengine.engine.calls.scoring import Score
-from pyengine.preferences.binding import Pool
+from pyengine.preferences.binding import Rows
 from pyengine.preferences.groups import Group
 
 
@@ -36,7 +36,7 @@ class _Engine(Protocol):
     ) -> list[list[Score]]: ...
 
     def hidden_states(
-        self, groups: Sequence[Group], model: str = "policy", pool: Pool = "last"
+        self, groups: Sequence[Group], model: str = "policy", pool: Rows = "last"
     ) -> list[list[Tensor | None]]: ...
 
 
@@ -63,7 +63,7 @@ class Asking:
         return self.engine.score(groups, model=self.model, keep=False)
 
     def hidden_states(
-        self, groups: Sequence[Group], pool: Pool = "last"
+        self, groups: Sequence[Group], pool: Rows = "last"
     ) -> list[list[Tensor | None]]:
         """See Engine.hidden_states."""
         return self.engine.hidden_states(groups, model=self.model, pool=pool)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from pyengine.engine.learn.trained_network import TrainedNetwork, drops_gradient
 from pyengine.engine.named.engine_reference import EngineReference
 from pyengine.engine.named.snapshots import Snapshots
 from pyengine.errors import NonFiniteError, RequestError
-from pyengine.preferences.binding import POOLS, Pool
+from pyengine.preferences.binding import Rows
 from pyengine.preferences.groups import Group
 
 
@@ -88,20 +89,22 @@ class Readings:
             self._network.drop_gradients()
 
     def hidden_states(
-        self, groups: Sequence[Group], model: str = "policy", pool: Pool = "last"
+        self, groups: Sequence[Group], model: str = "policy", pool: Rows = "last"
     ) -> list[list[Tensor | None]]:
-        """A vector of each response: its hidden states after the final norm, states[g][k] (D,)
-        float32 on the CPU, None of a response without tokens.
+        """Each response's hidden states after the final norm: a vector states[g][k] (D,), or of
+        R tokens (R, D), float32 on the CPU; None of a response without tokens.
 
         model  "policy", "reference" or a snapshot's name
-        pool   "last": of its last token; "mean": the mean over its tokens
+        pool   "last": of its last token; "mean": the mean over its tokens; "tokens": all of them
         Each group's prompt is computed once; no bit depends on the other groups. Raises
         RequestError for an unknown model or pool, and for ids the model cannot take.
         """
         who = "hidden_states"
         check_model(who, model, self._reference.exists, self._snapshots.names)
-        if pool not in POOLS:
-            raise RequestError(f"[{who}] pool must be one of {', '.join(POOLS)} but is {pool!r}")
+        if pool not in get_args(Rows):
+            raise RequestError(
+                f"[{who}] pool must be one of {', '.join(get_args(Rows))} but is {pool!r}"
+            )
         trees = self._trees(who, groups)
         # Rows with the responses' last tokens, which log-probs do not need.
         sizes = [len(t.prompt_ids) + sum(map(len, t.responses)) for t in trees]
@@ -109,16 +112,16 @@ class Readings:
         for part in micro_batches(sizes, self._footprint.sizes.micro_batch_tokens):
             of_part = [trees[i] for i in part]
             batch = pack(of_part, self._device, last_rows=True)
-            if pool == "mean":
+            if pool != "last":
                 batch = _every_row(batch)
             states = self._learner.hidden_states(model, batch).cpu()
-            lengths = [len(r) if pool == "mean" else 1 for t in of_part for r in t.responses]
+            lengths = [1 if pool == "last" else len(r) for t in of_part for r in t.responses]
             pieces = iter(torch.split(states, lengths))
             for tree in of_part:
                 row = [next(pieces) for _ in tree.responses]
                 found.append(
                     [
-                        piece.double().mean(0).float() if response else None
+                        _pooled(piece, pool) if response else None
                         for piece, response in zip(row, tree.responses, strict=True)
                     ]
                 )
@@ -130,6 +133,11 @@ class Readings:
         for i, tree in enumerate(trees):
             check_tree(who, i, tree, spec.vocab_size, spec.max_positions)
         return trees
+
+
+def _pooled(states: Tensor, pool: Rows) -> Tensor:
+    """(R, D) -> (D,), or a copy of all of it."""
+    return states.clone() if pool == "tokens" else states.double().mean(0).float()
 
 
 def _every_row(batch: PackedBatch) -> PackedBatch:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from pyengine.data.grouping import RowTokenizer
+from pyengine.errors import DataError, PyengineError
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Group, Preferences, Response
 
@@ -27,6 +29,46 @@ def with_responses(
     sizes = [len(added) for added in extra] + [len(group.responses) for group in groups]
     feedback = None if data.feedback is None else _wider(data.feedback, sizes)
     return replace(data, groups=[*wider, *groups], feedback=feedback)
+
+
+def further_group(
+    where: str,
+    prompt: Any,
+    texts: Sequence[str],
+    tokenizer: RowTokenizer,
+    max_positions: int,
+    origin: str,
+) -> Group:
+    """A prompt of text or messages with responses of these texts.
+
+    Raises DataError, saying `where`, for one that does not fit the model.
+    """
+    responses, prompt_ids = [], list[int]()
+    for text in texts:
+        completion: Any = text if isinstance(prompt, str) else [_said(text)]
+        try:
+            prompt_ids, ids = tokenizer.encode_completion(prompt, completion)
+        except PyengineError as error:
+            raise type(error)(f"[{where}] {error}") from error
+        if len(prompt_ids) + len(ids) > max_positions:
+            raise DataError(
+                f"[{where}] must fit {max_positions} positions but has {len(prompt_ids)} + "
+                f"{len(ids)} tokens: data.max_length may drop long rows"
+            )
+        responses.append(Response(ids, text=text, origin=origin))
+    return Group(prompt_ids, responses, prompt)
+
+
+def text_of(group: Group, k: int, tokenizer: RowTokenizer) -> str:
+    """A response's text, of its tokens where it has none."""
+    response = group.responses[k]
+    return (
+        tokenizer.decode_completion(response.token_ids) if response.text is None else response.text
+    )
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
 
 
 def _wider(feedback: Feedback, sizes: Sequence[int]) -> Feedback:

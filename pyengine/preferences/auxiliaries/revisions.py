@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pyengine.data.grouping import RowTokenizer
 from pyengine.data.prompt_templates import filled, places
-from pyengine.errors import ConfigError, DataError, PyengineError
-from pyengine.preferences.auxiliaries.appended import with_responses
-from pyengine.preferences.groups import Comparison, Group, Preferences, Response
+from pyengine.errors import ConfigError, DataError
+from pyengine.preferences.auxiliaries.appended import further_group, text_of, with_responses
+from pyengine.preferences.groups import Comparison, Group, Preferences
 from pyengine.rules import Rule, check_fields, checked
 
 _TEXT = Rule("a text", lambda value: isinstance(value, str))
@@ -78,27 +78,7 @@ class Revisions:
             raise DataError(
                 f"[{where}] must have a prompt of text or messages but it has ids alone"
             )
-        prompt = filled(self.revise, group.prompt, response=_text(group, shown, tokenizer).strip())
-        responses, prompt_ids = [], list[int]()
-        for k in (c.winner, c.loser):
-            completion: Any = _text(group, k, tokenizer)
-            if not isinstance(prompt, str):
-                completion = [{"role": "assistant", "content": completion}]
-            try:
-                prompt_ids, ids = tokenizer.encode_completion(prompt, completion)
-            except PyengineError as error:
-                raise type(error)(f"[{where}] {error}") from error
-            if len(prompt_ids) + len(ids) > max_positions:
-                raise DataError(
-                    f"[{where}] must fit {max_positions} positions but has {len(prompt_ids)} + "
-                    f"{len(ids)} tokens: data.max_length may drop long rows"
-                )
-            responses.append(Response(ids, text=group.responses[k].text, origin="revision"))
-        return Group(prompt_ids, responses, prompt)
-
-
-def _text(group: Group, k: int, tokenizer: RowTokenizer) -> str:
-    response = group.responses[k]
-    return (
-        tokenizer.decode_completion(response.token_ids) if response.text is None else response.text
-    )
+        shown_text = text_of(group, shown, tokenizer).strip()
+        prompt = filled(self.revise, group.prompt, response=shown_text)
+        texts = [text_of(group, k, tokenizer) for k in (c.winner, c.loser)]
+        return further_group(where, prompt, texts, tokenizer, max_positions, "revision")

@@ -24,6 +24,7 @@ from pyengine.preferences.sources.segment_rewards import SegmentRewards
 from pyengine.preferences.sources.self_consistency import SelfConsistency
 from pyengine.preferences.sources.source import Source
 from pyengine.preferences.sources.tilted_target import TiltedTarget
+from pyengine.preferences.sources.token_guidance import TokenGuidance
 from pyengine.preferences.sources.verifiers.choice_letter import ChoiceLetter
 from pyengine.preferences.sources.verifiers.exact_match import ExactMatch
 from pyengine.preferences.sources.verifiers.json_schema import JsonSchema
@@ -64,6 +65,7 @@ SOURCES: Registry[Source] = Registry(
     SegmentRewards,
     SelfConsistency,
     TiltedTarget,
+    TokenGuidance,
     UnitTests,
     WorstGroup,
     YesNo,

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from pyengine.preferences.annotator_groups import grouped
-from pyengine.preferences.binding import bound, check_bound
+from pyengine.preferences.binding import Rows, bound, check_bound
 from pyengine.preferences.comparators.comparator import Compared, Duel
-from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
+from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus, TokenTable
 from pyengine.preferences.groups import Group, Response
 from pyengine.preferences.keyed_draws import content, keyed_random
 from pyengine.preferences.sources.ahead import GiveUp, compare_ahead, overlaps
@@ -64,6 +64,7 @@ class RefittedHead:
 
     name: ClassVar[str] = "refitted_head"
     gives: ClassVar[Gives] = Gives()
+    rows: ClassVar[Rows] = "last"  # what is read of a response
     comparator: Any = bound("comparator")
     model: Any = bound("model", "reference")
     labels: int = checked(2, COUNT)
@@ -93,7 +94,8 @@ class RefittedHead:
         answers = {
             duel: p for duel, p in zip(duels, found.probabilities, strict=True) if p is not None
         }
-        states = self._states(groups)
+        rows = self._rows(groups)
+        states = [[each.mean(axis=0) for each in row] for row in rows]
         before = self._known()
         fresh = [
             _Seen(tuple(groups[g].prompt_ids), states[g][i], states[g][j], p)
@@ -127,7 +129,14 @@ class RefittedHead:
             {self.name: [list(row) for row in rewards]},
             preference_matrix=_matrix(groups, answers),
             counts_by_name=counts,
+            token_columns=self._token_columns(rows, groups, head, mean),
         )
+
+    def _token_columns(
+        self, rows: Sequence[Sequence[Array]], groups: Sequence[Group], head: Array, level: float
+    ) -> dict[str, TokenTable]:
+        """Numbers of tokens beside the rewards; none here."""
+        return {}
 
     def labelled(self, groups: Sequence[Group], feedback: Feedback) -> list[Label]:
         """The labels of a call, as its feedback has them, also where it was read from a file."""
@@ -149,20 +158,23 @@ class RefittedHead:
         draw = keyed_random(self.name, self.seed, *content(group))
         return draw.sample(differing, min(self.labels, len(differing)))
 
-    def _states(self, groups: Sequence[Group]) -> list[list[Array]]:
-        """[group][response] (D,); zero without tokens, for there is none to read."""
-        read = self.model.hidden_states(groups, pool="last")
-        found = [[None if s is None else s.double().numpy() for s in row] for row in read]
-        size = next((len(s) for row in found for s in row if s is not None), 0)
-        return [[np.zeros(size) if s is None else s for s in row] for row in found]
+    def _rows(self, groups: Sequence[Group]) -> list[list[Array]]:
+        """[group][response] (rows, D), whose mean the head reads; zero without tokens, for there is
+        none to read."""
+        read = self.model.hidden_states(groups, pool=self.rows)
+        found = [
+            [None if s is None else np.atleast_2d(s.double().numpy()) for s in row] for row in read
+        ]
+        size = next((s.shape[1] for row in found for s in row if s is not None), 0)
+        return [[np.zeros((1, size)) if s is None else s for s in row] for row in found]
 
     def _known(self) -> list[_Seen]:
         """The labels taken in; states of those that came since the last call are read now."""
         new = self.known[len(self._seen) :]
         pairs = [Group(prompt, [Response(a), Response(b)]) for prompt, a, b, _ in new]
-        read = self._states(pairs) if pairs else []
+        read = self._rows(pairs) if pairs else []
         self._seen.extend(
-            _Seen(tuple(prompt), first, second, p)
+            _Seen(tuple(prompt), first.mean(axis=0), second.mean(axis=0), p)
             for (prompt, _, _, p), (first, second) in zip(new, read, strict=True)
         )
         return self._seen

@@ -74,20 +74,24 @@ def test_norms_are_refused_between_gradient_and_step(engine):
 
 
 def test_hidden_states_are_transformers(tiny_model, engine):
-    """After the final norm; of the last token, and the mean over the response's tokens."""
+    """After the final norm; of the last token, the mean over the response's tokens, all tokens."""
     model = AutoModel.from_pretrained(tiny_model, dtype=torch.float32).eval()
     last, mean = engine.hidden_states(GROUPS), engine.hidden_states(GROUPS, pool="mean")
+    tokens = engine.hidden_states(GROUPS, pool="tokens")
     for g, each in enumerate(GROUPS):
         for k, response in enumerate(each.responses):
             if not response.token_ids:
                 assert last[g][k] is None
                 assert mean[g][k] is None
+                assert tokens[g][k] is None
                 continue
             with torch.no_grad():
                 ids = torch.tensor([each.prompt_ids + response.token_ids])
                 states = model(ids).last_hidden_state[0, len(each.prompt_ids) :]
             torch.testing.assert_close(last[g][k], states[-1], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(mean[g][k], states.mean(0), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(tokens[g][k], states, rtol=1e-4, atol=1e-5)
+            assert torch.equal(tokens[g][k][-1], last[g][k])
     [[alone]] = engine.hidden_states(GROUPS[1:], pool="mean")
     assert torch.equal(alone, mean[1][0])
 
@@ -103,5 +107,5 @@ def test_hidden_states_of_other_models(engine):
         assert torch.equal(state, first)
     with pytest.raises(RequestError, match=r"\[hidden_states\] model must be 'policy', 'refer"):
         engine.hidden_states(GROUPS, model="later")
-    with pytest.raises(RequestError, match="pool must be one of last, mean but is 'sum'"):
+    with pytest.raises(RequestError, match="pool must be one of last, mean, tokens but is 'sum'"):
         engine.hidden_states(GROUPS, pool="sum")

@@ -1,4 +1,4 @@
-"""dpo_nll, dpo_rationale, xpo, spin: by hand, and where each is DPO again.
+"""dpo_degree, dpo_nll, dpo_rationale, xpo, spin: by hand, and where each is DPO again.
 
 The pair of by_hand.py with beta 0.5 has DPO loss 0.20141328 and slope -0.09121276.
 """
@@ -31,6 +31,18 @@ def test_dpo_nll_at_the_reference():
 def test_dpo_nll_of_an_empty_response_is_finite():
     given = PAIR | {"chosen_logps": 0.0, "ref_chosen_logps": 0.0}
     assert math.isfinite(answer("dpo_nll", given, chosen_lengths=0.0).loss)
+
+
+def test_dpo_degree_by_hand():
+    """gamma 0.5, degrees -1.5 and -2.5: 0.20141328 + 2 = 2.20141328, slopes -0.5 on both; gamma 0
+    is DPO."""
+    degrees = {"chosen_degree_logps": -1.5, "rejected_degree_logps": -2.5}
+    ours = answer("dpo_degree", beta=0.5, gamma=0.5, **degrees)
+    assert ours.loss == near(2.20141328)
+    assert ours.slopes["chosen_degree_logps"] == near(-0.5)
+    assert ours.slopes["rejected_degree_logps"] == near(-0.5)
+    assert ours.chosen == near(-0.09121276)
+    assert answer("dpo_degree", beta=0.5, gamma=0.0, **degrees).loss == near(0.20141328)
 
 
 def test_dpo_rationale_by_hand():

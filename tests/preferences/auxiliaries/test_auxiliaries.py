@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from pyengine.errors import ConfigError, DataError
 from pyengine.preferences import Comparison, Feedback, Group, Preferences, Response
 from pyengine.preferences.auxiliaries.chosen_again import ChosenAgain
+from pyengine.preferences.auxiliaries.degrees import Degrees, without
 from pyengine.preferences.auxiliaries.revisions import Revisions
 from pyengine.preferences.auxiliaries.target import Target
 from pyengine.preferences.subset import take_examples
@@ -89,3 +92,44 @@ def test_revisions_that_cannot_be():
         Revisions("{prompt}")
     with pytest.raises(DataError, match=r"revision of comparison 0.* must fit 3 positions"):
         Revisions("{prompt}<{response}>")(data(), Bytes(), 3)
+
+
+def test_the_rarest_words_go_first():
+    """Of five words 40 % are two: those that only this text has, the longer ones first."""
+    common = Counter({"the": 9, "is": 8, "sea": 1, "wide": 1, "cold": 1})
+    text = "The sea is wide, cold."
+    assert without(text, 0.0, common) == text
+    assert without(text, 0.4, common) == "The sea is"
+    assert without(text, 0.6, common) == "The is"
+    assert without(text, 1.0, common) == ""
+
+
+def test_degrees_of_the_chosen_and_of_the_rejected_response():
+    """Each is told after what is left of it, the same whatever is beside it."""
+    texts = ["a fine day at the sea", "a poor day in the rain"]
+    groups = [
+        Group(list(p.encode()), [Response(list(t.encode()), text=t) for t in texts], p)
+        for p in ("p", "q")
+    ]
+    comparisons = [Comparison(0, 0, 1), Comparison(1, 1, 0)]
+    found = Degrees(4, "{prompt}<{response}>")(Preferences(groups, comparisons), Bytes(), 64)
+    common = Counter(w for t in texts * 2 for w in set(t.split()))
+    said = {}
+    for i, (p, order) in enumerate((("p", (0, 1)), ("q", (1, 0)))):
+        for (prompt, degree), k in zip(further(found, i), order, strict=True):
+            assert prompt == f"{p}<{without(texts[k], int(degree) / 4, common)}>"
+            said[p, k] = degree
+    assert len(set(said.values())) > 1
+    assert further(take_examples(found, "comparison", [1]), 0) == further(found, 1)
+    again = Degrees(4, "{prompt}<{response}>")(Preferences(groups[1:], [Comparison(0, 1, 0)]),
+                                               Bytes(), 64)  # fmt: skip
+    assert [degree for _, degree in further(again, 0)] == [said["q", 1], said["q", 0]]
+
+
+def test_degrees_that_cannot_be():
+    with pytest.raises(ConfigError, match=r"must have a place for \{response\}"):
+        Degrees(ask="{prompt}")
+    with pytest.raises(ConfigError, match=r"levels must be a whole number in 2\.\.10"):
+        Degrees(levels=11)
+    with pytest.raises(DataError, match=r"degree of response 0 of prompt 0.* must fit 3 positions"):
+        Degrees(ask="{prompt}<{response}>")(data(), Bytes(), 3)

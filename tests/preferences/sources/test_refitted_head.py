@@ -11,6 +11,7 @@ import torch
 from pyengine.preferences import Feedback, Group, Response
 from pyengine.preferences.comparators.comparator import Compared
 from pyengine.preferences.sources.refitted_head import RefittedHead
+from pyengine.preferences.sources.token_guidance import TokenGuidance
 
 
 class Ones:
@@ -132,3 +133,37 @@ def test_of_two_groups_the_one_that_is_worse_off_counts():
         assert (1 if ones > twos else 2) == rewarded
         assert feedback.counts_by_name["worst_group"] == worst
         assert "foreseen" not in feedback.counts_by_name
+
+
+class OfTokens:
+    """Hidden states: a one-hot of each token, of 1 and 2."""
+
+    def hidden_states(self, groups, pool="last"):
+        assert pool == "tokens"
+        return [
+            [one_hot(r.token_ids) if r.token_ids else None for r in g.responses] for g in groups
+        ]
+
+
+def one_hot(ids):
+    return torch.tensor([[float(t == 1), float(t == 2)] for t in ids])
+
+
+def test_rewards_of_tokens_from_a_label_of_the_whole_by_hand():
+    """(1, 2, 1) against (2, 2): the means differ by (2/3, -2/3). Scaled to length 1 the head is z
+    along it, where sigmoid(-z) = z, as above; so the two are apart by z, and the head is (w, -w)
+    with w 4/3 = z. Each token has its share of its response's mean."""
+    head = TokenGuidance(More(), OfTokens(), ridge=1.0)
+    groups = [group([1, 2, 1], [2, 2], [])]
+    feedback = head(groups)
+    z = 0.40105813754155
+    [[first, second, none]] = feedback.rewards
+    assert first - second == pytest.approx(z)
+    assert none is None
+    [[a, b, nothing]] = feedback.token_columns["token_rewards"]
+    assert nothing is None
+    assert (sum(a), sum(b)) == (pytest.approx(first), pytest.approx(second))
+    w = z * 3 / 4
+    assert a[0] - a[1] == pytest.approx(2 * w / 3)  # a one and a two of three tokens
+    assert (a[0], b[0]) == (a[2], b[1])
+    assert head.labelled(groups, feedback) == [[[7], [1, 2, 1], [2, 2], 1.0]]

@@ -56,6 +56,7 @@ ROWS = {
 # What these recipes do not give: further responses of a comparison, which a pairing would have to
 # pick. Rows have them by `auxiliary:`, batches built by hand too.
 NO_RECIPE = {
+    "dpo_degree": "needs the chosen_degree response",
     "dpo_rationale": "needs the rationale response",
     "slic": "needs the reg response",
     "srpo": "needs the chosen_from_rejected response",

@@ -28,6 +28,7 @@ OFFLINE = {
     "slic": "objective: slic\nauxiliary: chosen_again\n",
     "slic target": "objective: slic\nauxiliary: {name: target, column: best}\n",
     "srpo": "objective: srpo\nauxiliary: revisions\n",
+    "degrees": "objective: dpo_degree\nauxiliary: degrees\n",
     "mmpo": "objective: mmpo\ndata.response_columns: {scores: score}\n",
     "sparsepo": "objective: sparsepo\ntoken_columns: {reward_mask: reference_surprise}\n",
     "sft": "objective: nll\nreference: none\ndata.unpair: chosen\ndata.flip_rate: 0.0\n",

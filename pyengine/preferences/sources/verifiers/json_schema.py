@@ -10,20 +10,40 @@ from typing import Any, ClassVar
 from pyengine.errors import MissingDependencyError
 from pyengine.preferences.groups import Group
 from pyengine.preferences.sources.verifiers.answer_span import fenced
+from pyengine.preferences.sources.verifiers.timed_process import TimedProcess
 from pyengine.preferences.sources.verifiers.verifier import (
     RIGHT,
     TEXT,
     UNANSWERED,
-    WRONG,
     Judged,
     Verdict,
     Verifier,
     bad_answer,
+    late,
     right_if,
 )
-from pyengine.rules import checked, or_none
+from pyengine.rules import POSITIVE, checked, or_none
 
 _BROKEN = Verdict(0.0, ("wrong", "not_json"))
+# Whether a document is valid, or why its schema cannot be applied. Nothing is fetched.
+_VALID = """\
+import functools, jsonschema, referencing
+from referencing.exceptions import Unresolvable
+
+@functools.lru_cache
+def validator_of(text):
+    schema = json.loads(text)
+    draft = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    return draft(schema, registry=referencing.Registry())
+
+def answer(schema, document):
+    try:
+        return validator_of(schema).is_valid(json.loads(document))
+    except Unresolvable as error:
+        return str(error)
+    except RecursionError:
+        return False
+"""
 
 
 def _refuse(constant: str) -> None:
@@ -41,6 +61,8 @@ class JsonSchema(Verifier):
 
     answer  the column with the schema, an object or its JSON text; its "$schema" says the draft,
             2020-12 without. None: well-formed JSON is all that is asked for
+    timeout_s  for one response, as its schema may have patterns; one that takes longer is an error,
+            counted as "timed_out"
 
     A fenced block counts alone, the last closed one. NaN and Infinity are no JSON. A reference
     (`$ref`) to another document is an error of the row: nothing is fetched. Schemas need the
@@ -50,6 +72,7 @@ class JsonSchema(Verifier):
 
     name: ClassVar[str] = "json_schema"
     answer: str | None = checked("schema", or_none(TEXT))  # type: ignore[assignment]
+    timeout_s: float = checked(2.0, POSITIVE)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -59,7 +82,7 @@ class JsonSchema(Verifier):
     def ready(self) -> None:
         """Raises MissingDependencyError without the package, where there are schemas."""
         if self.answer is not None:
-            _validator_of({})
+            _package()
 
     def check(self, groups: Sequence[Group]) -> None:
         """The column must be there; so must the package, where there is a schema."""
@@ -67,7 +90,7 @@ class JsonSchema(Verifier):
             return
         super().check(groups)
         if any(group.columns.get(self.answer) is not None for group in groups):
-            _validator_of({})
+            _package()
 
     @property
     def needs_answer(self) -> bool:
@@ -75,70 +98,71 @@ class JsonSchema(Verifier):
         return self.answer is not None
 
     def judge(self, responses: Sequence[Judged]) -> list[Verdict]:
-        """A schema is made ready once for all responses to its row."""
-        ready: dict[int, Any] = {}
+        """A schema is made ready once for all responses to its row, in one process for all rows."""
+        ready: dict[int, str | Verdict | None] = {}
         verdicts = []
-        for each in responses:
-            if id(each.answer) not in ready:
-                ready[id(each.answer)] = self._validator(each.answer)
-            validator = ready[id(each.answer)]
-            verdicts.append(
-                validator if isinstance(validator, Verdict) else self._valid(validator, each.text)
-            )
+        with TimedProcess(_VALID) as process:
+            for each in responses:
+                if id(each.answer) not in ready:
+                    ready[id(each.answer)] = _schema_of(each.answer)
+                schema = ready[id(each.answer)]
+                if isinstance(schema, Verdict):
+                    verdicts.append(schema)
+                else:
+                    verdicts.append(self._verdict(process, schema, each.text))
         return verdicts
 
-    def _validator(self, schema: Any) -> Any:
+    def _verdict(self, process: TimedProcess, schema: str | None, text: str) -> Verdict:
+        document = _document(text)
+        if isinstance(document, Verdict):
+            return document
         if schema is None:
-            return None
-        try:
-            loaded = _loads(schema) if isinstance(schema, str) else schema
-        except (ValueError, RecursionError):
-            return bad_answer("JSON", schema)
-        if not isinstance(loaded, (Mapping, bool)):
-            return bad_answer("a JSON Schema", schema)
-        from jsonschema.exceptions import SchemaError
-
-        try:
-            return _validator_of(loaded)
-        except (SchemaError, RecursionError):
-            return bad_answer("a JSON Schema", schema)
-
-    def _valid(self, validator: Any, text: str) -> Verdict:
-        found = self._document(text)
-        if isinstance(found, Verdict):
-            return found
-        if validator is None:
             return RIGHT
-        from referencing.exceptions import Unresolvable
-
-        try:
-            return right_if(validator.is_valid(found[0]))
-        except Unresolvable as error:
-            return Verdict(None, ("bad_answer",), f"the schema must stand alone but: {error}")
-        except RecursionError:
-            return WRONG
-
-    def _document(self, text: str) -> tuple[Any] | Verdict:
-        """The document in a tuple, for a document may be anything."""
-        part = fenced(text, ("", "json"))
-        if part is None:
-            return UNANSWERED
-        try:
-            return (_loads(part),)
-        except (ValueError, RecursionError):
-            return _BROKEN
+        found = process.ask([schema, document], self.timeout_s)
+        if found is None:
+            return late("schema", schema, self.timeout_s)
+        if isinstance(found, str):
+            return Verdict(None, ("bad_answer",), f"the schema must stand alone but: {found}")
+        return right_if(found)
 
 
-def _validator_of(schema: Any) -> Any:
-    """A validator of jsonschema's that fetches nothing. Raises its SchemaError."""
+def _document(text: str) -> str | Verdict:
+    """The part of a text that is JSON."""
+    part = fenced(text, ("", "json"))
+    if part is None:
+        return UNANSWERED
+    try:
+        _loads(part)
+    except (ValueError, RecursionError):
+        return _BROKEN
+    return part
+
+
+def _schema_of(answer: Any) -> str | Verdict | None:
+    """A row's schema as JSON, checked."""
+    if answer is None:
+        return None
+    try:
+        schema = _loads(answer) if isinstance(answer, str) else answer
+    except (ValueError, RecursionError):
+        return bad_answer("JSON", answer)
+    if not isinstance(schema, (Mapping, bool)):
+        return bad_answer("a JSON Schema", answer)
+    jsonschema = _package()
+    draft = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    try:
+        draft.check_schema(schema)
+        return json.dumps(schema)
+    except (jsonschema.exceptions.SchemaError, RecursionError, TypeError):
+        return bad_answer("a JSON Schema", answer)
+
+
+def _package() -> Any:
     try:
         import jsonschema
-        import referencing
     except ImportError as error:
         raise MissingDependencyError(
             "[json_schema] jsonschema must be installed to check schemas but is not: "
             'pip install "pyengine[verify]"'
         ) from error
-    draft = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    draft.check_schema(schema)
-    return draft(schema, registry=referencing.Registry())
+    return jsonschema

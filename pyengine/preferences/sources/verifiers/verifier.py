@@ -43,6 +43,12 @@ def bad_answer(must: str, answer: Any) -> Verdict:
     return Verdict(None, ("bad_answer",), f"the row's answer must be {must} but is {answer!r:.80}")
 
 
+def late(what: str, answer: Any, timeout_s: float) -> Verdict:
+    """The row's answer and the response together took too long."""
+    message = f"the {what} {answer!r:.80} had no result after {timeout_s:g} s"
+    return Verdict(None, ("timed_out",), message)
+
+
 def right_if(condition: bool) -> Verdict:
     """RIGHT or WRONG."""
     return RIGHT if condition else WRONG

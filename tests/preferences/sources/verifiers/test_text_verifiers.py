@@ -195,6 +195,16 @@ def test_json_schema() -> None:
     assert rewards(JsonSchema(), {"$ref": "http://localhost:9/x.json"}, "3") == [None]
 
 
+def test_a_schemas_pattern_without_end_is_ended() -> None:
+    """As with `regex`; the responses around it are judged."""
+    pytest.importorskip("jsonschema")
+    texts = ['"aaa"', f'"{"a" * 40}b"', '"aaa"', "3"]
+    feedback = JsonSchema(timeout_s=0.5)([group(*texts, schema={"pattern": "^(a+)+$"})])
+    assert feedback.rewards == [[1.0, None, 1.0, 1.0]]
+    assert feedback.counts_by_name == {"right": 3, "wrong": 0, "timed_out": 1}
+    assert 'the schema \'{"pattern": "^(a+)+$"}\' had no result after 0.5 s' in feedback.errors[0]
+
+
 def test_a_schema_needs_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema", None)
     with pytest.raises(MissingDependencyError, match=r"pip install \"pyengine\[verify\]\""):
