@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from adding_model import HELD_OUT, sums  # noqa: E402
 from arithmetic_improvement import TAUGHT, Counting, kept, smallest_gain, table  # noqa: E402
+from gvm_beside_raft import table as gvm_table  # noqa: E402
 
 
 def contents(questions):
@@ -63,3 +64,19 @@ def test_the_page_has_the_table_of_the_rows():
     assert len(rows) == 12
     assert table(rows) in page
     assert smallest_gain(rows) in page
+
+
+def test_the_page_has_the_table_of_gvms_rows():
+    rows = kept(ROOT / "benchmarks" / "gvm_rows.jsonl")
+    page = (ROOT / "docs" / "arithmetic.md").read_text(encoding="utf-8")
+    assert len(rows) == 15
+    assert gvm_table(rows) in page
+
+
+def test_updates_to_a_level_are_compared():
+    """RAFT's level is the mean of .4, .5 and .6, reached after 15 updates, by GVM after 10."""
+    raft = {"curve": {"0": 0.2, "5": 0.3, "10": 0.4, "15": 0.5, "20": 0.6}, "seconds": 1}
+    gvm = {"curve": {"0": 0.2, "5": 0.4, "10": 0.5, "15": 0.6, "20": 0.7}, "seconds": 2}
+    text = gvm_table({("raft", 0): raft, ("gvm", 0): gvm})
+    assert "| 0 | 0.200 | 0.500 | 0.600 | 15 | 10 | 1.50 |" in text
+    assert "for 1 of 1 seeds: shown" in text

@@ -100,7 +100,8 @@ CLAIMS = [
         gradient_variance,
         lambda f: f["uniform / GVM, of 8"] >= 1.5,
         note="it gives up prompts that never passed; with pass rates known exactly alpha keeps it "
-        "from those that hardly ever pass, and their share of the sum makes it the worse one",
+        "from those that hardly ever pass, and their share of the sum makes it the worse one; on a "
+        "language model RAFT is not faster with it, see docs/arithmetic.md",
     ),
     Claim(
         "DART: sampling until each prompt has k correct samples teaches hard prompts",

@@ -1,5 +1,5 @@
-"""SmolLM2-135M-Instruct in float32 beside transformers: log-probs, greedy text, gradients, saved
-models.
+"""SmolLM2-135M-Instruct in float32: log-probs and greedy text beside transformers, and gradients
+whatever the micro-batches are.
 """
 
 from __future__ import annotations
@@ -113,25 +113,26 @@ def test_greedy_text_equals_transformers(engine: pe.Engine, oracle: torch.nn.Mod
     chats = [[{"role": "user", "content": f"Tell me something about {t}."}] for t in things]
     prompts = [engine.tokenizer.encode_prompt(p) for p in [*chats, *PROMPTS]]
     groups = engine.generate(prompts, pe.SamplingParams(temperature=0, max_tokens=32))
-    same = 0
-    for prompt, group in zip(prompts, groups, strict=True):
-        out = oracle.generate(
-            torch.tensor([prompt]),
-            max_new_tokens=32,
-            do_sample=False,
-            pad_token_id=2,
-            eos_token_id=2,
-        )
-        same += out[0, len(prompt) :].tolist() == group.responses[0].token_ids
+    same = sum(
+        _greedy(oracle, prompt, group.responses[0].token_ids) == group.responses[0].token_ids
+        for prompt, group in zip(prompts, groups, strict=True)
+    )
     print(f"{same} of {len(prompts)} greedy generations equal transformers'")
     assert same >= 19
 
 
+def _greedy(oracle: torch.nn.Module, prompt: list[int], ids: list[int]) -> list[int]:
+    """What transformers finds likeliest after the prompt and each beginning of ids. That is what it
+    would generate if it equals ids, and else it would generate something else."""
+    with torch.no_grad():
+        likeliest: torch.Tensor = oracle(torch.tensor([prompt + ids])).logits[0].argmax(-1)
+    return likeliest[len(prompt) - 1 : -1].tolist()
+
+
 def _batch(groups: list[pe.Group]) -> pe.Preferences:
-    chosen = groups[:4]
     return pe.Preferences(
-        chosen,
-        [pe.Comparison(g, 0, 1) for g in range(4)] + [pe.Comparison(0, 2, 1, probability=0.7)],
+        groups[:2],
+        [pe.Comparison(0, 0, 1), pe.Comparison(1, 0, 1), pe.Comparison(0, 2, 1, probability=0.7)],
     )
 
 
@@ -144,33 +145,6 @@ def _gradients(engine: pe.Engine, batch: pe.Preferences) -> dict[str, torch.Tens
 
 def _flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensors[name].flatten().double() for name in sorted(tensors)])
-
-
-def test_dpo_gradient_equals_autograd_over_transformers(
-    engine: pe.Engine, oracle: torch.nn.Module, groups: list[pe.Group]
-) -> None:
-    batch = _batch(groups)
-    ours = _gradients(engine, batch)
-    loss = torch.zeros(())
-    for c in batch.comparisons:
-        logps = [oracle_logps(oracle, batch.groups[c.group], k).sum() for k in (c.winner, c.loser)]
-        # The reference is the policy itself: its log-probs are constants of the same value.
-        z = 0.1 * sum(s * (lp - lp.detach()) for s, lp in zip((1, -1), logps, strict=True))
-        p = c.probability
-        loss = (
-            loss
-            - p * torch.nn.functional.logsigmoid(z)
-            - (1 - p) * torch.nn.functional.logsigmoid(-z)
-        )
-    oracle.zero_grad()
-    (loss / len(batch.comparisons)).backward()
-    theirs = {n: p.grad for n, p in oracle.named_parameters() if p.grad is not None}
-    assert set(ours) == set(theirs)
-    a, b = _flat(ours), _flat(theirs)
-    cosine, ratio = float(a @ b / (a.norm() * b.norm())), float(a.norm() / b.norm())
-    print(f"gradient against transformers: cosine {cosine:.9f}, norm ratio {ratio:.7f}")
-    assert cosine > 0.99999
-    assert abs(ratio - 1) < 1e-3
 
 
 def test_gradient_does_not_depend_on_the_micro_batches(
@@ -186,16 +160,3 @@ def test_gradient_does_not_depend_on_the_micro_batches(
         f"gradient of micro-batches of 48 tokens against one: relative difference {difference:.2e}"
     )
     assert difference < 1e-5
-
-
-def test_saved_model_gives_transformers_identical_logits(
-    smollm2_gguf: Path, oracle: torch.nn.Module
-) -> None:
-    original = AutoModelForCausalLM.from_pretrained(
-        smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32
-    )
-    ids = torch.arange(100, 164)[None]
-    with torch.no_grad():
-        difference = (original(ids).logits - oracle(ids).logits).abs().max()
-    print(f"saved model's logits in transformers: max difference {difference}")
-    assert difference == 0

@@ -146,12 +146,27 @@ def test_lists_are_those_of_the_package(tmp_path: Path) -> None:
     assert theirs.tensors[0].data_offset == ours.tensors["x"].data_offset
 
 
-@pytest.mark.slow  # transformers reads the header several times
-def test_real_models_tensors_equal_transformers(smollm2_gguf: Path) -> None:
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+@pytest.fixture(scope="module")
+def theirs(smollm2_gguf: Path) -> Any:
+    """The real model as transformers reads it, which takes the header several times."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
         smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32
     )
-    expected = model.state_dict()
+
+
+@pytest.mark.slow
+def test_saved_model_gives_transformers_identical_logits(theirs: Any, smollm2_folder: Path) -> None:
+    saved = transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)
+    ids = torch.arange(100, 164)[None]
+    with torch.no_grad():
+        difference = (theirs(ids).logits - saved(ids).logits).abs().max()
+    print(f"saved model's logits in transformers: max difference {difference}")
+    assert difference == 0
+
+
+@pytest.mark.slow
+def test_real_models_tensors_equal_transformers(smollm2_gguf: Path, theirs: Any) -> None:
+    expected = theirs.state_dict()
     read = read_gguf(smollm2_gguf)
     names = ["model.embed_tokens.weight", "model.norm.weight"] + [
         f"model.layers.{layer}.{part}.weight"

@@ -33,7 +33,8 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
 
 
 def batch_of(kind: str, engine: pe.Engine) -> pe.Preferences:
-    """Two prompts with a pair each, or one prompt with eight responses and all their pairs."""
+    """Two prompts with a pair each, one of them with a soft label, or one prompt with eight
+    responses and all their pairs."""
     tokenizer = engine.tokenizer
     texts = ENDINGS + PROMPTS[7:9]
     endings = [
@@ -45,7 +46,8 @@ def batch_of(kind: str, engine: pe.Engine) -> pe.Preferences:
             pe.Group(prompts[i], [pe.Response(endings[i]), pe.Response(endings[i + 1])])
             for i in range(2)
         ]
-        return pe.Preferences(groups, [pe.Comparison(i, 0, 1) for i in range(2)])
+        labels = pe.Comparison(0, 0, 1), pe.Comparison(1, 0, 1, probability=0.7)
+        return pe.Preferences(groups, labels)
     group = pe.Group(prompts[7], [pe.Response(e) for e in endings])
     return pe.Preferences([group], [pe.Comparison(0, i, j) for i, j in combinations(range(8), 2)])
 
@@ -64,10 +66,10 @@ def exact(oracle: torch.nn.Module, engine: pe.Engine, batch: pe.Preferences) -> 
 
     ratios = {(g, k): ratio(g, k) for g, made in enumerate(batch.groups)
               for k in range(len(made.responses))}  # fmt: skip
-    losses = [
-        -F.logsigmoid(BETA * (ratios[c.group, c.winner] - ratios[c.group, c.loser]))
-        for c in batch.comparisons
-    ]
+    losses = []
+    for c in batch.comparisons:
+        z = BETA * (ratios[c.group, c.winner] - ratios[c.group, c.loser])
+        losses.append(-c.probability * F.logsigmoid(z) - (1 - c.probability) * F.logsigmoid(-z))
     torch.stack(losses).mean().backward()
     return {name: p.grad for name, p in oracle.named_parameters() if p.grad is not None}
 
