@@ -56,7 +56,8 @@ PE_INLINE float fma(float a, float b, float c) {
 #endif
 }
 
-PE_INLINE vec broadcast(float x) { return vec{} + x; }
+// Minus, not plus: x + 0 is not x where x is -0, so that an addition would be left before each broadcast.
+PE_INLINE vec broadcast(float x) { return x - vec{}; }
 
 PE_INLINE vec load(const float* p) {
     vec v;
