@@ -1,7 +1,7 @@
 """A round of online DPO and of GRPO beside TRL's trainers: the same prompts, reward and settings.
 
     python benchmarks/online_round.py --out FOLDER [--trl-python PYTHON] [--jobs dpo,grpo]
-        [--prompts 8] [--new-tokens 64] [--rounds 3]
+        [--prompts 8] [--new-tokens 64] [--rounds 3] [--trl-batch 16]
 
 A round samples 2 (DPO) or 8 (GRPO) responses to each prompt, of exactly --new-tokens tokens, at
 temperature 1, judges them by their length in characters, and takes one AdamW step (learning rate
@@ -9,6 +9,9 @@ temperature 1, judges them by their length in characters, and takes one AdamW st
 process of its own; both are loaded, do a round that does not count, and then take turns. Printed
 are seconds of a round and of its parts, peak memory above that of the imported libraries, and the
 loss, which in a first round of DPO is log 2 on both sides.
+
+--trl-batch  samples that TRL's GRPO learns from at a time, one step of all of them: with all 64 at
+             once its logits and their copies do not fit 23 GB beside the other side
 
 TRL runs in another interpreter where its own environment is one (pip install trl).
 """
@@ -221,6 +224,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trl-batch", type=int, default=16)
     parser.add_argument("--only", choices=("pyengine", "trl"), help="one side alone")
     parser.add_argument("--side", choices=("pyengine", "trl", "prepare"), help=argparse.SUPPRESS)
     parser.add_argument("--settings", help=argparse.SUPPRESS)
@@ -242,6 +246,7 @@ def main() -> None:
         settings = {
             "prompts": arguments.prompts, "n": SAMPLES[job], "beta": BETA[job],
             "new_tokens": arguments.new_tokens, "learning_rate": LEARNING_RATE,
+            "trl_batch": arguments.trl_batch,
         }  # fmt: skip
         race(job, pythons, folder, json.dumps(settings), arguments.rounds)
 

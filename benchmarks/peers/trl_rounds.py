@@ -117,9 +117,13 @@ def _trainer(
             max_length=2048, beta=settings["beta"],
         )  # fmt: skip
         return OnlineDPOTrainer(args=config, **given)
+    # All samples are drawn at once, and learned from so many at a time.
+    samples = len(prompts) * settings["n"]
+    at_once = min(settings["trl_batch"], samples)
     config = GRPOConfig(
-        **common, per_device_train_batch_size=len(prompts) * settings["n"],
-        num_generations=settings["n"], max_completion_length=new, beta=settings["beta"],
+        **common, per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=samples // at_once, num_generations=settings["n"],
+        max_completion_length=new, beta=settings["beta"],
         loss_type="grpo", shuffle_dataset=False, use_bias_correction_kl=False,
     )  # fmt: skip
     return GRPOTrainer(args=config, **given)

@@ -243,9 +243,6 @@ void multiply(const LinearForwardArgs& a, const Factors<X>& x, int64_t panel, in
 // the order of the chain.
 #if defined(__AVX512BF16__)
 using Wide = bf16;
-#else
-using Wide = float;
-#endif
 
 template <typename W>
 void widen_pairs(const W* w, int64_t pairs, bf16* out) {
@@ -254,17 +251,20 @@ void widen_pairs(const W* w, int64_t pairs, bf16* out) {
         memcpy(out + i, &wide.bits, sizeof wide.bits);
     }
 }
+#else
+using Wide = float;
 
 template <typename W>
 void widen_pairs(const W* w, int64_t pairs, float* out) {
     for (int64_t pair = 0; pair < pairs; ++pair, w += 2 * kPanel, out += 2 * kPanel) {
         for (int64_t n = 0; n < kPanel; n += kLanes) {
             const Pairs wide = load_pairs(w + 2 * n);
-            store(out + n, (vec)(wide.bits & 0xffff0000u));
-            store(out + kPanel + n, (vec)(wide.bits << 16));
+            store(out + n, wide.odd);
+            store(out + kPanel + n, wide.even);
         }
     }
 }
+#endif
 
 // A row of x in the same order; an odd K ends with a zero before its last element, as in a panel.
 void widen_row(const bf16* x, int64_t K, float* out) {
