@@ -6,9 +6,10 @@
 Each runs as `pyengine align NAME --small` would, in a process of its own: seconds are the whole
 command's, from its start over imports, loading and evaluation to its end, and memory is the peak
 above that of the imported libraries. What is finished is not run again, unless the recipe has
-changed; what was broken off goes on. A recipe that fails is a row with its message, is tried again
-the next time, and makes the exit status 1. Checkpoints and weights are deleted after each, digests
-of the weights kept.
+changed; what was broken off goes on. With OMP_NUM_THREADS=1 several such commands may share DIR,
+with other names in --only: together they end earlier, and each run takes longer. A recipe that
+fails is a row with its message, is tried again the next time, and makes the exit status 1.
+Checkpoints and weights are deleted after each, digests of the weights kept.
 
 --resume-check  also runs these again, kills them with SIGKILL after their first checkpoint,
                 resumes them, and compares weights, metrics, verdicts and samples with the run that

@@ -90,12 +90,19 @@ def page(families: Sequence[Family], facts: Known) -> str:
     return "\n".join(lines)
 
 
+# As many as there are cores end earlier so, and each later.
+AT_A_TIME = "one thread each, several at a time beside other work: upper bounds"
+
+
 def measured_on(rows: Iterable[Row]) -> list[str]:
     """Where the figures come from."""
     places = sorted({(r["cpu"], r["threads"], r["isa"]) for r in rows if r["status"] == "done"})
     if not places:
         return ["No small run has been measured yet.", ""]
-    texts = [f"{cpu} ({isa}, {threads} threads)" for cpu, threads, isa in places]
+    texts = [
+        f"{cpu} ({isa}, {threads} threads)" if threads > 1 else f"{cpu} ({isa}, {AT_A_TIME})"
+        for cpu, threads, isa in places
+    ]
     return [
         "The small runs were measured by `python benchmarks/every_recipe.py --out runs` on",
         f"{'; '.join(texts)}. Seconds are those of the whole command.",
