@@ -1,7 +1,5 @@
 #include "pyengine/ops/linear.h"
 
-#include <memory>
-
 #include "pyengine/packed_tile.h"
 #include "pyengine/parallel.h"
 
@@ -11,8 +9,7 @@ namespace {
 constexpr int64_t kRowsPerTask = 192;      // rows of x that stay in the second-level cache
 constexpr int64_t kTasksPerThread = 16;    // enough to even out, few enough to stream panels
 constexpr int64_t kMaxPanelsPerTask = 16;  // about half a megabyte of bf16 weights
-constexpr int64_t kWideDepth = 768;        // of a panel that is widened: 96 KB in f32
-constexpr int64_t kWidenedAlone = 32;      // rows of x: for fewer the other threads are not asked
+constexpr int64_t kWideDepth = 1024;       // of a panel of i8 in bf16: 64 KB
 
 int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -213,101 +210,58 @@ Ahead ahead_of(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t 
     return {a.weight.panel(next), (a.weight.panel_bytes() + in_all - 1) / in_all, tiles <= 2};
 }
 
-// Rows of x as products take them.
-template <typename X>
-struct Factors {
-    const X* data;
-    int64_t stride;
-    const X* row(int64_t t) const { return data + t * stride; }
-};
-
 template <typename X, typename W>
-void multiply(const LinearForwardArgs& a, const Factors<X>& x, int64_t panel, int64_t next,
-              int64_t begin, int64_t rows) {
+void multiply(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t begin,
+              int64_t rows) {
     const W* w = reinterpret_cast<const W*>(a.weight.panel(panel));
-    const int64_t steps = sizeof(W) == 4 ? a.weight.K : (a.weight.K + 1) / 2;
+    const int64_t steps = sizeof(X) == 4 ? a.weight.K : (a.weight.K + 1) / 2;
     Ahead ahead = ahead_of(a, panel, next, num_tiles(rows), steps);
     const Destination to(a, panel);
     for_each_tile(rows, [&](int64_t first, int64_t n) {
         alignas(64) float sums[kPackedRows * kPanel];
         const int64_t row = begin + first;
         to.fetch(row, n);
-        packed_panel(x.row(row), x.stride, w, a.weight.K, n, {sums, kPanel}, ahead);
+        packed_panel(row_ptr<X>(a.x, row), a.x.row_stride, w, a.weight.K, n, {sums, kPanel}, ahead);
         ahead.at += ahead.step * steps;
         to.finish(row, n, sums);
     });
 }
 
-// What products of many rows are made of where the weights are not f32: bf16, or f32 where no instruction multiplies pairs of
-// bf16, which then have to be taken apart again for every tile. In f32 the odd element of a pair stands before the even one, in
-// the order of the chain.
-#if defined(__AVX512BF16__)
-using Wide = bf16;
-
-template <typename W>
-void widen_pairs(const W* w, int64_t pairs, bf16* out) {
+// Pairs of a panel, in bf16.
+void widen_pairs(const int8_t* w, int64_t pairs, bf16* out) {
     for (int64_t i = 0; i < 2 * kPanel * pairs; i += 2 * kLanes) {
         const Pairs wide = load_pairs(w + i);
         memcpy(out + i, &wide.bits, sizeof wide.bits);
     }
 }
-#else
-using Wide = float;
 
-template <typename W>
-void widen_pairs(const W* w, int64_t pairs, float* out) {
-    for (int64_t pair = 0; pair < pairs; ++pair, w += 2 * kPanel, out += 2 * kPanel) {
-        for (int64_t n = 0; n < kPanel; n += kLanes) {
-            const Pairs wide = load_pairs(w + 2 * n);
-            store(out + n, wide.odd);
-            store(out + kPanel + n, wide.even);
-        }
-    }
-}
-#endif
-
-// A row of x in the same order; an odd K ends with a zero before its last element, as in a panel.
-void widen_row(const bf16* x, int64_t K, float* out) {
-    for (int64_t k = 0; k + 2 <= K; k += 2) {
-        out[k] = to_float(x[k + 1]);
-        out[k + 1] = to_float(x[k]);
-    }
-    if (K % 2 != 0) {
-        out[K - 1] = 0.0f;
-        out[K] = to_float(x[K - 1]);
-    }
-}
-
-// A panel for several tiles: widened once for all of them, a stretch of K at a time. Rows of x are wide.
-template <typename W>
-void multiply_widened(const LinearForwardArgs& a, const Factors<Wide>& x, int64_t panel,
-                      int64_t next, int64_t begin, int64_t rows) {
-    [[maybe_unused]] const FlushOutsideInstruction flush;
-    alignas(64) Wide wide[kWideDepth * kPanel];
+// A panel of i8 for several tiles: widened once for all of them, a stretch of K at a time.
+void multiply_widened(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t begin,
+                      int64_t rows) {
+    alignas(64) bf16 wide[kWideDepth * kPanel];
     alignas(64) float sums[kRowsPerTask * kPanel];
-    const W* w = reinterpret_cast<const W*>(a.weight.panel(panel));
-    const int64_t K = sizeof(Wide) == 4 ? (a.weight.K + 1) / 2 * 2 : a.weight.K;
-    const int64_t per_step = sizeof(Wide) == 4 ? 1 : 2;  // elements along K
-    Ahead ahead = ahead_of(a, panel, next, num_tiles(rows), (K + per_step - 1) / per_step);
+    const int8_t* w = reinterpret_cast<const int8_t*>(a.weight.panel(panel));
+    Ahead ahead = ahead_of(a, panel, next, num_tiles(rows), (a.weight.K + 1) / 2);
     const Destination to(a, panel);
-    for (int64_t k = 0; k < K; k += kWideDepth) {
-        const int64_t depth = min_of(kWideDepth, K - k);
-        const bool is_last = k + depth == K;
-        widen_pairs(w + k * kPanel, (depth + 1) / 2, wide);
+    for (int64_t k = 0; k < a.weight.K; k += kWideDepth) {
+        const int64_t depth = min_of(kWideDepth, a.weight.K - k), pairs = (depth + 1) / 2;
+        const bool is_last = k + depth == a.weight.K;
+        widen_pairs(w + k * kPanel, pairs, wide);
         for_each_tile(rows, [&](int64_t first, int64_t n) {
             float* tile = sums + first * kPanel;
             const int64_t row = begin + first;
             if (is_last) to.fetch(row, n);
-            packed_panel(x.row(row) + k, x.stride, wide, depth, n, {tile, kPanel, k > 0}, ahead);
-            ahead.at += ahead.step * ((depth + per_step - 1) / per_step);
+            packed_panel(row_ptr<bf16>(a.x, row) + k, a.x.row_stride, wide, depth, n,
+                         {tile, kPanel, k > 0}, ahead);
+            ahead.at += ahead.step * pairs;
             if (is_last) to.finish(row, n, tile);
         });
     }
 }
 
-// f(panel, the panel that is likely next, first row, rows) for all of the output.
-template <typename F>
-void for_each_part(const LinearForwardArgs& a, const F& f) {
+}  // namespace
+
+void linear_forward(const LinearForwardArgs& a) {
     const int64_t T = a.x.rows, panels = a.weight.panels(), threads = num_threads();
     const int64_t group =
         max_of(1, min_of(kMaxPanelsPerTask, panels / (threads * kTasksPerThread)));
@@ -319,63 +273,16 @@ void for_each_part(const LinearForwardArgs& a, const F& f) {
         const int64_t first = task / blocks * group, last = min_of(first + group, panels);
         for (int64_t panel = first; panel < last; ++panel) {
             // A thread's next task is likely the same panels for the next rows, or those that follow.
-            f(panel, panel + 1 < last || begin + rows == T ? panel + 1 : first, begin, rows);
-        }
-    });
-}
-
-// Rows of x in f32, in memory of this call.
-class WideRows {
-  public:
-    explicit WideRows(const LinearForwardArgs& a)
-        : stride_((a.x.cols + 1) / 2 * 2),
-          data_(std::make_unique_for_overwrite<float[]>(static_cast<size_t>(a.x.rows * stride_))) {
-        const auto widen = [&](int64_t begin, int64_t end) {
-            for (int64_t t = begin; t < end; ++t) {
-                widen_row(row_ptr<bf16>(a.x, t), a.x.cols, data_.get() + t * stride_);
+            const int64_t next = panel + 1 < last || begin + rows == T ? panel + 1 : first;
+            switch (a.weight.kind) {
+                case PackedKind::kF32: multiply<float, float>(a, panel, next, begin, rows); break;
+                case PackedKind::kBF16: multiply<bf16, bf16>(a, panel, next, begin, rows); break;
+                case PackedKind::kI8:
+                    num_tiles(rows) > 1 ? multiply_widened(a, panel, next, begin, rows)
+                                        : multiply<bf16, int8_t>(a, panel, next, begin, rows);
+                    break;
             }
-        };
-        a.x.rows < kWidenedAlone ? widen(0, a.x.rows) : parallel_rows(a.x.rows, 8, widen);
-    }
-    Factors<float> factors() const { return {data_.get(), stride_}; }
-
-  private:
-    int64_t stride_;
-    std::unique_ptr<float[]> data_;
-};
-
-template <typename W>
-void multiply_pairs(const LinearForwardArgs& a) {
-    const Factors<bf16> x{row_ptr<bf16>(a.x, 0), a.x.row_stride};
-    const auto few = [&](int64_t panel, int64_t next, int64_t begin, int64_t rows) {
-        multiply<bf16, W>(a, x, panel, next, begin, rows);
-    };
-    if (num_tiles(a.x.rows) == 1 || std::is_same_v<Wide, W>) return for_each_part(a, few);
-    const auto all = [&](const Factors<Wide>& wide) {
-        for_each_part(a, [&](int64_t panel, int64_t next, int64_t begin, int64_t rows) {
-            if (num_tiles(rows) == 1) return few(panel, next, begin, rows);
-            multiply_widened<W>(a, wide, panel, next, begin, rows);
-        });
-    };
-    if constexpr (std::is_same_v<Wide, float>) {
-        const WideRows rows(a);
-        all(rows.factors());
-    } else {
-        all(x);
-    }
-}
-
-}  // namespace
-
-void linear_forward(const LinearForwardArgs& a) {
-    switch (a.weight.kind) {
-        case PackedKind::kBF16: return multiply_pairs<bf16>(a);
-        case PackedKind::kI8: return multiply_pairs<int8_t>(a);
-        case PackedKind::kF32: break;
-    }
-    const Factors<float> x{row_ptr<float>(a.x, 0), a.x.row_stride};
-    for_each_part(a, [&](int64_t panel, int64_t next, int64_t begin, int64_t rows) {
-        multiply<float, float>(a, x, panel, next, begin, rows);
+        }
     });
 }
 

@@ -65,13 +65,10 @@ struct FlushOutsideInstruction {};  // dpbf16ps does it by itself
 using FlushOutsideInstruction = FlushDenormals;
 #endif
 
-// Two neighbours along K of each lane: in 32 bits, or, where no instruction multiplies pairs, as two floats.
-#if defined(__AVX512BF16__)
+// Two neighbours along K in each 32-bit lane.
 struct Pairs {
     uvec bits;
 };
-
-PE_INLINE Pairs pairs_of(uvec bits) { return {bits}; }
 
 PE_INLINE Pairs load_pairs(const bf16* p) {
     Pairs r;
@@ -81,6 +78,7 @@ PE_INLINE Pairs load_pairs(const bf16* p) {
 
 // i8 values are exact in bf16.
 PE_INLINE Pairs load_pairs(const int8_t* p) {
+#if defined(__AVX512BF16__)
     const auto floats = [](const int8_t* from) {
         __m128i bytes;
         memcpy(&bytes, from, sizeof bytes);
@@ -89,57 +87,31 @@ PE_INLINE Pairs load_pairs(const int8_t* p) {
         return _mm512_maskz_cvtepi32_ps(0xffff, wide);
     };
     return {(uvec)_mm512_cvtne2ps_pbh(floats(p + 16), floats(p))};
-}
-
-PE_INLINE vec dot_pairs(Pairs a, Pairs b, vec acc) {
-    return (vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a.bits, (__m512bh)b.bits);
-}
 #else
-struct Pairs {
-    vec odd, even;
-};
-
-PE_INLINE Pairs pairs_of(uvec bits) { return {(vec)(bits & 0xffff0000u), (vec)(bits << 16)}; }
-
-PE_INLINE Pairs load_pairs(const bf16* p) {
-    uvec bits;
-    memcpy(&bits, p, sizeof bits);
-    return pairs_of(bits);
+    hvec h;
+    memcpy(&h, p, sizeof h);
+    const ivec wide = (ivec) __builtin_convertvector(h, uvec);
+    const vec even = __builtin_convertvector((wide << 24) >> 24, vec);
+    const vec odd = __builtin_convertvector((wide << 16) >> 24, vec);
+    return {((uvec)odd & 0xffff0000u) | ((uvec)even >> 16)};
+#endif
 }
 
-PE_INLINE Pairs load_pairs(const int8_t* p) {
-#if defined(__AVX2__)
-    // A pair of i16 in each 32-bit lane; "maskz" as above.
-#if defined(__AVX512BW__)
-    __m256i bytes;
-    memcpy(&bytes, p, sizeof bytes);
-    const ivec both = (ivec)_mm512_maskz_cvtepi8_epi16(0xffffffffu, bytes);
-#else
-    __m128i bytes;
-    memcpy(&bytes, p, sizeof bytes);
-    const ivec both = (ivec)_mm256_cvtepi8_epi16(bytes);
-#endif
-    const ivec odd = both >> 16, even = (both << 16) >> 16;
-#else
-    hvec bytes;
-    memcpy(&bytes, p, sizeof bytes);
-    const ivec both = (ivec) __builtin_convertvector(bytes, uvec);
-    const ivec odd = (both << 16) >> 24, even = (both << 24) >> 24;
-#endif
-    return {__builtin_convertvector(odd, vec), __builtin_convertvector(even, vec)};
-}
-
-PE_INLINE vec dot_pairs(const Pairs& a, const Pairs& b, vec acc) {
-    return fma(a.even, b.even, fma(a.odd, b.odd, acc));
-}
-#endif
-
-PE_INLINE Pairs broadcast_pair(uint32_t pair) { return pairs_of(uvec{} + pair); }
+PE_INLINE Pairs broadcast_pair(uint32_t pair) { return {uvec{} + pair}; }
 
 PE_INLINE uint32_t pair_at(const bf16* p) {
     uint32_t pair;
     memcpy(&pair, p, sizeof pair);
     return pair;
+}
+
+PE_INLINE vec dot_pairs(Pairs a, Pairs b, vec acc) {
+#if defined(__AVX512BF16__)
+    return (vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a.bits, (__m512bh)b.bits);
+#else
+    acc = fma((vec)(a.bits & 0xffff0000u), (vec)(b.bits & 0xffff0000u), acc);
+    return fma((vec)(a.bits << 16), (vec)(b.bits << 16), acc);
+#endif
 }
 
 template <int ROWS>
