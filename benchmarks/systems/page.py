@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,24 +91,20 @@ def page(families: Sequence[Family], facts: Known) -> str:
     return "\n".join(lines)
 
 
-# As many as there are cores end earlier so, and each later.
-AT_A_TIME = "one thread each, several at a time beside other work: upper bounds"
-
-
 def measured_on(rows: Iterable[Row]) -> list[str]:
     """Where the figures come from."""
-    places = sorted({(r["cpu"], r["threads"], r["isa"]) for r in rows if r["status"] == "done"})
+    places = Counter(
+        (r["cpu"], r["isa"], r["threads"], r.get("beside", ""))
+        for r in rows
+        if r["status"] == "done"
+    )
     if not places:
         return ["No small run has been measured yet.", ""]
-    texts = [
-        f"{cpu} ({isa}, {threads} threads)" if threads > 1 else f"{cpu} ({isa}, {AT_A_TIME})"
-        for cpu, threads, isa in places
-    ]
-    return [
-        "The small runs were measured by `python benchmarks/every_recipe.py --out runs` on",
-        f"{'; '.join(texts)}. Seconds are those of the whole command.",
-        "",
-    ]
+    lines = ["The small runs were measured by `python benchmarks/every_recipe.py --out runs`:", ""]
+    for (cpu, isa, threads, beside), count in sorted(places.items()):
+        by = f"{threads} thread{'s' if threads > 1 else ''}"
+        lines.append(f"- {count} on {cpu} ({isa}, {by}){f', beside {beside}' if beside else ''}")
+    return [*lines, "", "Seconds are those of the whole command.", ""]
 
 
 def row(system: System, facts: Known) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from typing import Any
+
+from pyengine.errors import ConfigError
 
 _PLACE = re.compile(r"\{(prompt|response|critique)\}")
 
@@ -27,3 +30,13 @@ def filled(template: str, prompt: Any, **values: str) -> Any:
 def places(template: str) -> set[str]:
     """Which of prompt, response and critique a template has a place for."""
     return set(_PLACE.findall(template))
+
+
+def check_places(who: str, field: str, template: str, needed: Set[str], known: Set[str]) -> None:
+    """Raises ConfigError for a template without its places, or with others than are known."""
+    found = places(template)
+    if not needed <= found <= known:
+        raise ConfigError(
+            f"[{who}] {field} must have places for {', '.join(sorted(needed))} and none but "
+            f"{', '.join(sorted(known))} but has them for {', '.join(sorted(found)) or 'nothing'}"
+        )

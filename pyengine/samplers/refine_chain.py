@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from pyengine.data.prompt_templates import filled, places
+from pyengine.data.prompt_templates import check_places, filled
 from pyengine.engine.calls.requests import encode
 from pyengine.engine.calls.sampling_params import SamplingParams
-from pyengine.errors import ConfigError
 from pyengine.preferences.groups import Group, Response
 from pyengine.preferences.sources.source import Source
 from pyengine.rules import COUNT, Rule, check_fields, checked
@@ -89,13 +88,7 @@ class RefineChain:
         self._check("revise", {"response"} | with_critique, {"prompt", "response"} | with_critique)
 
     def _check(self, template: str, needed: set[str], known: set[str]) -> None:
-        found = places(getattr(self, template))
-        if not needed <= found <= known:
-            raise ConfigError(
-                f"[refine_chain] {template} must have places for {', '.join(sorted(needed))} and "
-                f"none but {', '.join(sorted(known))} but has them for "
-                f"{', '.join(sorted(found)) or 'nothing'}"
-            )
+        check_places(self.name, template, getattr(self, template), needed, known)
 
     def size(self, params: SamplingParams) -> int:
         """Responses of a group, at most."""

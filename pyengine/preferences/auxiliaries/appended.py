@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from pyengine.data.grouping import RowTokenizer
+from pyengine.data.prompt_templates import filled
 from pyengine.errors import DataError, PyengineError
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Group, Preferences, Response
@@ -33,19 +34,25 @@ def with_responses(
 
 def further_group(
     where: str,
-    prompt: Any,
+    group: Group,
+    template: str,
+    shown: str,
     texts: Sequence[str],
     tokenizer: RowTokenizer,
     max_positions: int,
     origin: str,
 ) -> Group:
-    """A prompt of text or messages with responses of these texts.
+    """The template filled with a group's prompt and a response, with responses of these texts.
 
-    Raises DataError, saying `where`, for one that does not fit the model.
+    Raises DataError, saying `where`, for a prompt of ids alone and for what does not fit the model.
     """
+    if group.prompt is None:
+        raise DataError(f"[{where}] must have a prompt of text or messages but it has ids alone")
+    prompt = filled(template, group.prompt, response=shown)
     responses, prompt_ids = [], list[int]()
     for text in texts:
-        completion: Any = text if isinstance(prompt, str) else [_said(text)]
+        said = {"role": "assistant", "content": text}
+        completion: Any = text if isinstance(prompt, str) else [said]
         try:
             prompt_ids, ids = tokenizer.encode_completion(prompt, completion)
         except PyengineError as error:
@@ -65,10 +72,6 @@ def text_of(group: Group, k: int, tokenizer: RowTokenizer) -> str:
     return (
         tokenizer.decode_completion(response.token_ids) if response.text is None else response.text
     )
-
-
-def _said(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
 
 
 def _wider(feedback: Feedback, sizes: Sequence[int]) -> Feedback:

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pyengine.data.grouping import RowTokenizer
-from pyengine.data.prompt_templates import filled, places
-from pyengine.errors import ConfigError, DataError
+from pyengine.data.prompt_templates import check_places
 from pyengine.preferences.auxiliaries.appended import further_group, text_of, with_responses
 from pyengine.preferences.groups import Group, Preferences
 from pyengine.preferences.keyed_draws import keyed_random
@@ -50,12 +49,7 @@ class Degrees:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        found = places(self.ask)
-        if not {"response"} <= found <= {"prompt", "response"}:
-            raise ConfigError(
-                "[degrees] ask must have a place for {response} and may have {prompt} but has them "
-                f"for {', '.join(sorted(found)) or 'nothing'}"
-            )
+        check_places(self.name, "ask", self.ask, {"response"}, {"prompt", "response"})
 
     def __call__(
         self, data: Preferences, tokenizer: RowTokenizer, max_positions: int
@@ -68,17 +62,14 @@ class Degrees:
         for (g, k), text in texts.items():
             place[g, k] = len(data.groups) + len(further), 0
             where = f"degree of response {k} of prompt {g}"
-            prompt = data.groups[g].prompt
-            if prompt is None:
-                raise DataError(
-                    f"[{where}] must have a prompt of text or messages but has ids alone"
-                )
             degree = self._degree(data.groups[g], k)
             left = without(text, degree / self.levels, common)
-            shown = filled(self.ask, prompt, response=left)
             further.append(
-                further_group(where, shown, [str(degree)], tokenizer, max_positions, self.name)
-            )
+                further_group(
+                    where, data.groups[g], self.ask, left, [str(degree)], tokenizer,
+                    max_positions, self.name,
+                )
+            )  # fmt: skip
         comparisons = [
             replace(c, auxiliary=(place[c.group, c.winner], place[c.group, c.loser]))
             for c in data.comparisons

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pyengine.data.grouping import RowTokenizer
-from pyengine.data.prompt_templates import filled, places
-from pyengine.errors import ConfigError, DataError
+from pyengine.data.prompt_templates import check_places
 from pyengine.preferences.auxiliaries.appended import further_group, text_of, with_responses
 from pyengine.preferences.groups import Comparison, Group, Preferences
 from pyengine.rules import Rule, check_fields, checked
@@ -38,12 +37,7 @@ class Revisions:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        found = places(self.revise)
-        if not {"response"} <= found <= {"prompt", "response"}:
-            raise ConfigError(
-                "[revisions] revise must have a place for {response} and may have {prompt} but has "
-                f"them for {', '.join(sorted(found)) or 'nothing'}"
-            )
+        check_places(self.name, "revise", self.revise, {"response"}, {"prompt", "response"})
 
     def __call__(
         self, data: Preferences, tokenizer: RowTokenizer, max_positions: int
@@ -74,11 +68,8 @@ class Revisions:
     ) -> Group:
         """The prompt that shows one response, with the chosen and the rejected one after it."""
         where = f"revision of comparison {i}"
-        if group.prompt is None:
-            raise DataError(
-                f"[{where}] must have a prompt of text or messages but it has ids alone"
-            )
         shown_text = text_of(group, shown, tokenizer).strip()
-        prompt = filled(self.revise, group.prompt, response=shown_text)
         texts = [text_of(group, k, tokenizer) for k in (c.winner, c.loser)]
-        return further_group(where, prompt, texts, tokenizer, max_positions, "revision")
+        return further_group(
+            where, group, self.revise, shown_text, texts, tokenizer, max_positions, "revision"
+        )

@@ -27,7 +27,7 @@ from pyengine.rules import POSITIVE, checked, or_none
 _BROKEN = Verdict(0.0, ("wrong", "not_json"))
 # Whether a document is valid, or why its schema cannot be applied. Nothing is fetched.
 _VALID = """\
-import functools, jsonschema, referencing
+import functools, re, jsonschema, referencing
 from referencing.exceptions import Unresolvable
 
 @functools.lru_cache
@@ -39,8 +39,8 @@ def validator_of(text):
 def answer(schema, document):
     try:
         return validator_of(schema).is_valid(json.loads(document))
-    except Unresolvable as error:
-        return str(error)
+    except (Unresolvable, re.error) as error:
+        return f"{type(error).__name__}: {error}"
     except RecursionError:
         return False
 """
@@ -65,7 +65,8 @@ class JsonSchema(Verifier):
             counted as "timed_out"
 
     A fenced block counts alone, the last closed one. NaN and Infinity are no JSON. A reference
-    (`$ref`) to another document is an error of the row: nothing is fetched. Schemas need the
+    (`$ref`) to another document is an error of the row, as nothing is fetched, and so is a pattern
+    that is none. Schemas need the
     package `jsonschema` (pip install "pyengine[verify]").
     Source: RFC 8259; JSON Schema, draft 2020-12.
     """
@@ -122,7 +123,11 @@ class JsonSchema(Verifier):
         if found is None:
             return late("schema", schema, self.timeout_s)
         if isinstance(found, str):
-            return Verdict(None, ("bad_answer",), f"the schema must stand alone but: {found}")
+            return Verdict(
+                None,
+                ("bad_answer",),
+                f"the row's schema must be one that can be applied as it is but: {found}",
+            )
         return right_if(found)
 
 

@@ -205,6 +205,15 @@ def test_a_schemas_pattern_without_end_is_ended() -> None:
     assert 'the schema \'{"pattern": "^(a+)+$"}\' had no result after 0.5 s' in feedback.errors[0]
 
 
+def test_a_schemas_pattern_that_is_none_is_the_rows_error() -> None:
+    """Behind a reference the draft's own check does not find it; it is not taken for a slow one."""
+    pytest.importorskip("jsonschema")
+    feedback = JsonSchema()([group('"a"', "3", schema={"x": {"pattern": "("}, "$ref": "#/x"})])
+    assert feedback.rewards == [[None, 1.0]]
+    assert feedback.counts_by_name == {"right": 1, "wrong": 0, "bad_answer": 1}
+    assert "must be one that can be applied as it is but: error: missing )" in feedback.errors[0]
+
+
 def test_a_schema_needs_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema", None)
     with pytest.raises(MissingDependencyError, match=r"pip install \"pyengine\[verify\]\""):
