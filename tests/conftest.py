@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
+
+# A script's background job ignores interrupts; tests and what they begin would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # transformers is an oracle here: it must not look for the hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
