@@ -9,7 +9,6 @@ namespace {
 constexpr int64_t kRowsPerTask = 192;      // rows of x that stay in the second-level cache
 constexpr int64_t kTasksPerThread = 16;    // enough to even out, few enough to stream panels
 constexpr int64_t kMaxPanelsPerTask = 16;  // about half a megabyte of bf16 weights
-constexpr int64_t kWideDepth = 1024;       // of a panel of i8 in bf16: 64 KB
 
 int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -227,36 +226,37 @@ void multiply(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t b
     });
 }
 
-// Pairs of a panel, in bf16.
-void widen_pairs(const int8_t* w, int64_t pairs, bf16* out) {
-    for (int64_t i = 0; i < 2 * kPanel * pairs; i += 2 * kLanes) {
-        const Pairs wide = load_pairs(w + i);
-        memcpy(out + i, &wide.bits, sizeof wide.bits);
-    }
-}
-
-// A panel of i8 for several tiles: widened once for all of them, a stretch of K at a time.
+// A panel for several tiles: widened once for all of them, a stretch of K at a time.
+template <typename W>
 void multiply_widened(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t begin,
                       int64_t rows) {
-    alignas(64) bf16 wide[kWideDepth * kPanel];
     alignas(64) float sums[kRowsPerTask * kPanel];
-    const int8_t* w = reinterpret_cast<const int8_t*>(a.weight.panel(panel));
-    Ahead ahead = ahead_of(a, panel, next, num_tiles(rows), (a.weight.K + 1) / 2);
+    const W* w = reinterpret_cast<const W*>(a.weight.panel(panel));
+    const int64_t K = a.weight.K;
+    Ahead ahead = ahead_of(a, panel, next, num_tiles(rows), wide_steps(K));
     const Destination to(a, panel);
-    for (int64_t k = 0; k < a.weight.K; k += kWideDepth) {
-        const int64_t depth = min_of(kWideDepth, a.weight.K - k), pairs = (depth + 1) / 2;
-        const bool is_last = k + depth == a.weight.K;
-        widen_pairs(w + k * kPanel, pairs, wide);
+    for_each_wide_stretch(w, K, [&](const Wide* wide, int64_t k, int64_t depth) {
+        const bool is_last = k + depth == K;
         for_each_tile(rows, [&](int64_t first, int64_t n) {
             float* tile = sums + first * kPanel;
             const int64_t row = begin + first;
             if (is_last) to.fetch(row, n);
-            packed_panel(row_ptr<bf16>(a.x, row) + k, a.x.row_stride, wide, depth, n,
-                         {tile, kPanel, k > 0}, ahead);
-            ahead.at += ahead.step * pairs;
+            wide_panel(row_ptr<bf16>(a.x, row) + k, a.x.row_stride, wide, depth, n,
+                       {tile, kPanel, k > 0}, ahead);
+            ahead.at += ahead.step * wide_steps(depth);
             if (is_last) to.finish(row, n, tile);
         });
+    });
+}
+
+// For a single tile taking pairs apart costs less than widening them for it.
+template <typename W>
+void multiply_pairs(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t begin,
+                    int64_t rows) {
+    if constexpr (kIsWidened<W>) {
+        if (num_tiles(rows) > 1) return multiply_widened<W>(a, panel, next, begin, rows);
     }
+    multiply<bf16, W>(a, panel, next, begin, rows);
 }
 
 }  // namespace
@@ -276,11 +276,8 @@ void linear_forward(const LinearForwardArgs& a) {
             const int64_t next = panel + 1 < last || begin + rows == T ? panel + 1 : first;
             switch (a.weight.kind) {
                 case PackedKind::kF32: multiply<float, float>(a, panel, next, begin, rows); break;
-                case PackedKind::kBF16: multiply<bf16, bf16>(a, panel, next, begin, rows); break;
-                case PackedKind::kI8:
-                    num_tiles(rows) > 1 ? multiply_widened(a, panel, next, begin, rows)
-                                        : multiply<bf16, int8_t>(a, panel, next, begin, rows);
-                    break;
+                case PackedKind::kBF16: multiply_pairs<bf16>(a, panel, next, begin, rows); break;
+                case PackedKind::kI8: multiply_pairs<int8_t>(a, panel, next, begin, rows); break;
             }
         }
     });

@@ -10,9 +10,17 @@ namespace {
 
 constexpr int64_t kColumnsPerTask = 64;
 constexpr int64_t kRowsPerTask = 8;
-constexpr int64_t kPanelsPerTask = 6;  // of dy: with kPlaces, what stays in the second-level cache
-constexpr int64_t kPlaces = 512;
 constexpr int64_t kTasks = 16;  // at least, to even out
+
+// Products of f32 read dy in tiles (Left), those of bf16 pairs as it is packed.
+template <typename X>
+constexpr bool kInTiles = std::is_same_v<X, float> || kIsWidened<X>;
+
+// Of dy: with kPlaces, what stays in the second-level cache.
+template <typename X>
+constexpr int64_t kPanelsPerTask = kInTiles<X> ? 3 : 6;
+template <typename X>
+constexpr int64_t kPlaces = kInTiles<X> ? 256 : 512;
 
 int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -40,28 +48,110 @@ void pack_places(const MatrixView& m, const PackedMatrix& packed, const int32_t*
     });
 }
 
-// One panel of dy against one of x over some places: 32 x 32 elements of dweight go on.
-template <typename X>
-void add_panels(const LinearBackwardArgs& a, const X* dy, const X* x, int64_t places, int64_t n,
-                int64_t k) {
-    constexpr int64_t kWord = sizeof(X) == 4 ? 1 : 2;  // elements
+// product(first row, rows, where their sums go on) for each tile of what panel n of dy and panel k of x add to: 32 x 32 elements.
+template <typename F>
+void add_panels(const LinearBackwardArgs& a, int64_t panel_n, int64_t panel_k, const F& product) {
+    const int64_t n = panel_n * kPanel, k = panel_k * kPanel;
     const int64_t rows = min_of(kPanel, a.dy.cols - n), cols = min_of(kPanel, a.x.cols - k);
     for_each_tile(rows, [&](int64_t first, int64_t count) {
         float* out = row_ptr<float>(a.dweight, n + first) + k;
-        const X* left = dy + first * kWord;
-        if (cols == kPanel) {
-            return panel_by_panel(left, x, places, count, {out, a.dweight.row_stride, true});
-        }
+        if (cols == kPanel) return product(first, count, Sums{out, a.dweight.row_stride, true});
         alignas(64) float sums[kPackedRows * kPanel];
         const auto bytes = static_cast<size_t>(cols) * sizeof(float);
         for (int64_t i = 0; i < count; ++i) {
             memcpy(sums + i * kPanel, out + i * a.dweight.row_stride, bytes);
         }
-        panel_by_panel(left, x, places, count, {sums, kPanel, true});
+        product(first, count, Sums{sums, kPanel, true});
         for (int64_t i = 0; i < count; ++i) {
             memcpy(out + i * a.dweight.row_stride, sums + i * kPanel, bytes);
         }
     });
+}
+
+// f(the panel as products take it)
+template <typename X, typename F>
+void as_factors(const X* panel, int64_t places, const F& f) {
+    static_assert(kPlaces<X> <= kWideDepth);
+    if constexpr (kIsWidened<X>) {
+        const FlushDenormals flush;
+        for_each_wide_stretch(panel, places, [&](const Wide* wide, int64_t, int64_t) { f(wide); });
+    } else {
+        f(panel);
+    }
+}
+
+// Panels of dy for a stretch of places, each tile of rows by itself: what a tile reads then stands side by side, a quarter of
+// the lines of a panel.
+class Left {
+  public:
+    void take(int64_t panel, int64_t rows, const float* from, int64_t places) {
+        for_each_tile(rows, [&](int64_t first, int64_t count) {
+            float* to = data_ + at(panel, first);
+            // As many for any count: a copy of a known size is a few instructions.
+            const bool is_last = first + kPackedRows > kPanel;
+            for (int64_t place = 0; place < places; ++place) {
+                const float* lanes = from + place * kPanel + first;
+                is_last ? copy(lanes, count, to) : copy(lanes, kPackedRows, to);
+                to += kTileWidth;
+            }
+        });
+    }
+    const float* tile(int64_t panel, int64_t first) const { return data_ + at(panel, first); }
+
+  private:
+    PE_INLINE static void copy(const float* from, int64_t count, float* to) {
+        memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
+    }
+
+    static constexpr int64_t kTiles = (kPanel + kPackedRows - 1) / kPackedRows;
+    static constexpr int64_t kTileSize = kPlaces<float> * kTileWidth;
+
+    // Tile i begins more than i - 1 and at most i times kPackedRows rows after the panel's first.
+    static int64_t at(int64_t panel, int64_t first) {
+        return (panel * kTiles + (first + kPackedRows - 1) / kPackedRows) * kTileSize;
+    }
+    alignas(64) float data_[kPanelsPerTask<float> * kTiles * kTileSize];
+};
+
+// Panels [n0, n1) of dy against panels [k0, k1) of x, both over places [begin, begin + count).
+struct Block {
+    int64_t n0, n1, k0, k1, begin, count;
+
+    template <typename X>
+    const X* at(const PackedMatrix& m, int64_t panel) const {
+        return reinterpret_cast<const X*>(m.panel(panel)) + begin * kPanel;
+    }
+};
+
+template <typename X>
+void add_block(const LinearBackwardArgs& a, const PackedMatrix& dy, const PackedMatrix& x,
+               const Block& b) {
+    if constexpr (kInTiles<X>) {
+        Left left;
+        for (int64_t n = b.n0; n < b.n1; ++n) {
+            const int64_t rows = min_of(kPanel, a.dy.cols - n * kPanel);
+            as_factors(b.at<X>(dy, n), b.count,
+                       [&](const float* from) { left.take(n - b.n0, rows, from, b.count); });
+        }
+        for (int64_t k = b.k0; k < b.k1; ++k) {
+            as_factors(b.at<X>(x, k), b.count, [&](const float* right) {
+                for (int64_t n = b.n0; n < b.n1; ++n) {
+                    add_panels(a, n, k, [&](int64_t first, int64_t rows, const Sums& sums) {
+                        tile_by_panel(left.tile(n - b.n0, first), right, b.count, rows, sums);
+                    });
+                }
+            });
+        }
+    } else {
+        for (int64_t k = b.k0; k < b.k1; ++k) {
+            for (int64_t n = b.n0; n < b.n1; ++n) {
+                add_panels(a, n, k, [&](int64_t first, int64_t rows, const Sums& sums) {
+                    const X* lanes = b.at<X>(dy, n) + 2 * first;
+                    panel_by_panel(lanes, b.at<X>(x, k), b.count, rows, sums);
+                });
+            }
+        }
+    }
 }
 
 // dweight goes on with dy^T x, both packed along tokens. A task owns rows of it, whose part of dy stays in cache for a stretch of
@@ -77,22 +167,19 @@ void backward_weight(const LinearBackwardArgs& a) {
     const PackedMatrix x{base + size.dy_bytes(), size.kind(), a.x.cols, places, nullptr};
     pack_places<X>(a.x, x, row_at);
     dispatch_dtype(a.dy.dtype, [&]<typename S>(S*) { pack_places<S>(a.dy, dy, row_at); });
-    const int64_t blocks = (dy.panels() + kPanelsPerTask - 1) / kPanelsPerTask;
+    const int64_t blocks = (dy.panels() + kPanelsPerTask<X> - 1) / kPanelsPerTask<X>;
     const int64_t parts = min_of(x.panels(), (kTasks + blocks - 1) / blocks);
     parallel_tasks(blocks * parts, num_threads(), [&](int64_t task) {
-        const int64_t n0 = task / parts * kPanelsPerTask, part = task % parts;
-        const int64_t n1 = min_of(n0 + kPanelsPerTask, dy.panels());
-        const int64_t k0 = x.panels() * part / parts, k1 = x.panels() * (part + 1) / parts;
-        for (int64_t begin = 0; begin < places; begin += kPlaces) {
-            const int64_t count = min_of(kPlaces, places - begin);
-            const auto at = [&](const PackedMatrix& m, int64_t panel) {
-                return reinterpret_cast<const X*>(m.panel(panel)) + begin * kPanel;
-            };
-            for (int64_t k = k0; k < k1; ++k) {
-                for (int64_t n = n0; n < n1; ++n) {
-                    add_panels<X>(a, at(dy, n), at(x, k), count, n * kPanel, k * kPanel);
-                }
-            }
+        const int64_t n = task / parts * kPanelsPerTask<X>, part = task % parts;
+        Block block{n,
+                    min_of(n + kPanelsPerTask<X>, dy.panels()),
+                    x.panels() * part / parts,
+                    x.panels() * (part + 1) / parts,
+                    0,
+                    0};
+        for (; block.begin < places; block.begin += kPlaces<X>) {
+            block.count = min_of(kPlaces<X>, places - block.begin);
+            add_block<X>(a, dy, x, block);
         }
     });
 }

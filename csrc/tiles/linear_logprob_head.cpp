@@ -42,30 +42,48 @@ Rows<X> rows_of(const MatrixView& m, int64_t begin, int64_t rows, X* copy, int64
     return {copy, stride};
 }
 
+// product(rows of x, how many, where their sums go) for each tile; a panel that ends early has its sums in a tile of their own.
+template <typename X, typename F>
+void in_tiles(const Rows<X>& x, int64_t rows, const Sums& sums, int64_t cols, const F& product) {
+    for_each_tile(rows, [&](int64_t first, int64_t n) {
+        const X* a = x.data + first * x.stride;
+        float* out = sums.data + first * sums.row;
+        if (cols == kPanel) return product(a, n, Sums{out, sums.row, sums.continued});
+        alignas(64) float tile[kPackedRows * kPanel] = {};
+        const auto bytes_of_row = static_cast<size_t>(cols) * sizeof(float);
+        for (int64_t i = 0; sums.continued && i < n; ++i) {
+            memcpy(tile + i * kPanel, out + i * sums.row, bytes_of_row);
+        }
+        product(a, n, Sums{tile, kPanel, sums.continued});
+        for (int64_t i = 0; i < n; ++i) {
+            memcpy(out + i * sums.row, tile + i * kPanel, bytes_of_row);
+        }
+    });
+}
+
 template <typename X>
 void multiply(const Rows<X>& x, int64_t rows, const X* panel, int64_t K, Sums sums, int64_t cols,
               const void* next, int64_t bytes) {
     const int64_t tiles = num_tiles(rows);
-    const int64_t steps = sizeof(X) == 4 ? K : (K + 1) / 2;
+    const bool widened = kIsWidened<X> && tiles > 1;
+    const int64_t steps = widened ? wide_steps(K) : sizeof(X) == 4 ? K : (K + 1) / 2;
     const int64_t part = (bytes + tiles - 1) / tiles;
     Ahead ahead{reinterpret_cast<const char*>(next != nullptr ? next : panel), 0, tiles <= 2};
     if (next != nullptr) ahead.step = min_of(128, (part + steps - 1) / steps);
-    for_each_tile(rows, [&](int64_t first, int64_t n) {
-        const X* a = x.data + first * x.stride;
-        float* out = sums.data + first * sums.row;
-        if (cols == kPanel) {
-            packed_panel(a, x.stride, panel, K, n, Sums{out, sums.row, sums.continued}, ahead);
-        } else {
-            alignas(64) float tile[kPackedRows * kPanel] = {};
-            const auto bytes_of_row = static_cast<size_t>(cols) * sizeof(float);
-            for (int64_t i = 0; sums.continued && i < n; ++i) {
-                memcpy(tile + i * kPanel, out + i * sums.row, bytes_of_row);
-            }
-            packed_panel(a, x.stride, panel, K, n, Sums{tile, kPanel, sums.continued}, ahead);
-            for (int64_t i = 0; i < n; ++i) {
-                memcpy(out + i * sums.row, tile + i * kPanel, bytes_of_row);
-            }
+    if constexpr (kIsWidened<X>) {
+        if (widened) {
+            return for_each_wide_stretch(panel, K, [&](const Wide* w, int64_t k, int64_t depth) {
+                const Sums part_of{sums.data, sums.row, sums.continued || k > 0};
+                const Rows<X> from{x.data + k, x.stride};
+                in_tiles(from, rows, part_of, cols, [&](const X* a, int64_t n, const Sums& to) {
+                    wide_panel(a, x.stride, w, depth, n, to, ahead);
+                    if (next != nullptr) ahead.at += part * depth / K;
+                });
+            });
         }
+    }
+    in_tiles(x, rows, sums, cols, [&](const X* a, int64_t n, const Sums& to) {
+        packed_panel(a, x.stride, panel, K, n, to, ahead);
         if (next != nullptr) ahead.at += part;
     });
 }

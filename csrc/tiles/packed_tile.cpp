@@ -11,7 +11,8 @@ template <int ROWS, int STEP>
                                    Ahead ahead, const Sums& sums) {
     Accumulators<ROWS> acc(sums);
     for (int64_t k = 0; k < K; ++k) {
-        ahead.fetch();
+        if constexpr (STEP == 1)
+            ahead.fetch();  // what is packed itself is in cache as its panel is
         const vec w0 = load(w), w1 = load(w + kLanes);
 #pragma GCC unroll 12
         for (int i = 0; i < ROWS; ++i) {
@@ -30,7 +31,8 @@ template <int ROWS, int STEP, typename W>
     [[maybe_unused]] const FlushOutsideInstruction flush;
     Accumulators<ROWS> acc(sums);
     for (int64_t k = 0; k + 2 <= K; k += 2) {
-        ahead.fetch();
+        if constexpr (STEP == 1)
+            ahead.fetch();  // what is packed itself is in cache as its panel is
         const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
 #pragma GCC unroll 12
         for (int i = 0; i < ROWS; ++i) {
@@ -84,6 +86,43 @@ void multiply(const X* x, int64_t stride, const W* panel, int64_t K, int64_t row
     }
 }
 
+#if defined(__AVX512BF16__)
+template <typename W>
+void widen(const W* w, int64_t pairs, bf16* out) {
+    for (int64_t i = 0; i < 2 * kPanel * pairs; i += 2 * kLanes) {
+        const Pairs wide = load_pairs(w + i);
+        memcpy(out + i, &wide.bits, sizeof wide.bits);
+    }
+}
+#else
+template <typename W>
+void widen(const W* w, int64_t pairs, float* out) {
+    for (int64_t pair = 0; pair < pairs; ++pair, w += 2 * kPanel, out += 2 * kPanel) {
+        for (int64_t n = 0; n < kPanel; n += kLanes) {
+            const Pairs wide = load_pairs(w + 2 * n);
+            store(out + n, wide.odd);
+            store(out + kPanel + n, wide.even);
+        }
+    }
+}
+
+// A row of x in the order of a widened panel; an odd K ends with a zero before its last element, as there.
+void widen_row(const bf16* x, int64_t K, float* out) {
+    typedef uint32_t words __attribute__((vector_size(sizeof(hvec))));
+    int64_t k = 0;
+    for (; k + kLanes <= K; k += kLanes) {
+        words pairs;
+        memcpy(&pairs, x + k, sizeof pairs);
+        const hvec swapped = (hvec)((pairs << 16) | (pairs >> 16));
+        store(out + k, (vec)(__builtin_convertvector(swapped, uvec) << 16));
+    }
+    for (; k < K; k += 2) {
+        out[k] = k + 1 < K ? to_float(x[k + 1]) : 0.0f;
+        out[k + 1] = to_float(x[k]);
+    }
+}
+#endif
+
 // Each row is rounded to bf16 a stretch at a time, then moved pair by pair.
 template <typename T>
 void pack(const T* const* w, int count, int64_t K, uint32_t* out) {
@@ -121,12 +160,29 @@ void packed_panel(const bf16* x, int64_t stride, const int8_t* panel, int64_t K,
     multiply<1>(x, stride, panel, K, rows, sums, ahead);
 }
 
-void panel_by_panel(const float* x, const float* panel, int64_t K, int64_t rows, Sums sums) {
-    multiply<kPanel>(x, 1, panel, K, rows, sums, {});
+void tile_by_panel(const float* x, const float* panel, int64_t K, int64_t rows, Sums sums) {
+    multiply<kTileWidth>(x, 1, panel, K, rows, sums, {});
 }
 
 void panel_by_panel(const bf16* x, const bf16* panel, int64_t K, int64_t rows, Sums sums) {
     multiply<kPanel>(x, 2, panel, K, rows, sums, {});
+}
+
+void widen_pairs(const bf16* w, int64_t pairs, Wide* out) { widen(w, pairs, out); }
+void widen_pairs(const int8_t* w, int64_t pairs, Wide* out) { widen(w, pairs, out); }
+
+void wide_panel(const bf16* x, int64_t stride, const Wide* panel, int64_t K, int64_t rows,
+                Sums sums, Ahead ahead) {
+#if defined(__AVX512BF16__)
+    multiply<1>(x, stride, panel, K, rows, sums, ahead);
+#else
+    // Widened for each panel again: a few operations beside the 32 products of each element.
+    constexpr int64_t kStride = kWideDepth + 16;  // rows do not share the places of a cache
+    alignas(64) float wide[kPackedRows * kStride];
+    for (int64_t i = 0; i < rows; ++i) widen_row(x + i * stride, K, wide + i * kStride);
+    const FlushDenormals flush;
+    multiply<1>(wide, kStride, panel, (K + 1) / 2 * 2, rows, sums, ahead);
+#endif
 }
 
 void pack_pairs(const float* const* w, int count, int64_t K, uint32_t* out) {

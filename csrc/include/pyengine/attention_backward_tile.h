@@ -24,7 +24,9 @@ struct F32Words {
 struct Bf16Words {
     using Element = bf16;
     static constexpr int kPack = 2;
-    PE_INLINE static vec mac(uvec a, uvec b, vec c) { return dot_pairs({a}, {b}, c); }
+    PE_INLINE static vec mac(uvec a, uvec b, vec c) {
+        return dot_pairs(pairs_of(a), pairs_of(b), c);
+    }
 };
 
 PE_INLINE uvec read_words(const uint32_t* p) {

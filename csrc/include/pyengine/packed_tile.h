@@ -4,6 +4,8 @@
 // dpbf16ps does. Compiled once per instruction set, inside pe::cpu::PE_ISA.
 #pragma once
 
+#include <type_traits>
+
 #include "pyengine/flush_denormals.h"
 #include "pyengine/packed.h"
 #include "pyengine/simd.h"
@@ -48,9 +50,33 @@ void packed_panel(const bf16* x, int64_t stride, const bf16* panel, int64_t K, i
 void packed_panel(const bf16* x, int64_t stride, const int8_t* panel, int64_t K, int64_t rows,
                   Sums sums, Ahead ahead);
 
-// The same where x is packed itself: rows of it are lanes of a panel, of which x is the first.
-void panel_by_panel(const float* x, const float* panel, int64_t K, int64_t rows, Sums sums);
+// What products of many rows are made of where the weights are not f32: bf16, or, where no instruction multiplies pairs of bf16,
+// f32, since every tile would have to take the pairs apart again. In f32 the odd element of a pair stands before the even one: the
+// order of the chain.
+#if defined(__AVX512BF16__)
+using Wide = bf16;
+#else
+using Wide = float;
+#endif
+
+template <typename W>
+inline constexpr bool kIsWidened = !std::is_same_v<W, float> && !std::is_same_v<W, Wide>;
+
+inline constexpr int64_t kWideDepth = 768;  // along K, of a panel that is widened: 96 KB in f32
+
+void widen_pairs(const bf16* w, int64_t pairs, Wide* out);
+void widen_pairs(const int8_t* w, int64_t pairs, Wide* out);
+
+// packed_panel of at most kWideDepth of a panel that widen_pairs has widened, with steps of `ahead` as wide_steps says.
+void wide_panel(const bf16* x, int64_t stride, const Wide* panel, int64_t K, int64_t rows,
+                Sums sums, Ahead ahead);
+
+// packed_panel where x is packed itself: rows of it are lanes of a panel, of which x is the first.
 void panel_by_panel(const bf16* x, const bf16* panel, int64_t K, int64_t rows, Sums sums);
+
+// packed_panel where x stands in a tile: kTileWidth floats for each step along K, the first `rows` of which are factors.
+inline constexpr int64_t kTileWidth = kPackedRows == 12 ? 16 : 8;
+void tile_by_panel(const float* x, const float* panel, int64_t K, int64_t rows, Sums sums);
 
 // Packs `count` <= 16 rows into 16 lanes of a panel of pairs, `out` standing at the first of them; lanes past `count` are
 // zeroed.
@@ -65,10 +91,13 @@ struct FlushOutsideInstruction {};  // dpbf16ps does it by itself
 using FlushOutsideInstruction = FlushDenormals;
 #endif
 
-// Two neighbours along K in each 32-bit lane.
+// Two neighbours along K of each lane: in 32 bits, or, where no instruction multiplies pairs, as two floats.
+#if defined(__AVX512BF16__)
 struct Pairs {
     uvec bits;
 };
+
+PE_INLINE Pairs pairs_of(uvec bits) { return {bits}; }
 
 PE_INLINE Pairs load_pairs(const bf16* p) {
     Pairs r;
@@ -78,7 +107,6 @@ PE_INLINE Pairs load_pairs(const bf16* p) {
 
 // i8 values are exact in bf16.
 PE_INLINE Pairs load_pairs(const int8_t* p) {
-#if defined(__AVX512BF16__)
     const auto floats = [](const int8_t* from) {
         __m128i bytes;
         memcpy(&bytes, from, sizeof bytes);
@@ -87,31 +115,57 @@ PE_INLINE Pairs load_pairs(const int8_t* p) {
         return _mm512_maskz_cvtepi32_ps(0xffff, wide);
     };
     return {(uvec)_mm512_cvtne2ps_pbh(floats(p + 16), floats(p))};
-#else
-    hvec h;
-    memcpy(&h, p, sizeof h);
-    const ivec wide = (ivec) __builtin_convertvector(h, uvec);
-    const vec even = __builtin_convertvector((wide << 24) >> 24, vec);
-    const vec odd = __builtin_convertvector((wide << 16) >> 24, vec);
-    return {((uvec)odd & 0xffff0000u) | ((uvec)even >> 16)};
-#endif
 }
 
-PE_INLINE Pairs broadcast_pair(uint32_t pair) { return {uvec{} + pair}; }
+PE_INLINE vec dot_pairs(Pairs a, Pairs b, vec acc) {
+    return (vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a.bits, (__m512bh)b.bits);
+}
+#else
+struct Pairs {
+    vec odd, even;
+};
+
+PE_INLINE Pairs pairs_of(uvec bits) { return {(vec)(bits & 0xffff0000u), (vec)(bits << 16)}; }
+
+PE_INLINE Pairs load_pairs(const bf16* p) {
+    uvec bits;
+    memcpy(&bits, p, sizeof bits);
+    return pairs_of(bits);
+}
+
+PE_INLINE Pairs load_pairs(const int8_t* p) {
+#if defined(__AVX2__)
+    // A pair of i16 in each 32-bit lane; "maskz" as above.
+#if defined(__AVX512BW__)
+    __m256i bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    const ivec both = (ivec)_mm512_maskz_cvtepi8_epi16(0xffffffffu, bytes);
+#else
+    __m128i bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    const ivec both = (ivec)_mm256_cvtepi8_epi16(bytes);
+#endif
+    const ivec odd = both >> 16, even = (both << 16) >> 16;
+#else
+    hvec bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    const ivec both = (ivec) __builtin_convertvector(bytes, uvec);
+    const ivec odd = (both << 16) >> 24, even = (both << 24) >> 24;
+#endif
+    return {__builtin_convertvector(odd, vec), __builtin_convertvector(even, vec)};
+}
+
+PE_INLINE vec dot_pairs(const Pairs& a, const Pairs& b, vec acc) {
+    return fma(a.even, b.even, fma(a.odd, b.odd, acc));
+}
+#endif
+
+PE_INLINE Pairs broadcast_pair(uint32_t pair) { return pairs_of(uvec{} + pair); }
 
 PE_INLINE uint32_t pair_at(const bf16* p) {
     uint32_t pair;
     memcpy(&pair, p, sizeof pair);
     return pair;
-}
-
-PE_INLINE vec dot_pairs(Pairs a, Pairs b, vec acc) {
-#if defined(__AVX512BF16__)
-    return (vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a.bits, (__m512bh)b.bits);
-#else
-    acc = fma((vec)(a.bits & 0xffff0000u), (vec)(b.bits & 0xffff0000u), acc);
-    return fma((vec)(a.bits << 16), (vec)(b.bits << 16), acc);
-#endif
 }
 
 template <int ROWS>
@@ -138,6 +192,19 @@ struct Accumulators {
         }
     }
 };
+
+inline int64_t wide_steps(int64_t K) { return sizeof(Wide) == 4 ? (K + 1) / 2 * 2 : (K + 1) / 2; }
+
+// f(a stretch of the panel, widened; where along K it begins; its depth)
+template <typename W, typename F>
+inline void for_each_wide_stretch(const W* panel, int64_t K, const F& f) {
+    alignas(64) Wide wide[kWideDepth * kPanel];
+    for (int64_t k = 0; k < K; k += kWideDepth) {
+        const int64_t depth = K - k < kWideDepth ? K - k : kWideDepth;
+        widen_pairs(panel + k * kPanel, (depth + 1) / 2, wide);
+        f(static_cast<const Wide*>(wide), k, depth);
+    }
+}
 
 inline int64_t num_tiles(int64_t rows) { return (rows + kPackedRows - 1) / kPackedRows; }
 
