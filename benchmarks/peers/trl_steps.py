@@ -45,10 +45,11 @@ class TrlSteps:
         prompt_tokens: int,
         response_tokens: int,
         out: Path,
+        lora_rank: int | None = None,
     ) -> None:
         self._go: queue.Queue[bool] = queue.Queue()
         self._done: queue.Queue[float | Exception] = queue.Queue()
-        self._arguments = (folder, bf16, pairs, prompt_tokens, response_tokens, out)
+        self._arguments = (folder, bf16, pairs, prompt_tokens, response_tokens, out, lora_rank)
         self._thread = threading.Thread(target=self._train, daemon=True)
         self._thread.start()
         self._take()  # the trainer stands before its first step
@@ -80,7 +81,7 @@ class TrlSteps:
         from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
         from trl import DPOConfig, DPOTrainer
 
-        folder, bf16, pairs, prompt_tokens, response_tokens, out = self._arguments
+        folder, bf16, pairs, prompt_tokens, response_tokens, out, rank = self._arguments
         owner = self
 
         class Turnstile(TrainerCallback):
@@ -113,10 +114,16 @@ class TrlSteps:
             learning_rate=1e-6,
             disable_tqdm=True,
         )
+        adapters = None
+        if rank is not None:
+            from peft import LoraConfig
+
+            adapters = LoraConfig(r=rank, lora_alpha=32, target_modules="all-linear")
         return DPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
             args=config,
             train_dataset=Dataset.from_list(rows(4 * pairs, prompt_tokens, response_tokens)),
             processing_class=AutoTokenizer.from_pretrained(folder),
             callbacks=[Turnstile()],
+            peft_config=adapters,
         )

@@ -29,12 +29,16 @@ from pyengine.ops.linear_logprob import (
     linear_logprob_forward,
 )
 
+# From so many rows on, what packs the weights for a backward pass costs about a hundredth of it.
+PACKED_IN_PASSING = 512
+
 
 class TreeModel:
     """One decoder over packed trees.
 
     recompute  keep only the input of each layer, and compute the layer again for its backward
-    keep       keep every packed matrix; else they are packed in passing, a layer at a time
+    keep       keep every packed matrix, unless a backward pass of many rows is to come, after which
+               a step would change them; else they are packed in passing, a layer at a time
     """
 
     def __init__(self, packed: PackedDecoder, recompute: bool = False, keep: bool = True) -> None:
@@ -85,7 +89,8 @@ class TreeModel:
         return Tape(states, head.logprob, head)
 
     def _states(self, batch: PackedBatch, saves: bool) -> HiddenTape:
-        self.packed.refresh(self.keep)
+        in_passing = saves and len(batch.token_ids) >= PACKED_IN_PASSING
+        self.packed.refresh(self.keep and not in_passing)
         pages = TreePages.of(batch, self._spec, self._dtype)
         rotations = self._decoder.rotations(batch.positions)
         if saves and not self.recompute:

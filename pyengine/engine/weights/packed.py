@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from pyengine.ops.linear import (
     Kind,
     PackedWeight,
     linear_pack,
+    linear_pack_columns,
     linear_packed_words,
     linear_room,
     linear_transpose,
@@ -54,14 +55,19 @@ def fused_matrices(spec: DecoderSpec) -> dict[str, Fused]:
     return table | {"head": Fused(("embed" if spec.tied_head else "head",))}
 
 
+Side = Literal["rows", "columns"]
+
+
 class Scratch:
-    """Memory for packed matrices that are made again when they are needed: one of each size."""
+    """Memory for packed matrices that are made again when they are needed: one of each size, by
+    rows and by columns."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[Kind, int], tuple[Hashable, PackedWeight]] = {}
+        self._held: dict[tuple[Side, Kind, int], tuple[Hashable, PackedWeight]] = {}
 
     def made(
         self,
+        side: Side,
         name: Hashable,
         kind: Kind,
         N: int,
@@ -70,7 +76,7 @@ class Scratch:
         make: Callable[[PackedWeight], object],
     ) -> PackedWeight:
         """The matrix (N, K) called `name`: as it is, or packed by `make` over what was there."""
-        size = kind, linear_packed_words(kind, N, K)
+        size = side, kind, linear_packed_words(kind, N, K)
         before = self._held.get(size)
         if before is not None and before[0] == name:
             return before[1]
@@ -194,7 +200,7 @@ class PackedDecoder:
         if key not in self._stale:
             return self._packed[key]
         return self.scratch.made(
-            (self.mark, "rows", key, self.version),
+            "rows", (self.mark, key, self.version),
             self.kind, *self._shape(key), self.table[key].gated,
             lambda out: self._pack(key, out),
         )  # fmt: skip
@@ -207,12 +213,19 @@ class PackedDecoder:
     def columns(self, key: str) -> PackedWeight:
         """The matrix packed by columns, for gradients, in the scratch's memory as well.
 
-        Made of the packed matrix: a hundredth of its products, and memory for one layer, not all.
+        Made of the packed matrix where that is kept: a hundredth of its products, and memory for
+        one layer, not all.
         """
-        assert key not in self._stale, "the scratch has room for one of the two"
+        name = self.mark, key, self.version
+        if key in self._stale:
+            N, K = self._shape(key)
+            return self.scratch.made(
+                "columns", name, self.kind, K, N, False,
+                lambda out: linear_pack_columns(self._matrices(key), self.kind, out),
+            )  # fmt: skip
         matrix = self.matrix(key)
         return self.scratch.made(
-            (self.mark, "columns", key, self.version), matrix.kind, matrix.K, matrix.N, False,
+            "columns", name, matrix.kind, matrix.K, matrix.N, False,
             lambda out: linear_transpose(matrix, out),
         )  # fmt: skip
 

@@ -27,6 +27,7 @@ from torch import Tensor
 import pyengine as pe
 from pyengine import _C
 from pyengine.engine.batch.packing import Tree, pack
+from pyengine.engine.learn import tree_model
 from pyengine.engine.learn.gradients import Gradients, RowGradient
 from pyengine.engine.learn.tree_model import TreeModel
 from pyengine.engine.torch_path.tree_model_torch import token_logps
@@ -168,6 +169,26 @@ def test_no_bit_depends_on_cuts_threads_or_recomputing(case: Path, dtype: str) -
     pe.set_num_threads(2)
     assert same_bits(gradient(engine, [[t] for t in trees]), whole)
     assert same_bits(gradient(engine, [trees[:2], trees[2:]], recompute=True), whole)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_updates_pack_in_passing_and_change_no_bit(
+    make_engine, monkeypatch: pytest.MonkeyPatch, dtype: str, adapted: bool
+) -> None:
+    """Packed matrices are the sampler's: steps alone keep none; nor do they read stale ones."""
+    lora = pe.LoraConfig(r=4, alpha=8) if adapted else None
+    kept, passing = (make_engine(dtype=dtype, lora=lora, learning_rate=1e-2) for _ in range(2))
+    for least, engine in ((1 << 30, kept), (1, passing)):
+        monkeypatch.setattr(tree_model, "PACKED_IN_PASSING", least)
+        engine.update(preferences(), pe.objectives.DPO())
+        packed = engine._learner._policy.packed  # type: ignore[attr-defined]
+        assert (packed._packed == {}) == (engine is passing)
+        engine.update(preferences(), pe.objectives.DPO())
+        engine.score(groups_of(SHAPES[:2], engine.spec.vocab_size))  # packs all of them
+        for _ in range(2):  # as they are packed, and as a step has changed them
+            engine.update(preferences(), pe.objectives.DPO())
+    assert same_bits(weights(passing), weights(kept))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
