@@ -190,14 +190,16 @@ void backward(py::object dy_, py::object x_, py::object groups_, py::object dwei
     cpu::linear_backward(args);
 }
 
-void activation_backward(py::object dy_, py::object first_, py::object second_, py::object dx_) {
+void activation_backward(py::object dy_, py::object first_, py::object second_, py::object dx_,
+                         py::object y_) {
     const TensorArg dy = borrow(kOp, "dy", dy_), first = borrow(kOp, "kept", first_);
+    const TensorArg y = borrow_optional(kOp, "y", y_);
     const TensorArg second = borrow_optional(kOp, "kept", second_), dx = borrow(kOp, "dx", dx_);
     for (const TensorArg* t : {&dy, &first, &dx}) {
         check_dtype(*t, {DType::kF32, DType::kBF16});
         refuse_cuda(*t);
     }
-    check_same_device(dy, {&second});
+    check_same_device(dy, {&second, &y});
     check_dims(dy, "(T, N)", 2);
     const int64_t T = dy.shape[0], N = dy.shape[1];
     check_shape(dy, "(T, N)", {T, N});
@@ -205,8 +207,10 @@ void activation_backward(py::object dy_, py::object first_, py::object second_, 
     if (second.present()) check_dtype(second, {first.dtype});
     check_shape(second, "(T, N)", {T, N});
     check_shape(dx, second.present() ? "(T, 2 N)" : "(T, N)", {T, second.present() ? 2 * N : N});
+    if (y.present()) check_dtype(y, {first.dtype});
+    check_shape(y, "(T, N)", {T, N});
     const LinearActivationBackwardArgs args{
-        matrix(dy), {matrix(first), matrix(second)}, matrix(dx)};
+        matrix(dy), {matrix(first), matrix(second)}, matrix(dx), matrix(y)};
     py::gil_scoped_release release;
     cpu::linear_activation_backward(args);
 }
@@ -229,7 +233,7 @@ void bind(py::module_& m) {
     m.def("linear_backward", &backward, py::arg("dy"), py::arg("x"), py::arg("groups"),
           py::arg("dweight").none(true), py::arg("dbias").none(true), py::arg("workspace"));
     m.def("linear_activation_backward", &activation_backward, py::arg("dy"), py::arg("first"),
-          py::arg("second").none(true), py::arg("dx"));
+          py::arg("second").none(true), py::arg("dx"), py::arg("y").none(true));
 }
 
 }  // namespace pe::bindings::linear

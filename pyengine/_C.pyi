@@ -83,7 +83,7 @@ def linear_backward(
     workspace: Tensor,
 ) -> None: ...
 def linear_activation_backward(
-    dy: Tensor, first: Tensor, second: Tensor | None, dx: Tensor
+    dy: Tensor, first: Tensor, second: Tensor | None, dx: Tensor, y: Tensor | None
 ) -> None: ...
 def linear_kl_forward(
     hidden: Tensor,

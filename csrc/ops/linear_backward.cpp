@@ -228,12 +228,14 @@ void activation_rows(const LinearActivationBackwardArgs& a, int64_t begin, int64
             const vec16 first = read(row_ptr<V>(a.kept[0], t) + n, count);
             vec16 d0, d1;
             if (!gated) {
+                if (a.y) write(row_ptr<V>(a.y, t) + n, gelu_tanh(first), count);
                 for (int i = 0; i < vec16::kParts; ++i) {
                     d0.part[i] = gelu_tanh_backward(dy.part[i], first.part[i]);
                 }
                 return write(dx + n, d0, count);
             }
             const vec16 up = read(row_ptr<V>(a.kept[1], t) + n, count);
+            if (a.y) write(row_ptr<V>(a.y, t) + n, silu(first) * up, count);
             for (int i = 0; i < vec16::kParts; ++i) {
                 silu_gate_backward(dy.part[i], first.part[i], up.part[i], &d0.part[i], &d1.part[i]);
             }

@@ -247,12 +247,17 @@ def linear_backward(
 
 
 def linear_activation_backward(
-    dy: Tensor, kept: Sequence[Tensor], out_dtype: torch.dtype | None = None
+    dy: Tensor,
+    kept: Sequence[Tensor],
+    out_dtype: torch.dtype | None = None,
+    again: Tensor | None = None,
 ) -> Tensor:
     """The gradient with respect to what the activation of `linear` took.
 
     dy    (T, N) float32 or bfloat16: gradient of the activated values
     kept  as filled by `linear`: gate and up for "silu_gate", one tensor for "gelu_tanh"
+    again  (T, N) of kept's dtype, to be filled with the activated values: in float32 they have the
+           bits that `linear` gave; in bfloat16 they are made of rounded values, as those were not
     Returns (T, 2 N), gate's columns first, or (T, N), in `out_dtype` (default: dy's).
     Raises TypeError (dtype) or ValueError (shape, layout, device), naming the argument.
     """
@@ -261,5 +266,7 @@ def linear_activation_backward(
     second = kept[1] if len(kept) == 2 else None
     columns = dy.shape[-1] * len(kept)
     dx = torch.empty(*dy.shape[:-1], columns, dtype=dy.dtype if out_dtype is None else out_dtype)
-    _C.linear_activation_backward(dy, kept[0], second, dx)
+    _C.linear_activation_backward(dy, kept[0], second, dx, again)
+    if again is not None:
+        torch.autograd.graph.increment_version(again)
     return dx

@@ -210,10 +210,15 @@ double check_activation(pe::LinearEpilogue epilogue, DType kept_dtype, int64_t c
         pe::cpu::linear_forward(args);
         CHECK(y.same_bits(plain), "y does not change when values are kept");
         CHECK(first.padding_is_intact() && second.padding_is_intact(), "kept writes between rows");
-        Matrix dx(DType::kF32, T, N, 2);
+        Matrix dx(DType::kF32, T, N, 2), again(kept_dtype, T, columns, 1);
         pe::cpu::linear_activation_backward(
-            {dy.view(), {first.view(), gated ? second.view() : pe::MatrixView{}}, dx.view()});
-        CHECK(dx.padding_is_intact(), "the activation's backward writes between rows");
+            {dy.view(),
+             {first.view(), gated ? second.view() : pe::MatrixView{}},
+             dx.view(),
+             again.view()});
+        CHECK(dx.padding_is_intact() && again.padding_is_intact(),
+              "the activation's backward writes between rows");
+        CHECK(kept_dtype != DType::kF32 || again.same_bits(y), "what was activated comes again");
         for (int64_t t = 0; t < T; ++t) {
             for (int64_t n = 0; n < columns; ++n) {
                 const double v = first.get(t, n), d = dy.get(t, n);

@@ -105,6 +105,31 @@ def test_activation_backward(activation: Activation, isa: str) -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("N", [1, 16, 45, 111])
+def test_what_was_activated_comes_again(N: int, activation: Activation, isa: str) -> None:
+    """Bit for bit in float32, so that the forward pass need not keep it."""
+    n = pieces(activation)
+    weights = [30 * torch.randn(N, 49) for _ in range(n)]
+    kept = [torch.empty(14, N) for _ in range(n)]
+    y = linear(
+        torch.randn(14, 49),
+        linear_pack(weights, "float32", gated=n == 2),
+        None,
+        activation,
+        kept=kept,
+    )
+    wide = torch.full((14, N + 5), torch.nan)
+    dy, again = torch.randn(14, N), wide[:, :N]
+    version = again._version
+    dx = linear_activation_backward(dy, kept, again=again)
+    assert isinstance(y, Tensor)
+    assert torch.equal(again, y)
+    assert again._version > version
+    assert bool(wide[:, N:].isnan().all())
+    assert torch.equal(dx, linear_activation_backward(dy, kept))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("value", [0.0, -0.0, 2.0**-149, -(2.0**-149), 1e4, -1e4, 1e30, -1e30])
 def test_activation_backward_far_out(value: float, activation: Activation, isa: str) -> None:
     """Slopes 1/2 at 0, 1 and 0 far out, exactly."""

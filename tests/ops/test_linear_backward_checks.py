@@ -43,7 +43,7 @@ def good(function: str) -> dict[str, Any]:
         },
         "linear_activation_backward": {
             **{"dy": zeros(T, N), "first": zeros(T, N), "second": zeros(T, N)},
-            "dx": torch.ones(T, 2 * N),
+            **{"dx": torch.ones(T, 2 * N), "y": torch.ones(T, N)},
         },
         "linear_pack_columns": {
             **{"weight": zeros(3, N), "data": torch.ones(K * 32, dtype=torch.int32)},
@@ -113,6 +113,8 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     dtype(ACTIVATION, "first", F64, EITHER, "kept"),
     dtype(ACTIVATION, "second", BF16, "float32", "kept"),
     dtype(ACTIVATION, "dx", F64, EITHER),
+    dtype(ACTIVATION, "y", BF16, "float32"),
+    value(ACTIVATION, "y", zeros(T, 3), "y must have shape (T, N) = (5, 4) but got (5, 3)"),
     value(ACTIVATION, "dy", zeros(T), "dy must have shape (T, N) but got (5,)"),
     value(ACTIVATION, "first", zeros(T, 3), "kept must have shape (T, N) = (5, 4) but got (5, 3)"),
     value(ACTIVATION, "second", zeros(4, N), "kept must have shape (T, N) = (5, 4) but got (4, 4)"),

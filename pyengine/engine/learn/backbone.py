@@ -36,12 +36,15 @@ class Backbone:
     ) -> None:
         self.parameters = trained_parameters(decoder, lora)
         self._decoder = decoder
-        self._packed = (
-            PackedDecoder(decoder, kind) if lora is None else PackedLora(decoder, kind, lora)
-        )
-        self._model = TreeModel(self._packed.without_head(), recompute)
+        self._packed: PackedDecoder
+        if lora is None:
+            self._packed, self._gradients = PackedDecoder(decoder, kind), Gradients(decoder)
+        else:
+            self._packed = PackedLora(decoder, kind, lora)
+            self._gradients = LoraGradients(self._packed)
+        memory = self._gradients.memory
+        self._model = TreeModel(self._packed.without_head(), recompute, memory=memory)
         self._micro_batch_tokens = micro_batch_tokens
-        self._gradients: Gradients | None = None
 
     def states(self, trees: Sequence[Tree]) -> Tensor:
         """(S, D) float32: after the final norm, at each response's last token."""
@@ -60,8 +63,6 @@ class Backbone:
         whole = self._model.forward_hidden(batches[0]) if len(batches) == 1 else None
         dstates = slopes(self.states(trees) if whole is None else whole.hidden.float())
         parts = torch.split(dstates, [len(batch.source_rows) for batch in batches])
-        if self._gradients is None:
-            self._gradients = self._make_gradients()
         self._gradients.open()
         for batch, part in zip(batches, parts, strict=True):
             tape = self._model.forward_hidden(batch) if whole is None else whole
@@ -71,20 +72,16 @@ class Backbone:
     @property
     def held_bytes(self) -> dict[str, int]:
         """By part of the memory plan: what is in memory."""
-        gradients = 0 if self._gradients is None else self._gradients.num_bytes
-        held = self._model.held_bytes
-        return held | {"gradients": gradients, "packed": self._packed.num_bytes}
+        own = {"gradients": self._gradients.num_bytes, "packed": self._packed.num_bytes}
+        return self._model.held_bytes | own
 
     def settle(self) -> None:
         """Parameters' `grad` become whole: to be called before they are applied."""
-        if self._gradients is not None:
-            self._gradients.settle()
+        self._gradients.settle()
 
     def gradients(self) -> dict[str, Tensor]:
         """By the names of `parameters`, of those that have one."""
-        if self._gradients is None or not self._gradients.is_open():
-            return {}
-        return self._gradients.totals()
+        return self._gradients.totals() if self._gradients.is_open() else {}
 
     def _batches(self, trees: Sequence[Tree]) -> list[PackedBatch]:
         sizes = [len(t.prompt_ids) + sum(map(len, t.responses)) for t in trees]
@@ -92,7 +89,3 @@ class Backbone:
             pack([trees[i] for i in part], _CPU, last_rows=True)
             for part in micro_batches(sizes, self._micro_batch_tokens)
         ]
-
-    def _make_gradients(self) -> Gradients:
-        packed = self._packed
-        return LoraGradients(packed) if isinstance(packed, PackedLora) else Gradients(self._decoder)

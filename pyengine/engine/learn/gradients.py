@@ -6,11 +6,16 @@ micro-batch left them, so that a batch's gradient does not depend on how it was 
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from pyengine.engine.weights.arena import Arena
-from pyengine.engine.weights.packed import Fused, fused_matrices
+import torch
+from torch import Tensor, nn
+
+from pyengine.engine.learn.step_memory import StepMemory
+from pyengine.engine.weights.arena import Arena, aligned
+from pyengine.engine.weights.packed import fused_matrices
 from pyengine.models.decoder import Decoder
 from pyengine.ops.linear import linear_backward
 
@@ -56,58 +61,127 @@ class RowGradient:
         self._count = 0
 
 
+@dataclass(frozen=True)
+class Buffer:
+    """What one gradient is gathered in: of a fused matrix or its bias, or of another parameter.
+
+    name   the fused matrix's, or the parameter's
+    leaf   of a fused matrix: what of it, such as "weight" or "bias"; "": of another parameter
+    parts  the parameters, one below the other
+    """
+
+    name: str
+    leaf: str
+    parts: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return 4 * math.prod(self.shape)
+
+
 class Gradients:
     """Buffers of all weights; from `open` on, parameters' `grad` are views of them.
 
     A tied table has the head's chain there and the embedding's beside it, and a side output's
     gradient of the head is a chain of its own: `settle` joins them.
+
+    memory  that the layers' buffers share with the activations of the passes that fill them: a
+            layer's buffers are zero and in use once something of the layer is added
     """
 
     def __init__(self, decoder: Decoder) -> None:
-        self._parameters = dict(decoder.named_parameters())
-        self._views: dict[str, Tensor] = {}
-        self._matrices: dict[str, Tensor] = {}
-        self._biases: dict[str, Tensor] = {}
-        self._tied = (
-            RowGradient(*self._parameters["embed.weight"].shape) if decoder.spec.tied_head else None
-        )
-        arena = Arena.fitting(4 * p.numel() for p in self._parameters.values())
-        for key, fused in fused_matrices(decoder.spec).items():
-            self._matrices[key] = self._joined(fused, "weight", arena)
-            if f"{fused.names[0]}.bias" in self._parameters:
-                self._biases[key] = self._joined(fused, "bias", arena)
-        for name, parameter in self._parameters.items():
-            if name not in self._views:
-                self._views[name] = arena.take(tuple(parameter.shape), torch.float32)
+        layers, outside = _buffers(decoder)
+        parameters, tied = dict(decoder.named_parameters()), None
+        if decoder.spec.tied_head:
+            tied = RowGradient(*parameters["embed.weight"].shape)
+        self._set_up(parameters, layers, outside, tied)
+
+    def _set_up(
+        self,
+        parameters: dict[str, nn.Parameter],
+        layers: list[list[Buffer]],
+        outside: list[Buffer],
+        tied: RowGradient | None = None,
+    ) -> None:
+        self._parameters, self._layers, self._outside = parameters, layers, outside
+        self._tied = tied
+        self._layer_of = {
+            name: i
+            for i, buffers in enumerate(self._layers)
+            for buffer in buffers
+            for name in (buffer.name, *buffer.parts)
+        }
+        self._views: dict[str, Tensor] = {}  # by parameter
+        self._tensors: dict[tuple[str, str], Tensor] = {}  # by a buffer's name and leaf
+        sizes = [sum(aligned(b.num_bytes) for b in buffers) for buffers in self._layers]
+        self.memory = StepMemory(sizes, self.is_open, self._let_go)
+        self._not_begun: set[int] = set()
         self._side_heads: dict[str, Tensor] = {}
         self._clean = True
 
-    def _joined(self, fused: Fused, leaf: str, arena: Arena) -> Tensor:
-        parameters = [self._parameters[f"{name}.{leaf}"] for name in fused.names]
-        rows = [p.shape[0] for p in parameters]
-        buffer = arena.take((sum(rows), *parameters[0].shape[1:]), torch.float32)
-        for name, view in zip(fused.names, torch.split(buffer, rows), strict=True):
-            self._views[f"{name}.{leaf}"] = view
-        return buffer
+    def _place(self, buffers: Sequence[Buffer], arena: Arena) -> None:
+        for buffer in buffers:
+            tensor = arena.take(buffer.shape, torch.float32)
+            self._tensors[buffer.name, buffer.leaf] = tensor
+            rows = [self._parameters[part].shape[0] for part in buffer.parts]
+            views = [tensor] if len(rows) == 1 else torch.split(tensor, rows)
+            self._views.update(zip(buffer.parts, views, strict=True))
+
+    def _let_go(self) -> None:
+        """Of the layers' buffers, whose memory is about to be another."""
+        for buffer in [buffer for buffers in self._layers for buffer in buffers]:
+            self._tensors.pop((buffer.name, buffer.leaf), None)
+            for part in buffer.parts:
+                self._views.pop(part, None)
+
+    def _is_placed(self, buffers: Sequence[Buffer]) -> bool:
+        return all((buffer.name, buffer.leaf) in self._tensors for buffer in buffers)
+
+    def _clear(self, buffers: Sequence[Buffer]) -> None:
+        for buffer in buffers:
+            self._tensors[buffer.name, buffer.leaf].zero_()
 
     @torch.no_grad()
     def open(self) -> None:
         """Gradients are there from now on: zero, unless they were already."""
-        if all(p.grad is None for p in self._parameters.values()):
-            if not self._clean:
-                for buffer in self._views.values():
-                    buffer.zero_()
-                if self._tied is not None:
-                    self._tied.clear()
-                self._side_heads = {}
-            self._clean = False
-            for name, parameter in self._parameters.items():
-                parameter.grad = self._views[name]
+        if self.is_open():
+            return
+        if not self._is_placed(self._outside):
+            self._place(self._outside, Arena.fitting(b.num_bytes for b in self._outside))
+        elif not self._clean:
+            self._clear(self._outside)
+            if self._tied is not None:
+                self._tied.clear()
+            self._side_heads = {}
+        self._clean = False
+        for buffers, arena in zip(self._layers, self._pieces(), strict=True):
+            if not self._is_placed(buffers):
+                self._place(buffers, arena)
+        self._not_begun = set(range(len(self._layers)))
+        for name, parameter in self._parameters.items():
+            parameter.grad = self._views[name]
+
+    def _pieces(self) -> list[Arena]:
+        """A layer's each."""
+        return self.memory.gradients() if self._layers else []
+
+    def _begin(self, name: str) -> None:
+        """A layer's buffers are in use, from the first time that one of them is asked for."""
+        layer = self._layer_of.get(name)
+        if layer is not None and layer in self._not_begun:
+            self._clear(self._layers[layer])
+            self._not_begun.discard(layer)
+
+    def _begin_all(self) -> None:
+        for layer in sorted(self._not_begun):
+            self._begin(self._layers[layer][0].name)
 
     @property
     def num_bytes(self) -> int:
         """Memory of the buffers, without side outputs' chains."""
-        return sum(view.nbytes for view in self._views.values())
+        outside = self._outside if self._is_placed(self._outside) else []
+        return self.memory.gradient_bytes + sum(buffer.num_bytes for buffer in outside)
 
     def is_open(self) -> bool:
         """Whether there are gradients that no step has taken."""
@@ -119,7 +193,8 @@ class Gradients:
 
     def matrix(self, key: str) -> Tensor | None:
         """(N, K) of a fused matrix, or of the head; None where it is frozen."""
-        return self._matrices.get(key)
+        self._begin(key)
+        return self._tensors.get((key, "weight"))
 
     def side_matrix(self, name: str) -> Tensor | None:
         """(V, D) of the head, for what comes through a side output; None where it is frozen."""
@@ -130,13 +205,15 @@ class Gradients:
 
     def bias(self, key: str) -> Tensor | None:
         """(N,) of a fused matrix."""
-        return self._biases.get(key)
+        self._begin(key)
+        return self._tensors.get((key, "bias"))
 
     def of(self, name: str) -> Tensor | None:
         """Of a parameter by its name in the decoder; of a tied table the head's part alone.
 
         None where it is frozen or not there.
         """
+        self._begin(name)
         return self._views.get(name)
 
     def rows(self, name: str, ids: Tensor, dx: Tensor) -> None:
@@ -149,8 +226,11 @@ class Gradients:
     @torch.no_grad()
     def settle(self) -> None:
         """Joins the chains of a weight, once all of a step's batches are in."""
+        if not self.is_open():
+            return
+        self._begin_all()
         for chain in self._side_heads.values():
-            self._matrices["head"] += chain
+            self._tensors["head", "weight"] += chain
         self._side_heads = {}
         if self._tied is not None:
             self._tied.add_to(self._views["embed.weight"])
@@ -158,6 +238,7 @@ class Gradients:
 
     def totals(self) -> dict[str, Tensor]:
         """By parameter name, for reading: a weight's chains added."""
+        self._begin_all()
         parts = dict(self._views)
         head = "embed.weight" if self._tied is not None else "head.weight"
         for chain in self._side_heads.values():
@@ -165,3 +246,22 @@ class Gradients:
         if self._tied is not None:
             parts["embed.weight"] = self._tied.add_to(parts["embed.weight"].clone())
         return parts
+
+
+def _buffers(decoder: Decoder) -> tuple[list[list[Buffer]], list[Buffer]]:
+    """Of each layer, and of what is outside of layers."""
+    shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
+    found: list[Buffer] = []
+    for key, fused in fused_matrices(decoder.spec).items():
+        for leaf in ("weight", "bias"):
+            parts = tuple(f"{name}.{leaf}" for name in fused.names)
+            if parts[0] in shapes:
+                height, rest = sum(shapes[part][0] for part in parts), shapes[parts[0]][1:]
+                found.append(Buffer(key, leaf, parts, (height, *rest)))
+    fused_parts = {part for buffer in found for part in buffer.parts}
+    found += [Buffer(n, "", (n,), s) for n, s in shapes.items() if n not in fused_parts]
+    layers = [
+        [buffer for buffer in found if buffer.name.startswith(f"layers.{i}.")]
+        for i in range(decoder.spec.num_layers)
+    ]
+    return layers, [buffer for buffer in found if not buffer.name.startswith("layers.")]

@@ -183,7 +183,10 @@ class KernelLearner(_WithModels):
     ) -> None:
         device = torch.device("cpu")
         self._cache = cache
-        self._policy = TreeModel(policy, recompute)
+        self._gradients = (
+            LoraGradients(policy) if isinstance(policy, PackedLora) else Gradients(policy.decoder)
+        )
+        self._policy = TreeModel(policy, recompute, memory=self._gradients.memory)
         self._own: TreeModel | None = None  # the reference that is no snapshot
         self._reference = None
         self._named = None if named is None else NamedLogps(named, _passing_logps, cache, device)
@@ -192,7 +195,6 @@ class KernelLearner(_WithModels):
             # small ones it stays packed, see _keep_reference.
             self._own = TreeModel(reference, keep=False)
             self._reference = CachedReference(self._own.token_logps, cache, device)
-        self._gradients: Gradients | None = None
 
     def computes(self, side: Sequence[SideOutput]) -> bool:
         """See Learner."""
@@ -204,8 +206,6 @@ class KernelLearner(_WithModels):
         passes = self._side(tape, side)
 
         def backward(dlogps: Tensor, dside: Mapping[str, Tensor]) -> None:
-            if self._gradients is None:
-                self._gradients = self._make_gradients()
             gradients = self._gradients
             gradients.open()
             more = [passes[name].backward(slope, gradients) for name, slope in dside.items()]
@@ -251,28 +251,18 @@ class KernelLearner(_WithModels):
         assert self._own is not None
         return self._own
 
-    def _make_gradients(self) -> Gradients:
-        packed = self._policy.packed
-        return (
-            LoraGradients(packed) if isinstance(packed, PackedLora) else Gradients(packed.decoder)
-        )
-
     def settle(self) -> None:
         """See Learner."""
-        if self._gradients is not None:
-            self._gradients.settle()
+        self._gradients.settle()
 
     def gradients(self) -> dict[str, Tensor]:
         """See Learner."""
-        if self._gradients is None or not self._gradients.is_open():
-            return {}
-        return self._gradients.totals()
+        return self._gradients.totals() if self._gradients.is_open() else {}
 
     @property
     def held_bytes(self) -> dict[str, int]:
         """See Learner."""
-        gradients = 0 if self._gradients is None else self._gradients.num_bytes
-        return self._policy.held_bytes | {"gradients": gradients}
+        return self._policy.held_bytes | {"gradients": self._gradients.num_bytes}
 
 
 def _passing_logps(model: PackedDecoder, batch: PackedBatch) -> Tensor:

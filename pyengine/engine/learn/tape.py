@@ -26,8 +26,7 @@ class SavedNorm:
 class SavedLayer:
     """Activations of a layer between forward and backward; all of them in the compute dtype."""
 
-    attn_norm: SavedNorm
-    attn_normed: Tensor  # (T, D)
+    attn_norm: SavedNorm  # what is made of its input is made again
     q_norm: SavedNorm | None
     k_norm: SavedNorm | None
     q: Tensor  # (T, H, hd), turned
@@ -36,9 +35,8 @@ class SavedLayer:
     attended: Tensor  # (T, H, hd)
     lse: Tensor  # (T, H) float32
     mlp_norm: SavedNorm
-    mlp_normed: Tensor  # (T, D)
     kept: list[Tensor]  # (T, F) each: what the activation took
-    inner: Tensor  # (T, F)
+    inner: Tensor | None  # (T, F); None: made again of `kept`, which is not rounded in float32
 
 
 @dataclass
@@ -66,8 +64,9 @@ def saved_bytes_per_row(spec: DecoderSpec, dtype: torch.dtype) -> int:
 
     def size(layer: LayerSpec) -> int:
         heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-        inner = (3 if layer.activation == "silu_glu" else 2) * spec.intermediate_size
-        rounded = 2 * spec.hidden_size + heads + inner
+        kept = 2 if layer.activation == "silu_glu" else 1
+        inner = (kept if dtype == torch.float32 else kept + 1) * spec.intermediate_size
+        rounded = heads + inner
         exact = 2 * spec.hidden_size + spec.num_heads + 4
         normed = (spec.num_heads + spec.num_kv_heads) * (spec.head_dim + 2) if layer.qk_norm else 0
         return rounded * dtype.itemsize + 4 * (exact + normed)

@@ -17,9 +17,9 @@ from torch import Tensor
 from pyengine import _C
 from pyengine.engine.batch.packing import PackedBatch
 from pyengine.engine.learn.gradients import Gradients
+from pyengine.engine.learn.step_memory import StepMemory
 from pyengine.engine.learn.tape import HiddenTape, SavedLayer, SavedNorm, Tape, saved_bytes_per_row
 from pyengine.engine.learn.tree_pages import TreePages
-from pyengine.engine.weights.arena import Arena
 from pyengine.engine.weights.packed import PackedDecoder
 from pyengine.models.layers import Block, Norm
 from pyengine.models.rope import Rotation
@@ -39,22 +39,30 @@ class TreeModel:
     recompute  keep only the input of each layer, and compute the layer again for its backward
     keep       keep every packed matrix, unless a backward pass of many rows is to come, after which
                a step would change them; else they are packed in passing, a layer at a time
+    memory     where activations wait for `backward`; beside the gradients that it adds to, or None:
+               its own
     """
 
-    def __init__(self, packed: PackedDecoder, recompute: bool = False, keep: bool = True) -> None:
+    def __init__(
+        self,
+        packed: PackedDecoder,
+        recompute: bool = False,
+        keep: bool = True,
+        memory: StepMemory | None = None,
+    ) -> None:
         self.packed = packed
         self.keep = keep
         self.recompute = recompute
         self._decoder = packed.decoder
         self._spec = packed.decoder.spec
         self._dtype = packed.compute_dtype
-        self._arena = Arena()
+        self._memory = StepMemory() if memory is None else memory
 
     @property
     def held_bytes(self) -> dict[str, int]:
         """By part of the memory plan: what an update's passes have left in memory."""
         return {
-            "activations": self._arena.num_bytes,
+            "activations": self._memory.activation_bytes,
             "packed by columns": self.packed.scratch.num_bytes,
         }
 
@@ -109,7 +117,7 @@ class TreeModel:
 
     def _make_room(self, rows: int, layers: int) -> None:
         size = rows * saved_bytes_per_row(self._spec, self._dtype) + 64 * 16  # and gaps
-        self._arena.reset(layers * size)
+        self._memory.make_room(size, layers)
 
     def _embed(self, batch: PackedBatch) -> Tensor:
         def rows(table: Tensor, ids: Tensor) -> Tensor:
@@ -128,9 +136,9 @@ class TreeModel:
         """The residual stream (T, D) after layer `index`; x is left as it is."""
         spec, dtype, name = self._spec, self._dtype, f"layers.{index}"
         layer = spec.layers[index]
-        take = self._arena.take if saves else _take
+        take = self._memory.take if saves else _take
         block, rows = self._block(index), len(x)
-        normed, attn_norm = _norm(block.attn_norm, x, take(x.shape, dtype))
+        normed, attn_norm = _norm(block.attn_norm, x, _take(x.shape, dtype))
         parts = linear(
             normed,
             self.packed.matrix(f"{name}.qkv"),
@@ -150,17 +158,18 @@ class TreeModel:
         attended = pages.attend(q, spec, index, take(q.shape, dtype), lse)
         after = take(x.shape, x.dtype).copy_(x)
         self._add(attended.view(rows, -1), f"{name}.o", after, layer.residual_multiplier)
-        mlp_normed, mlp_norm = _norm(block.mlp_norm, after, take(x.shape, dtype))
+        mlp_normed, mlp_norm = _norm(block.mlp_norm, after, _take(x.shape, dtype))
         shape = rows, spec.intermediate_size
         pieces = len(self.packed.table[f"{name}.up"].names) if saves else 0
         kept = [take(shape, dtype) for _ in range(pieces)]
+        inner_again = not saves or dtype == torch.float32
         inner = linear(
             mlp_normed,
             self.packed.matrix(f"{name}.up"),
             self.packed.bias(f"{name}.up"),
             activation="silu_gate" if layer.activation == "silu_glu" else "gelu_tanh",
             kept=kept,
-            out=take(shape, dtype),
+            out=_take(shape, dtype) if inner_again else take(shape, dtype),
         )
         assert isinstance(inner, Tensor)
         out = take(x.shape, x.dtype).copy_(after) if saves else after
@@ -171,8 +180,8 @@ class TreeModel:
         assert attn_norm is not None
         assert mlp_norm is not None
         return out, SavedLayer(
-            attn_norm, normed, q_norm, k_norm, q, k, v, attended, lse,
-            mlp_norm, mlp_normed, kept, inner,
+            attn_norm, q_norm, k_norm, q, k, v, attended, lse,
+            mlp_norm, kept, None if inner_again else inner,
         )  # fmt: skip
 
     def _block(self, index: int) -> Block:
@@ -253,12 +262,15 @@ class TreeModel:
         self, index: int, saved: SavedLayer, dx: Tensor, groups: Tensor, gradients: Gradients
     ) -> None:
         """From the residual's gradient after the layer, in place, to that before its MLP."""
-        name = f"layers.{index}"
-        dinner = self._linear_backward(
-            f"{name}.down", self._added(index, dx), saved.inner, groups, gradients, self._dtype
-        )
-        dkept = linear_activation_backward(dinner, saved.kept)
-        dnormed = self._linear_backward(f"{name}.up", dkept, saved.mlp_normed, groups, gradients)
+        name, dout = f"layers.{index}", self._added(index, dx)
+        dinner = self._input_gradient(f"{name}.down", dout, self._dtype)
+        inner = torch.empty_like(saved.kept[0]) if saved.inner is None else saved.inner
+        again = inner if saved.inner is None else None
+        dkept = linear_activation_backward(dinner, saved.kept, again=again)
+        gradients.linear(f"{name}.down", dout, inner, groups)
+        normed = self._normed_again(self._block(index).mlp_norm, saved.mlp_norm)
+        gradients.linear(f"{name}.up", dkept, normed, groups)
+        dnormed = self._input_gradient(f"{name}.up", dkept)
         dx += self._norm_backward(f"{name}.mlp_norm", saved.mlp_norm, dnormed, gradients)
 
     def _attention_backward(
@@ -273,9 +285,9 @@ class TreeModel:
     ) -> None:
         name, rows = f"layers.{index}", len(dx)
         attended = saved.attended.view(rows, -1)
-        dattended = self._linear_backward(
-            f"{name}.o", self._added(index, dx), attended, groups, gradients, self._dtype
-        )
+        dout = self._added(index, dx)
+        gradients.linear(f"{name}.o", dout, attended, groups)
+        dattended = self._input_gradient(f"{name}.o", dout, self._dtype)
         dq, dk, dv = pages.attend_backward(
             dattended.view(saved.q.shape), saved.q, saved.k, saved.v, saved.attended, saved.lse,
             self._spec, index,
@@ -286,23 +298,20 @@ class TreeModel:
         dq = self._norm_backward(f"{name}.attn.q_norm", saved.q_norm, dq, gradients)
         dk = self._norm_backward(f"{name}.attn.k_norm", saved.k_norm, dk, gradients)
         dqkv = torch.cat([d.reshape(rows, -1).to(self._dtype) for d in (dq, dk, dv)], dim=1)
-        dnormed = self._linear_backward(f"{name}.qkv", dqkv, saved.attn_normed, groups, gradients)
+        normed = self._normed_again(self._block(index).attn_norm, saved.attn_norm)
+        gradients.linear(f"{name}.qkv", dqkv, normed, groups)
+        dnormed = self._input_gradient(f"{name}.qkv", dqkv)
         dx += self._norm_backward(f"{name}.attn_norm", saved.attn_norm, dnormed, gradients)
 
-    def _linear_backward(
-        self,
-        key: str,
-        dy: Tensor,
-        x: Tensor,
-        groups: Tensor,
-        gradients: Gradients,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
-        """The gradient with respect to x, in `dtype`; dy is in the compute dtype."""
-        gradients.linear(key, dy, x, groups)
+    def _input_gradient(self, key: str, dy: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Of a fused matrix's input, in `dtype`; dy is in the compute dtype."""
         dx = linear(dy, self.packed.columns(key), out_dtype=dtype)
         assert isinstance(dx, Tensor)
         return dx
+
+    def _normed_again(self, norm: Norm | None, saved: SavedNorm) -> Tensor:
+        """What the forward pass multiplied, by the kernel that made it then."""
+        return _norm(norm, saved.x, _take(saved.x.shape, self._dtype))[0]
 
     def _norm_backward(
         self, name: str, saved: SavedNorm | None, dy: Tensor, gradients: Gradients

@@ -38,7 +38,8 @@ def resident_bytes(memory: Tensor) -> int:
     return min(int((there & 1).sum()) * mmap.PAGESIZE, memory.nbytes)
 
 
-def _aligned(num_bytes: int) -> int:
+def aligned(num_bytes: int) -> int:
+    """What a tensor of so many bytes takes in an arena."""
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
@@ -57,7 +58,14 @@ class Arena:
     def fitting(cls, sizes: Iterable[int]) -> Self:
         """Room for tensors of so many bytes each."""
         arena = cls()
-        arena.reset(sum(_aligned(size) for size in sizes))
+        arena.reset(sum(aligned(size) for size in sizes))
+        return arena
+
+    @classmethod
+    def over(cls, memory: Tensor) -> Self:
+        """In bytes that are there already."""
+        arena = cls()
+        arena._memory = memory
         return arena
 
     @property
@@ -72,13 +80,18 @@ class Arena:
             self._memory = untouched(max(num_bytes, 1))
         self._used = 0
 
-    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor in the arena, or in memory of its own when the arena is full."""
+    def find(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+        """A tensor in the arena; None when it is full."""
         count = dtype.itemsize
         for size in shape:
             count *= size
         start, end = self._used, self._used + count
         if count == 0 or self._memory is None or end > self._memory.nbytes:
-            return torch.empty(shape, dtype=dtype)
-        self._used = _aligned(end)
+            return None
+        self._used = aligned(end)
         return self._memory[start:end].view(dtype).view(shape)
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor in the arena, or in memory of its own when the arena is full."""
+        found = self.find(shape, dtype)
+        return torch.empty(shape, dtype=dtype) if found is None else found

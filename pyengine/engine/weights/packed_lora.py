@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyengine.engine.config import EngineConfig, Reference
-from pyengine.engine.learn.gradients import Gradients
+from pyengine.engine.learn.gradients import Buffer, Gradients
 from pyengine.engine.weights.packed import PackedDecoder, Scratch
 from pyengine.errors import CheckpointError, ConfigError, ModelFileError
 from pyengine.models.adapter_format import load_tensors, read_adapter
@@ -29,6 +29,8 @@ from pyengine.ops.linear import (
     linear_pack,
     linear_pack_columns,
 )
+
+_A = "lora_A"  # of all adapters of a fused matrix
 
 
 @dataclass(frozen=True)
@@ -149,26 +151,21 @@ class LoraGradients(Gradients):
     """Buffers of A and B of every adapter; everything else is frozen."""
 
     def __init__(self, packed: PackedLora) -> None:
-        self._packed = packed
-        self._parameters: dict[str, nn.Parameter] = packed.lora.parameters
-        self._tied = None
-        self._side_heads = {}
-        self._views: dict[str, Tensor] = {}
-        self._matrices: dict[str, Tensor] = {}  # none: of(), matrix() and bias() give None
-        self._biases: dict[str, Tensor] = {}
-        self._a: dict[str, Tensor] = {}  # of a fused matrix's adapters, one below the other
+        self._packed, parameters = packed, packed.lora.parameters
+        buffers = []
         for key, sites in packed.sites.items():
-            ranks = [site.adapter.A.shape[0] for site in sites]
-            self._a[key] = torch.zeros(sum(ranks), sites[0].adapter.A.shape[1])
-            for site, view in zip(sites, torch.split(self._a[key], ranks), strict=True):
-                self._views[f"{site.module}.lora_A.weight"] = view
-                self._views[f"{site.module}.lora_B.weight"] = torch.zeros_like(site.adapter.B)
-        self._clean = True
+            parts = tuple(f"{site.module}.lora_A.weight" for site in sites)
+            ranks = sum(site.adapter.A.shape[0] for site in sites)
+            buffers.append(Buffer(key, _A, parts, (ranks, sites[0].adapter.A.shape[1])))
+            for name in (f"{site.module}.lora_B.weight" for site in sites):
+                buffers.append(Buffer(name, "", (name,), tuple(parameters[name].shape)))
+        self._set_up(parameters, [], buffers)
 
     @torch.no_grad()
     def linear(self, key: str, dy: Tensor, x: Tensor, groups: Tensor) -> None:
         """Goes on with the gradients of a fused matrix's adapters."""
-        if key not in self._a:
+        a = self._tensors.get((key, _A))
+        if a is None:
             return
         packed_a, packed_bs = self._packed.small(key)
         u = linear(x, packed_a, out_dtype=torch.float32)  # (T, all r): x A^T
@@ -184,7 +181,7 @@ class LoraGradients(Gradients):
             assert isinstance(product, Tensor)
             torch.mul(product, scale, out=v[:, at : at + rank])
             at += rank
-        linear_backward(v.to(x.dtype), x, groups, self._a[key])
+        linear_backward(v.to(x.dtype), x, groups, a)
 
 
 def lora_settings(

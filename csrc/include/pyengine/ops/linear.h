@@ -69,11 +69,13 @@ struct LinearBackwardArgs {
     void* workspace = nullptr;
 };
 
-// dx of kSiluGate (T, 2 N): gate's, then up's; of kGelu (T, N).
+// dx of kSiluGate (T, 2 N): gate's, then up's; of kGelu (T, N). y (T, N) is the activation again: the forward's bits where `kept`
+// is f32, since the forward rounds what it keeps, not what it activates.
 struct LinearActivationBackwardArgs {
     MatrixView dy;
     MatrixView kept[2];  // of the forward; the second one null for kGelu
     MatrixView dx;
+    MatrixView y = {};  // of kept's dtype; null: not wanted
 };
 
 namespace cpu {
