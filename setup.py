@@ -188,16 +188,27 @@ def add_bindings(ninja: NinjaFile, flags: list[str]) -> None:
         ninja.compile("cxx", half, "bindings", [*flags, *python])
 
 
+def instruction_sets(source: Path) -> list[str]:
+    """For which a file is compiled: one that names PE_ISA for each; none where all share it."""
+    if "PE_ISA" not in source.read_text():
+        return []
+    sets = list(ISA_FLAGS) if x86() else ["baseline"]
+    header = ROOT / "csrc" / "include" / "pyengine" / "ops" / f"{source.stem}.h"
+    if header.exists() and "PE_CPU_KERNEL_UP_TO_AVX512" in header.read_text():
+        sets = [isa for isa in sets if isa != "avx512_bf16"]
+    return sets
+
+
 def add_kernels(ninja: NinjaFile, flags: list[str]) -> None:
-    """Each file that names PE_ISA once per instruction set, the others once."""
+    """Each file once per instruction set that it is compiled for, or once for all."""
     sets = ISA_FLAGS if x86() else {"baseline": []}
     of_set = {isa: [*flags, *more, f"-DPE_ISA={isa}"] for isa, more in sets.items()}
     simd = {isa: ninja.precompile("pyengine/simd.h", isa, f) for isa, f in of_set.items()}
     for source in sorted((ROOT / "csrc").glob("**/*.cpp")):
-        if "PE_ISA" in source.read_text():
-            for isa, more in of_set.items():
-                ninja.compile("cxx", source, isa, more, simd[isa])
-        else:
+        isas = instruction_sets(source)
+        for isa in isas:
+            ninja.compile("cxx", source, isa, of_set[isa], simd[isa])
+        if not isas:
             ninja.compile("cxx", source, "common", flags)
 
 

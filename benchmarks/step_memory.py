@@ -5,8 +5,8 @@
 Each side runs in a process of its own, with defaults: AdamW, a frozen reference, gradients clipped
 at 1. Printed are the most resident memory after three steps above that of the imported libraries,
 the median seconds of the last two steps, and the engine's own plan of what such steps take: without
-a sampler's KV cache, with weights packed a layer at a time instead of all, and with activations of
-the rows that they have.
+a sampler's KV cache, with weights packed a layer at a time instead of all, with activations of the
+rows that they have, and with gradients in the memory of what they take turns with.
 
 "lora" is float32 with adapters of rank 16 on all matrices of the layers.
 
@@ -50,7 +50,6 @@ def ours(model: Path, dtype: str, rank: int | None) -> dict[str, Any]:
     import torch
 
     import pyengine as pe
-    from pyengine.engine.memory import activation_bytes_per_token
 
     imported, start = peak_bytes(), time.perf_counter()
     lora = None if rank is None else pe.LoraConfig(r=rank)
@@ -69,12 +68,28 @@ def ours(model: Path, dtype: str, rank: int | None) -> dict[str, Any]:
         engine.update(pe.Preferences(groups, pairs), pe.objectives.DPO())
 
     told = measured(imported, step, time.perf_counter() - start)
-    use = engine._footprint.use()
-    parts = dict(engine.memory_plan().parts)
-    per_row = activation_bytes_per_token(use.spec, use.compute, use.device)
-    parts["activations"] = PAIRS * (PROMPT + 2 * RESPONSE) * per_row
-    parts["packed"] = parts["packed by columns"]  # in passing, as much by rows
-    return told | {"plan": sum(size for name, size in parts.items() if name != "KV cache")}
+    return told | {"plan": planned(engine, rank)}
+
+
+def planned(engine: Any, rank: int | None) -> int:
+    """What the engine's plan says of such a step, which is one micro-batch and packs in passing."""
+    from pyengine.engine.learn.tape import saved_bytes_per_row
+    from pyengine.engine.memory import activation_bytes_per_token
+
+    use, rows = engine._footprint.use(), PAIRS * (PROMPT + 2 * RESPONSE)
+    spec, parts = use.spec, dict(engine.memory_plan().parts)
+    parts["activations"] = rows * activation_bytes_per_token(spec, use.compute, use.device)
+    parts["packed"] = parts["packed by columns"]  # as much by rows
+    parts["KV cache"] = 0
+    total = sum(parts.values())
+    if rank is not None:
+        return total
+    # Layers' gradients take turns with activations, and the head's with the head by columns.
+    layer = rows * saved_bytes_per_row(spec, use.compute)
+    head = spec.vocab_size * spec.hidden_size
+    gradients = (parts["gradients"] - 4 * head) // spec.num_layers
+    in_turns = (spec.num_layers - 1) * min(layer, gradients)
+    return total - in_turns - use.compute.itemsize * head
 
 
 def trl(model: Path, dtype: str, rank: int | None) -> dict[str, Any]:

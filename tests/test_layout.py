@@ -17,7 +17,7 @@ HEADERS = ROOT / "csrc" / "include" / "pyengine" / "ops"
 PENDING = ROOT / "cuda" / "PENDING"
 MAX_LINES, MAX_TEST_LINES = 400, 500
 
-OPS = sorted(p.stem for p in HEADERS.glob("*.h") if "PE_CPU_KERNEL(" in p.read_text())
+OPS = sorted(p.stem for p in HEADERS.glob("*.h") if "PE_CPU_KERNEL" in p.read_text())
 CONTRACT_FIELDS = ("shapes", "dtypes", "aliasing", "gradient", "determinism", "source", "proof")
 
 # A layer may import its own rank and every rank below.
@@ -52,7 +52,7 @@ def contract(op: str) -> str:
 
 def kernels(op: str) -> list[str]:
     """The functions that the op's header declares for CPU."""
-    return re.findall(r"PE_CPU_KERNEL\((\w+),", (HEADERS / f"{op}.h").read_text())
+    return re.findall(r"PE_CPU_KERNEL(?:_UP_TO_AVX512)?\((\w+),", (HEADERS / f"{op}.h").read_text())
 
 
 def stub_names() -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 
 from pyengine.data.tokenizer import Tokenizer
 from pyengine.engine.config import DTYPES, EngineConfig, device_of, dtype_name
-from pyengine.engine.named.references import asked_reference, load_reference
+from pyengine.engine.named.references import asked_reference, frozen_model, load_reference
 from pyengine.engine.named.snapshots import Snapshots
 from pyengine.engine.persist.checkpoint import Checkpoint
 from pyengine.engine.persist.engine_state import (
@@ -51,9 +52,10 @@ def loaded_parts(config: EngineConfig) -> EngineParts:
     source = resolve(config.source)
     tokenizer = load_tokenizer(source)
     model = load_model(source, DTYPES[chosen.dtype])
-    policy, frozen, lora = engine_models(model.decoder, chosen, config.lora)
+    freeze = partial(frozen_model, source=source, device=device)
+    policy, frozen, lora = engine_models(model.decoder, chosen, config.lora, freeze)
     if asked.path is not None:
-        frozen = load_reference(asked.path, policy.spec, policy.compute_dtype)
+        frozen = load_reference(asked.path, policy.spec, policy.compute_dtype, device)
         chosen = replace(chosen, reference="frozen")
     snapshots = Snapshots(policy, lora, config.snapshot_folder)
     snapshots.adopt_folder()

@@ -35,9 +35,9 @@ LEAST_MICRO_BATCH_TOKENS = 1 << 11  # below, layers are computed again rather th
 # Parts that take memory when an update comes; the others do when the engine samples or scores.
 LEARNING = ("packed by columns", "gradients", "optimizer", "activations", "side outputs")
 
-# Whose matrices a reference has: a copy that is loaded with the engine, those of the policy without
-# its adapters, or a snapshot's of weights or of adapters, read when it is asked.
-ReferenceMemory = Literal["none", "copy", "shared", "snapshot", "adapters"]
+# Whose matrices a reference has: a copy that is loaded with the engine, those of files, those of
+# the policy without its adapters, or a snapshot's of weights or of adapters, read when it is asked.
+ReferenceMemory = Literal["none", "copy", "mapped", "shared", "snapshot", "adapters"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ class MemoryUse:
     @property
     def loaded(self) -> tuple[str, ...]:
         """Parts that are in memory as soon as there is an engine."""
-        return ("weights", "adapters", *(("reference",) if self.reference == "copy" else ()))
+        own = ("reference",) if self.reference in ("copy", "mapped") else ()
+        return ("weights", "adapters", *own)
 
 
 def use_of(
@@ -80,7 +81,8 @@ def use_of(
     if (name := snapshots.reference) is not None:
         kind = "adapters" if snapshots.kind(name) == "adapter" else "snapshot"
     elif reference.decoder is not None:
-        kind = "shared" if reference.decoder is policy else "copy"
+        mapped = reference.decoder.files is not None
+        kind = "shared" if reference.decoder is policy else "mapped" if mapped else "copy"
     return MemoryUse(
         policy.spec,
         config.dtype,
@@ -301,6 +303,7 @@ def _parts(
         spec.max_positions if spec.learned_positions else 0
     )
     multiplied = matrices - tables * spec.hidden_size
+    head = spec.vocab_size * spec.hidden_size
     has_masters, as_multiplied = trains and lora is None, stored * matrices + 4 * others
     # At most: snapshots of adapters are stored as such, combined ones as what they adapt.
     of_snapshot = as_multiplied if lora is None else 4 * adapted
@@ -308,11 +311,11 @@ def _parts(
     of_reference, packed_reference = {
         "none": (0, 0),
         "copy": (as_multiplied, multiplied),
+        "mapped": (4 * others, multiplied),  # what is read for a moment, the system counts as free
         "shared": (0, adapted),
         "snapshot": (of_snapshot, packed_snapshot),
         "adapters": (4 * sum(adapters), adapted),
     }[use.reference]
-    head = spec.vocab_size * spec.hidden_size
     # A side output's gradient of the head is a chain of its own.
     chains = sum(each.name != "sum_squares" for each in side) if lora is None else 0
     rows = micro_batch_tokens * side_bytes_per_token(spec, use.compute, side)

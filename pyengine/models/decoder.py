@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,22 @@ from pyengine.models.spec import DecoderSpec
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16)
 
 
+class Files(Protocol):
+    """Where matrices are that are in no memory of the decoder's: see mapped.py."""
+
+    def check(self) -> None:
+        """To be called before they are read. Raises ModelFileError where one was written to."""
+
+    def let_go(self) -> None:
+        """Of the memory of what was read."""
+
+
 class Decoder(nn.Module):
     """Token ids to final hidden states. Parameters are fp32 masters, not initialised here.
 
     Names: embed, positions (learned positions only), layers.N.{attn_norm, attn.{q,k,v,o},
     mlp_norm, mlp.{gate,up,down}}, final_norm, head (untied only), each with .weight or .bias.
+    files: None, or what the matrices are mapped from.
 
     Raises: ConfigError for a compute dtype other than float32 and bfloat16.
     """
@@ -30,6 +41,7 @@ class Decoder(nn.Module):
             raise ConfigError(f"[Decoder] dtype must be float32 or bfloat16 but is {dtype}")
         self.spec = spec
         self.compute_dtype = dtype
+        self.files: Files | None = None
         self.embed = Embedding(spec.vocab_size, spec.hidden_size, dtype)
         self.positions: Embedding | None = None
         if spec.learned_positions:

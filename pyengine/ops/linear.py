@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,11 +68,13 @@ def linear_pack(
     kind: Kind,
     gated: bool = False,
     out: PackedWeight | None = None,
+    packed: Callable[[], object] | None = None,
 ) -> PackedWeight:
     """Packs matrices (N_i, K), float32 or bfloat16, one below the other, into one (sum N_i, K).
 
-    gated  the two weights are gate and up of a gated MLP, of equal shape
-    out    packed again in place, when the weights have changed; of the same shapes and kind
+    gated   the two weights are gate and up of a gated MLP, of equal shape
+    out     packed again in place, when the weights have changed; of the same shapes and kind
+    packed  called after each of the matrices
     Values are rounded to the kind: to nearest even for bfloat16, to 127ths of a row's largest
     magnitude for int8.
     Raises TypeError (dtype) or ValueError (shape, layout, kind), naming the argument.
@@ -93,6 +95,8 @@ def linear_pack(
     for weight in parts:
         _C.linear_pack(weight.detach(), out.data, out.scale, kind, N, K, first, gated)
         first += 16 if gated else weight.shape[0]
+        if packed is not None:
+            packed()
     return out
 
 

@@ -65,7 +65,8 @@ def test_the_plan_counts_what_there_is(make_engine, dtype):
     parts = dict(engine.memory_plan().parts)
     held = {
         "weights": sum(p.nbytes for p in engine._network.decoder.parameters()),
-        "reference": sum(p.nbytes for p in engine._reference.decoder.parameters()),
+        # Its matrices are in the model's file.
+        "reference": sum(p.nbytes for p in engine._reference.decoder.parameters() if p.ndim != 2),
         "KV cache": engine._inference.sampler.pool_bytes,
     }
     assert {name: parts[name] for name in held} == held

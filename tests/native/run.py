@@ -176,10 +176,6 @@ class Object:
         Path(f"{self.target}.cmd").write_text(" ".join(self.command))
 
 
-def per_isa(source: Path) -> bool:
-    return "PE_ISA" in source.read_text()
-
-
 def host_fma() -> list[str]:
     """fmaf as an instruction in the .cu files, where this machine has it: libm's is slow."""
     return ["-mfma"] if cpu_has("fma") else []
@@ -191,10 +187,11 @@ EXTENSION = extension_objects()
 def kernel_objects(variant: Variant) -> list[Object]:
     objects = []
     for source in [*sorted((ROOT / "csrc").glob("**/*.cpp")), HERE / "math_probe.cpp"]:
-        isas = ISA_FLAGS if per_isa(source) else {"": []}
-        for isa, flags in isas.items():
-            define = [f"-DPE_ISA={isa}"] if isa else []
-            objects.append(kernel_object(variant, isa, source, [*flags, *define]))
+        for isa in SETUP["instruction_sets"](source):
+            flags = [*ISA_FLAGS.get(isa, []), f"-DPE_ISA={isa}"]
+            objects.append(kernel_object(variant, isa, source, flags))
+        if not SETUP["instruction_sets"](source):
+            objects.append(kernel_object(variant, "", source, []))
     cuda = [f"-I{HERE / 'cuda_on_host'}", f"-I{ROOT / 'cuda'}", "-Wno-unknown-pragmas", *host_fma()]
     sources = [*sorted((ROOT / "cuda").glob("**/*.cu")), HERE / "cuda_probe.cpp"]
     for source in [*sources, HERE / "cuda_on_host" / "cuda_on_host.cpp"]:

@@ -42,8 +42,8 @@ class Backbone:
         else:
             self._packed = PackedLora(decoder, kind, lora)
             self._gradients = LoraGradients(self._packed)
-        memory = self._gradients.memory
-        self._model = TreeModel(self._packed.without_head(), recompute, memory=memory)
+        packed = self._packed.without_head()
+        self._model = TreeModel(packed, recompute, gradients=self._gradients)
         self._micro_batch_tokens = micro_batch_tokens
 
     def states(self, trees: Sequence[Tree]) -> Tensor:

@@ -142,14 +142,26 @@ class Gradients:
         for buffer in buffers:
             self._tensors[buffer.name, buffer.leaf].zero_()
 
+    def _place_outside(self) -> None:
+        if not self._is_placed(self._outside):
+            self._place(self._outside, Arena.fitting(b.num_bytes for b in self._outside))
+
+    def head_room(self) -> Tensor | None:
+        """int32 words of the head's gradient, to be used until `open`; None where there is one."""
+        if self.is_open():
+            return None
+        self._place_outside()
+        head = self._tensors.get(("head", "weight"))
+        self._clean = self._clean and head is None
+        return None if head is None else head.view(-1).view(torch.int32)
+
     @torch.no_grad()
     def open(self) -> None:
         """Gradients are there from now on: zero, unless they were already."""
         if self.is_open():
             return
-        if not self._is_placed(self._outside):
-            self._place(self._outside, Arena.fitting(b.num_bytes for b in self._outside))
-        elif not self._clean:
+        self._place_outside()
+        if not self._clean:
             self._clear(self._outside)
             if self._tied is not None:
                 self._tied.clear()

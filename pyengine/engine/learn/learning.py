@@ -186,7 +186,7 @@ class KernelLearner(_WithModels):
         self._gradients = (
             LoraGradients(policy) if isinstance(policy, PackedLora) else Gradients(policy.decoder)
         )
-        self._policy = TreeModel(policy, recompute, memory=self._gradients.memory)
+        self._policy = TreeModel(policy, recompute, gradients=self._gradients)
         self._own: TreeModel | None = None  # the reference that is no snapshot
         self._reference = None
         self._named = None if named is None else NamedLogps(named, _passing_logps, cache, device)

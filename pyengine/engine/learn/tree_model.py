@@ -39,8 +39,8 @@ class TreeModel:
     recompute  keep only the input of each layer, and compute the layer again for its backward
     keep       keep every packed matrix, unless a backward pass of many rows is to come, after which
                a step would change them; else they are packed in passing, a layer at a time
-    memory     where activations wait for `backward`; beside the gradients that it adds to, or None:
-               its own
+    gradients  that `backward` is to add to, in whose memory activations may wait for it; None: they
+               wait in memory of their own
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class TreeModel:
         packed: PackedDecoder,
         recompute: bool = False,
         keep: bool = True,
-        memory: StepMemory | None = None,
+        gradients: Gradients | None = None,
     ) -> None:
         self.packed = packed
         self.keep = keep
@@ -56,7 +56,8 @@ class TreeModel:
         self._decoder = packed.decoder
         self._spec = packed.decoder.spec
         self._dtype = packed.compute_dtype
-        self._memory = StepMemory() if memory is None else memory
+        self._gradients = gradients
+        self._memory = StepMemory() if gradients is None else gradients.memory
 
     @property
     def held_bytes(self) -> dict[str, int]:
@@ -88,11 +89,12 @@ class TreeModel:
 
     def _forward(self, batch: PackedBatch, saves: bool) -> Tape:
         states = self._states(batch, saves)
+        columns = None
+        if saves:
+            room = None if self._gradients is None else self._gradients.head_room()
+            columns = self.packed.columns("head", room)
         head = linear_logprob_forward(
-            states.hidden,
-            self.packed.matrix("head"),
-            batch.targets,
-            self.packed.columns("head") if saves else None,
+            states.hidden, self.packed.matrix("head"), batch.targets, columns
         )
         return Tape(states, head.logprob, head)
 

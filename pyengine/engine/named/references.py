@@ -13,7 +13,8 @@ from pyengine.engine.named.snapshots import SUFFIX
 from pyengine.errors import ConfigError
 from pyengine.models.decoder import Decoder
 from pyengine.models.loader import load_model
-from pyengine.models.source import resolve
+from pyengine.models.mapped import mapped_copy
+from pyengine.models.source import ModelSource, resolve
 from pyengine.models.spec import DecoderSpec
 
 
@@ -44,15 +45,25 @@ def asked_reference(reference: Any, snapshot_folder: str | Path | None) -> Asked
     )
 
 
-def load_reference(path: str | Path, spec: DecoderSpec, dtype: torch.dtype) -> Decoder:
+def frozen_model(decoder: Decoder, source: ModelSource, device: torch.device) -> Decoder:
+    """A reference with the values of a decoder just loaded from `source`: in its files where the
+    CPU's kernels can read them there, else a copy."""
+    mapped = mapped_copy(decoder, source) if device.type == "cpu" else None
+    return decoder.frozen_copy() if mapped is None else mapped
+
+
+def load_reference(
+    path: str | Path, spec: DecoderSpec, dtype: torch.dtype, device: torch.device
+) -> Decoder:
     """A frozen decoder of another model of the same shape.
 
     Raises ConfigError for one of another shape, ModelFileError for its files.
     """
-    decoder = load_model(resolve(path), dtype).decoder
+    source = resolve(path)
+    decoder = load_model(source, dtype).decoder
     if decoder.spec != spec:
         raise ConfigError(
             f"[Engine] reference {str(path)!r} must be a {spec.family} of the policy's shape and "
             "settings but is another model"
         )
-    return decoder.frozen_copy()
+    return frozen_model(decoder, source, device)

@@ -28,6 +28,7 @@ from pyengine.ops.linear import (
 )
 
 _State = tuple[Tensor, int, int]
+_MAPPED_ROWS = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ class PackedDecoder:
     def refresh(self, keep: bool = True) -> None:
         """Follows the masters. With `keep` every matrix that has changed is packed and stays;
         without, those that are not packed yet are from now on packed in passing, by `matrix`."""
+        if self.decoder.files is not None:
+            self.decoder.files.check()
         now = {n: (p, p._version, p.data_ptr()) for n, p in self._sources().items()}
         changed = {name for name, state in now.items() if self._differs(name, state)}
         if changed:
@@ -189,7 +192,14 @@ class PackedDecoder:
         return [self.decoder.get_parameter(name) for name in self._sources_of(key)]
 
     def _pack(self, key: str, out: PackedWeight) -> None:
-        linear_pack(self._matrices(key), self.kind, self.table[key].gated, out)
+        matrices, files = self._matrices(key), self.decoder.files
+        if files is None:
+            linear_pack(matrices, self.kind, self.table[key].gated, out)
+        elif self.table[key].gated:
+            linear_pack(matrices, self.kind, True, out, files.let_go)
+        else:  # the head in pieces: a few megabytes of its file are in memory at a time
+            pieces = [piece for m in matrices for piece in torch.split(m, _MAPPED_ROWS)]
+            linear_pack(pieces, self.kind, False, out, files.let_go)
 
     @torch.no_grad()
     def matrix(self, key: str) -> PackedWeight:
@@ -210,24 +220,28 @@ class PackedDecoder:
         return self._biases[key]
 
     @torch.no_grad()
-    def columns(self, key: str) -> PackedWeight:
+    def columns(self, key: str, memory: Tensor | None = None) -> PackedWeight:
         """The matrix packed by columns, for gradients, in the scratch's memory as well.
 
         Made of the packed matrix where that is kept: a hundredth of its products, and memory for
         one layer, not all.
+
+        memory  words to take instead of the scratch's; what was in them is gone
         """
+        N, K = self._shape(key)
+
+        def make(out: PackedWeight) -> None:
+            if key in self._stale:
+                linear_pack_columns(self._matrices(key), self.kind, out)
+            else:
+                linear_transpose(self.matrix(key), out)
+
+        words = linear_packed_words(self.kind, K, N)
+        if memory is not None and len(memory) >= words:
+            make(out := linear_room(self.kind, K, N, False, memory[:words]))
+            return out
         name = self.mark, key, self.version
-        if key in self._stale:
-            N, K = self._shape(key)
-            return self.scratch.made(
-                "columns", name, self.kind, K, N, False,
-                lambda out: linear_pack_columns(self._matrices(key), self.kind, out),
-            )  # fmt: skip
-        matrix = self.matrix(key)
-        return self.scratch.made(
-            "columns", name, matrix.kind, matrix.K, matrix.N, False,
-            lambda out: linear_transpose(matrix, out),
-        )  # fmt: skip
+        return self.scratch.made("columns", name, self.kind, K, N, False, make)
 
     def _bias(self, biases: list[Tensor]) -> Tensor | None:
         if not biases:

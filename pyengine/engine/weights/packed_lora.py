@@ -7,7 +7,7 @@ columns, each a chain over tokens that the next micro-batch continues. dW is nev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -197,15 +197,20 @@ def lora_settings(
 
 
 def engine_models(
-    decoder: Decoder, config: EngineConfig, lora: LoraConfig | str | Path | None
+    decoder: Decoder,
+    config: EngineConfig,
+    lora: LoraConfig | str | Path | None,
+    freeze: Callable[[Decoder], Decoder] = Decoder.frozen_copy,
 ) -> tuple[Decoder, Decoder | None, Lora | None]:
     """Policy, reference and adapters, from a model as it was loaded.
+
+    freeze  makes a reference that the policy is a copy of
 
     Raises ConfigError for adapters that are not supported or do not fit the model, ModelFileError
     for their files.
     """
     if lora is None:
-        reference = decoder.frozen_copy() if config.reference == "frozen" else None
+        reference = freeze(decoder) if config.reference == "frozen" else None
         return decoder if config.trains else decoder.frozen_copy(), reference, None
     base = frozen_base(decoder)
     adapters = _load(base, lora)

@@ -55,9 +55,9 @@ struct AdamWSumSquaresArgs {
 };
 
 namespace cpu {
-PE_CPU_KERNEL(adamw_step, AdamWArgs)
-PE_CPU_KERNEL(adamw_step_8bit, AdamW8bitArgs)
-PE_CPU_KERNEL(adamw_sum_squares, AdamWSumSquaresArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(adamw_step, AdamWArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(adamw_step_8bit, AdamW8bitArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(adamw_sum_squares, AdamWSumSquaresArgs)
 }  // namespace cpu
 
 }  // namespace pe

@@ -27,7 +27,7 @@ struct KvCacheWriteArgs {
 };
 
 namespace cpu {
-PE_CPU_KERNEL(kv_cache_write, KvCacheWriteArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(kv_cache_write, KvCacheWriteArgs)
 }  // namespace cpu
 
 namespace cuda {

@@ -37,8 +37,8 @@ struct LayerNormBackwardArgs {
 };
 
 namespace cpu {
-PE_CPU_KERNEL(layer_norm_forward, LayerNormForwardArgs)
-PE_CPU_KERNEL(layer_norm_backward, LayerNormBackwardArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(layer_norm_forward, LayerNormForwardArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(layer_norm_backward, LayerNormBackwardArgs)
 }  // namespace cpu
 
 namespace cuda {

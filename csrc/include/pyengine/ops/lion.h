@@ -30,7 +30,7 @@ struct LionArgs {
 };
 
 namespace cpu {
-PE_CPU_KERNEL(lion_step, LionArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(lion_step, LionArgs)
 }  // namespace cpu
 
 }  // namespace pe

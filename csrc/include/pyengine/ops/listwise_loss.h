@@ -46,7 +46,7 @@ struct ListwiseLossArgs {
 };
 
 namespace cpu {
-PE_CPU_KERNEL(listwise_loss, ListwiseLossArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(listwise_loss, ListwiseLossArgs)
 int64_t listwise_loss_bytes(const ListwiseLossArgs& args);
 }  // namespace cpu
 

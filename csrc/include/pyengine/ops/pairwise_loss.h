@@ -65,7 +65,7 @@ struct PairwiseLossArgs {
 };
 
 namespace cpu {
-PE_CPU_KERNEL(pairwise_loss, PairwiseLossArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(pairwise_loss, PairwiseLossArgs)
 }  // namespace cpu
 
 }  // namespace pe

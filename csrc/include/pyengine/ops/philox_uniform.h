@@ -22,7 +22,7 @@ struct PhiloxUniformArgs {
 };
 
 namespace cpu {
-PE_CPU_KERNEL(philox_uniform, PhiloxUniformArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(philox_uniform, PhiloxUniformArgs)
 }  // namespace cpu
 
 namespace cuda {

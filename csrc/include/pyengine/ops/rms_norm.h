@@ -32,8 +32,8 @@ struct RmsNormBackwardArgs {
 };
 
 namespace cpu {
-PE_CPU_KERNEL(rms_norm_forward, RmsNormForwardArgs)
-PE_CPU_KERNEL(rms_norm_backward, RmsNormBackwardArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(rms_norm_forward, RmsNormForwardArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(rms_norm_backward, RmsNormBackwardArgs)
 }  // namespace cpu
 
 namespace cuda {

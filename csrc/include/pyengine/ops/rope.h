@@ -44,7 +44,7 @@ PE_HOST_DEVICE inline V rope_right(const V& left, const V& right, const V& cos, 
 }  // namespace
 
 namespace cpu {
-PE_CPU_KERNEL(rope, RopeArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(rope, RopeArgs)
 }  // namespace cpu
 
 namespace cuda {

@@ -76,7 +76,7 @@ struct SampleArgs {
 
 namespace cpu {
 int64_t sample_workspace_bytes(int64_t V, int threads);
-PE_CPU_KERNEL(sample, SampleArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(sample, SampleArgs)
 }  // namespace cpu
 
 }  // namespace pe

@@ -29,8 +29,8 @@ struct SegmentSumBackwardArgs {
 };
 
 namespace cpu {
-PE_CPU_KERNEL(segment_sum_forward, SegmentSumArgs)
-PE_CPU_KERNEL(segment_sum_backward, SegmentSumBackwardArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(segment_sum_forward, SegmentSumArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(segment_sum_backward, SegmentSumBackwardArgs)
 }  // namespace cpu
 
 }  // namespace pe

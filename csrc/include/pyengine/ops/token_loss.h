@@ -53,7 +53,7 @@ struct TokenLossArgs {
 };
 
 namespace cpu {
-PE_CPU_KERNEL(token_loss, TokenLossArgs)
+PE_CPU_KERNEL_UP_TO_AVX512(token_loss, TokenLossArgs)
 }  // namespace cpu
 
 }  // namespace pe
