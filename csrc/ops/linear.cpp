@@ -205,7 +205,7 @@ class Destination {
 Ahead ahead_of(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t tiles,
                int64_t steps) {
     if (next >= a.weight.panels()) return {a.weight.panel(panel), 0, tiles <= 2};
-    const int64_t in_all = tiles * steps;
+    const int64_t in_all = tiles * kPasses * steps;
     return {a.weight.panel(next), (a.weight.panel_bytes() + in_all - 1) / in_all, tiles <= 2};
 }
 
@@ -221,7 +221,7 @@ void multiply(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t b
         const int64_t row = begin + first;
         to.fetch(row, n);
         packed_panel(row_ptr<X>(a.x, row), a.x.row_stride, w, a.weight.K, n, {sums, kPanel}, ahead);
-        ahead.at += ahead.step * steps;
+        ahead.at += ahead.step * kPasses * steps;
         to.finish(row, n, sums);
     });
 }
@@ -243,7 +243,7 @@ void multiply_widened(const LinearForwardArgs& a, int64_t panel, int64_t next, i
             if (is_last) to.fetch(row, n);
             wide_panel(row_ptr<bf16>(a.x, row) + k, a.x.row_stride, wide, depth, n,
                        {tile, kPanel, k > 0}, ahead);
-            ahead.at += ahead.step * wide_steps(depth);
+            ahead.at += ahead.step * kPasses * wide_steps(depth);
             if (is_last) to.finish(row, n, tile);
         });
     });

@@ -69,7 +69,10 @@ void multiply(const Rows<X>& x, int64_t rows, const X* panel, int64_t K, Sums su
     const int64_t steps = widened ? wide_steps(K) : sizeof(X) == 4 ? K : (K + 1) / 2;
     const int64_t part = (bytes + tiles - 1) / tiles;
     Ahead ahead{reinterpret_cast<const char*>(next != nullptr ? next : panel), 0, tiles <= 2};
-    if (next != nullptr) ahead.step = min_of(128, (part + steps - 1) / steps);
+    if (next != nullptr) {
+        const int64_t in_all = kPasses * steps;
+        ahead.step = min_of(64 * Ahead::kLines, (part + in_all - 1) / in_all);
+    }
     if constexpr (kIsWidened<X>) {
         if (widened) {
             return for_each_wide_stretch(panel, K, [&](const Wide* w, int64_t k, int64_t depth) {

@@ -80,9 +80,11 @@ template <int STEP, typename X, typename W>
 void multiply(const X* x, int64_t stride, const W* panel, int64_t K, int64_t rows, Sums sums,
               Ahead ahead) {
     constexpr int64_t kPerColumn = sizeof(W) == 4 ? 1 : 2;
+    const int64_t steps = sizeof(X) == 4 ? K : K / 2;
     for (int64_t column = 0; column < kPanel; column += 2 * kLanes) {
         packed_rows<STEP>(x, stride, panel + column * kPerColumn, K, rows, ahead, sums);
         sums.data += 2 * kLanes;
+        ahead.at += ahead.step * steps;
     }
 }
 

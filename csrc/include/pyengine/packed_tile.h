@@ -15,6 +15,9 @@ namespace pe::cpu::PE_ISA {
 // 12 x 2 vectors fill the 32 registers of AVX-512; 6 x 2 the 16 of the others.
 inline constexpr int kPackedRows = kLanes == 16 ? 12 : 6;
 
+// How often a tile walks along K: two vectors of columns at a time.
+inline constexpr int64_t kPasses = kPanel / (2 * kLanes);
+
 // Where the sums of a tile go, rows `row` floats apart. `continued`: they start from what stands there, so that a chain along
 // K may stop, be stored and go on.
 struct Sums {
@@ -23,20 +26,21 @@ struct Sums {
     bool continued = false;
 };
 
-// Weights to fetch while a tile is multiplied: memory would else be idle meanwhile. `near` is for few tiles of rows: they read
-// a panel once or twice and want it in the first-level cache, where the panel in use must stay for many.
+// Weights to fetch while a tile is multiplied, as evenly as can be: memory would else be idle meanwhile, or asked for more than it
+// gives. `near` is for few tiles of rows: they read a panel once or twice and want it in the first-level cache, where the panel in
+// use must stay for many.
 struct Ahead {
     const char* at = nullptr;
-    int64_t step = 0;  // bytes for each step along K, at most two cache lines
+    int64_t step = 0;  // bytes for each step along K of each pass, at most kLines cache lines
     bool near = false;
 
+    // What a single tile needs, for which each step and pass fetches its share of a panel's row.
+    static constexpr int64_t kLines = kPasses == 1 ? 2 : 1;
+
     PE_INLINE void fetch() {
-        if (near) {
-            __builtin_prefetch(at, 0, 3);
-            __builtin_prefetch(at + 64, 0, 3);
-        } else {
-            __builtin_prefetch(at, 0, 2);
-            __builtin_prefetch(at + 64, 0, 2);
+#pragma GCC unroll 2
+        for (int64_t i = 0; i < kLines; ++i) {
+            near ? __builtin_prefetch(at + 64 * i, 0, 3) : __builtin_prefetch(at + 64 * i, 0, 2);
         }
         at += step;
     }
