@@ -161,10 +161,12 @@ class Engine:
                             accumulation are float32. "int8": weights of 8 bits, one scale an
                             output, for a judge or a reference on the CPU: it samples and scores
                             but does not train
-        reference           "frozen": a copy of these weights; "none"; "adapter": the model without
-                            its adapters, of which there is no copy (also what "frozen" is where
-                            the adapters are new, since they add nothing yet); the path of a model
-                            of the same shape; the name of a snapshot in `snapshot_folder`
+        reference           "frozen": these weights as they are now, read from their files where
+                            those are safetensors in float32 or bfloat16, else a copy; "none";
+                            "adapter": the model without its adapters, of which there is no copy
+                            (also what "frozen" is where the adapters are new, since they add
+                            nothing yet); the path of a model of the same shape; the name of a
+                            snapshot in `snapshot_folder`
         seed                mixed into every draw
         kv_tokens           size of the KV cache; None: planned from memory
         micro_batch_tokens  tokens per forward/backward; None: planned from memory
@@ -179,7 +181,8 @@ class Engine:
         optimizer           one of pe.optim; None: AdamW of the options learning_rate (1e-6), betas,
                             eps, weight_decay and optimizer_bits, which are refused beside it
         schedule, warmup_steps, total_steps, max_grad_norm  see OptimizerConfig
-        Raises ConfigError (setting or model option), ModelFileError (file).
+        Raises ConfigError (setting or model option), ModelFileError (file; later, of a call that
+        needs the reference, where its file was written to).
         """
         asked = {n: v for n, v in locals().items() if n not in ("cls", "path")}
         # Of AdamW's options those that are given, so that they can be refused beside `optimizer`.

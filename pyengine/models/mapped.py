@@ -85,7 +85,10 @@ class MappedFiles:
         if dtype is None:
             return None
         if stored.file not in self._files:
-            self._files[stored.file] = _File(stored.file)
+            try:
+                self._files[stored.file] = _File(stored.file)
+            except OSError:  # a file system, or a limit, that lets nothing be mapped
+                return None
         return self._files[stored.file].tensor(stored.name, dtype)
 
     def check(self) -> None:

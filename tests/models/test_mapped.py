@@ -98,6 +98,15 @@ def test_numbers_between_their_places_are_copied(tmp_path: Path) -> None:
     assert engine.score([group], "reference")[0][0].logprob == engine.score([group])[0][0].logprob
 
 
+def test_what_cannot_be_mapped_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError("No such device")
+
+    save_hf("llama", tmp_path)
+    monkeypatch.setattr("pyengine.models.mapped.mmap.mmap", refuse)
+    assert loaded(tmp_path)[1] is None
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stored", FILE_DTYPES, ids=str)
 def test_a_reference_in_its_files_has_the_policys_first_bits(
