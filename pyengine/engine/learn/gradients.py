@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +116,12 @@ class Gradients:
         self._views: dict[str, Tensor] = {}  # by parameter
         self._tensors: dict[tuple[str, str], Tensor] = {}  # by a buffer's name and leaf
         sizes = [sum(aligned(b.num_bytes) for b in buffers) for buffers in self._layers]
-        self.memory = StepMemory(sizes, self.is_open, self._let_go)
+        # Of what it asks and lets go of it knows no more: the two do not keep each other alive.
+        self.memory = StepMemory(
+            sizes,
+            partial(_have_gradients, parameters),
+            partial(_let_go, layers, self._tensors, self._views),
+        )
         self._not_begun: set[int] = set()
         self._side_heads: dict[str, Tensor] = {}
         self._clean = True
@@ -127,13 +133,6 @@ class Gradients:
             rows = [self._parameters[part].shape[0] for part in buffer.parts]
             views = [tensor] if len(rows) == 1 else torch.split(tensor, rows)
             self._views.update(zip(buffer.parts, views, strict=True))
-
-    def _let_go(self) -> None:
-        """Of the layers' buffers, whose memory is about to be another."""
-        for buffer in [buffer for buffers in self._layers for buffer in buffers]:
-            self._tensors.pop((buffer.name, buffer.leaf), None)
-            for part in buffer.parts:
-                self._views.pop(part, None)
 
     def _is_placed(self, buffers: Sequence[Buffer]) -> bool:
         return all((buffer.name, buffer.leaf) in self._tensors for buffer in buffers)
@@ -197,7 +196,7 @@ class Gradients:
 
     def is_open(self) -> bool:
         """Whether there are gradients that no step has taken."""
-        return any(p.grad is not None for p in self._parameters.values())
+        return _have_gradients(self._parameters)
 
     def linear(self, key: str, dy: Tensor, x: Tensor, groups: Tensor) -> None:
         """Goes on with a fused matrix's gradient, and its bias's: see ops.linear_backward."""
@@ -258,6 +257,20 @@ class Gradients:
         if self._tied is not None:
             parts["embed.weight"] = self._tied.add_to(parts["embed.weight"].clone())
         return parts
+
+
+def _have_gradients(parameters: dict[str, nn.Parameter]) -> bool:
+    return any(p.grad is not None for p in parameters.values())
+
+
+def _let_go(
+    layers: list[list[Buffer]], tensors: dict[tuple[str, str], Tensor], views: dict[str, Tensor]
+) -> None:
+    """Of the layers' buffers, whose memory is about to be another."""
+    for buffer in [buffer for buffers in layers for buffer in buffers]:
+        tensors.pop((buffer.name, buffer.leaf), None)
+        for part in buffer.parts:
+            views.pop(part, None)
 
 
 def _buffers(decoder: Decoder) -> tuple[list[list[Buffer]], list[Buffer]]:

@@ -345,8 +345,10 @@ def test_scoring_the_reference_packs_it_once(make_engine, monkeypatch):
 
 def test_a_reference_that_is_not_finite_is_named(make_engine):
     engine = make_engine()
-    with torch.no_grad():
-        engine._reference.decoder.layers[0].mlp.down.weight[0, 0] = float("nan")
+    down = engine._reference.decoder.layers[0].mlp.down
+    weight = down.weight.detach().clone()  # it is in the model's file
+    weight[0, 0] = float("nan")
+    down.weight = torch.nn.Parameter(weight, requires_grad=False)
     with pytest.raises(NonFiniteError) as caught:
         engine.score(preferences().groups, "reference")
     assert str(caught.value) == (
