@@ -258,8 +258,8 @@ def linear_activation_backward(
 ) -> Tensor:
     """The gradient with respect to what the activation of `linear` took.
 
-    dy    (T, N) float32 or bfloat16: gradient of the activated values
-    kept  as filled by `linear`: gate and up for "silu_gate", one tensor for "gelu_tanh"
+    dy     (T, N) float32 or bfloat16: gradient of the activated values
+    kept   as filled by `linear`: gate and up for "silu_gate", one tensor for "gelu_tanh"
     again  (T, N) of kept's dtype, to be filled with the activated values: in float32 they have the
            bits that `linear` gave; in bfloat16 they are made of rounded values, as those were not
     Returns (T, 2 N), gate's columns first, or (T, N), in `out_dtype` (default: dy's).

@@ -1,10 +1,10 @@
 // Instruction sets: every kernel is compiled once per set, each in its own namespace, and one is chosen at run time.
 //
 // PE_CPU_KERNEL(name, Args) in an op's header declares the twins and the dispatching function pe::cpu::name; a
-// missing twin is a link error. PE_CPU_KERNEL_UP_TO_AVX512 is for those that multiply no pairs of bf16: a set with such products runs
-// their AVX-512 twin, and setup.py compiles them once less. Code shared by kernels (simd.h, gemm_tile.h) lives in pe::cpu::PE_ISA as well: an inline
-// function outside it would be merged by the linker across instruction sets, and an AVX-512 body could run on a
-// machine without it.
+// missing twin is a link error. PE_CPU_KERNEL_UP_TO_AVX512 is for those that multiply no pairs of bf16: a set with such
+// products runs their AVX-512 twin, and setup.py compiles them once less. Code shared by kernels (simd.h, gemm_tile.h)
+// lives in pe::cpu::PE_ISA as well: an inline function outside it would be merged by the linker across instruction
+// sets, and an AVX-512 body could run on a machine without it.
 #pragma once
 
 namespace pe::cpu {
