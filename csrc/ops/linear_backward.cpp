@@ -23,6 +23,7 @@ template <typename X>
 constexpr int64_t kPlaces = kInTiles<X> ? 256 : 512;
 
 int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Which row stands at each place along the chain; -1: none, a pair's other half.
 int64_t lay_out(const VectorView& groups, int32_t* row_at) {
@@ -48,24 +49,29 @@ void pack_places(const MatrixView& m, const PackedMatrix& packed, const int32_t*
     });
 }
 
-// product(first row, rows, where their sums go on) for each tile of what panel n of dy and panel k of x add to: 32 x 32 elements.
+// Where `rows` rows of dweight from n on, and the columns of panel k of x, go on: product(their sums), 32 columns wide.
 template <typename F>
-void add_panels(const LinearBackwardArgs& a, int64_t panel_n, int64_t panel_k, const F& product) {
-    const int64_t n = panel_n * kPanel, k = panel_k * kPanel;
-    const int64_t rows = min_of(kPanel, a.dy.cols - n), cols = min_of(kPanel, a.x.cols - k);
-    for_each_tile(rows, [&](int64_t first, int64_t count) {
-        float* out = row_ptr<float>(a.dweight, n + first) + k;
-        if (cols == kPanel) return product(first, count, Sums{out, a.dweight.row_stride, true});
-        alignas(64) float sums[kPackedRows * kPanel];
-        const auto bytes = static_cast<size_t>(cols) * sizeof(float);
-        for (int64_t i = 0; i < count; ++i) {
-            memcpy(sums + i * kPanel, out + i * a.dweight.row_stride, bytes);
-        }
-        product(first, count, Sums{sums, kPanel, true});
-        for (int64_t i = 0; i < count; ++i) {
-            memcpy(out + i * a.dweight.row_stride, sums + i * kPanel, bytes);
-        }
-    });
+void add_tile(const LinearBackwardArgs& a, int64_t n, int64_t rows, int64_t panel_k,
+              const F& product) {
+    const int64_t k = panel_k * kPanel, cols = min_of(kPanel, a.x.cols - k);
+    // The sums of the tile that is likely next come from memory meanwhile.
+    const int64_t end = min_of(n + rows + kPackedRows, a.dy.cols);
+    for (int64_t row = n + rows; row < end; ++row) {
+        const float* sums = row_ptr<float>(a.dweight, row) + k;
+        __builtin_prefetch(sums, 1);
+        __builtin_prefetch(sums + cols - 1, 1);
+    }
+    float* out = row_ptr<float>(a.dweight, n) + k;
+    if (cols == kPanel) return product(Sums{out, a.dweight.row_stride, true});
+    alignas(64) float sums[kPackedRows * kPanel];
+    const auto bytes = static_cast<size_t>(cols) * sizeof(float);
+    for (int64_t i = 0; i < rows; ++i) {
+        memcpy(sums + i * kPanel, out + i * a.dweight.row_stride, bytes);
+    }
+    product(Sums{sums, kPanel, true});
+    for (int64_t i = 0; i < rows; ++i) {
+        memcpy(out + i * a.dweight.row_stride, sums + i * kPanel, bytes);
+    }
 }
 
 // f(the panel as products take it)
@@ -80,37 +86,47 @@ void as_factors(const X* panel, int64_t places, const F& f) {
     }
 }
 
-// Panels of dy for a stretch of places, each tile of rows by itself: what a tile reads then stands side by side, a quarter of
+// Rows of dy^T for a stretch of places, each tile of them by itself: what a tile reads then stands side by side, a quarter of
 // the lines of a panel.
 class Left {
   public:
-    void take(int64_t panel, int64_t rows, const float* from, int64_t places) {
-        for_each_tile(rows, [&](int64_t first, int64_t count) {
-            float* to = data_ + at(panel, first);
-            // As many for any count: a copy of a known size is a few instructions.
-            const bool is_last = first + kPackedRows > kPanel;
-            for (int64_t place = 0; place < places; ++place) {
-                const float* lanes = from + place * kPanel + first;
-                is_last ? copy(lanes, count, to) : copy(lanes, kPackedRows, to);
-                to += kTileWidth;
+    explicit Left(int64_t rows) : rows_(rows) {}
+
+    // Rows [begin, end), a panel's.
+    void take(int64_t begin, int64_t end, const float* panel, int64_t places) {
+        for_each_tile(rows_, [&](int64_t first, int64_t count) {
+            const int64_t from = max_of(first, begin), n = min_of(first + count, end) - from;
+            if (n <= 0) return;
+            float* to = data_ + at(first) + from - first;
+            const float* lanes = panel + from - begin;
+            // More than the tile's rows where they are there: a copy of a known size is an instruction or two.
+            if (n == count && from + kTileWidth <= begin + kPanel) {
+                return copy(lanes, places, to, std::integral_constant<int64_t, kTileWidth>());
             }
+            copy(lanes, places, to, n);
         });
     }
-    const float* tile(int64_t panel, int64_t first) const { return data_ + at(panel, first); }
+    const float* tile(int64_t first) const { return data_ + at(first); }
 
   private:
-    PE_INLINE static void copy(const float* from, int64_t count, float* to) {
-        memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
+    template <typename Count>
+    static void copy(const float* lanes, int64_t places, float* to, Count count) {
+        for (int64_t place = 0; place < places; ++place, lanes += kPanel, to += kTileWidth) {
+            for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
+        }
     }
 
-    static constexpr int64_t kTiles = (kPanel + kPackedRows - 1) / kPackedRows;
+    static constexpr int64_t kTiles =
+        (kPanelsPerTask<float> * kPanel + kPackedRows - 1) / kPackedRows;
     static constexpr int64_t kTileSize = kPlaces<float> * kTileWidth;
 
-    // Tile i begins more than i - 1 and at most i times kPackedRows rows after the panel's first.
-    static int64_t at(int64_t panel, int64_t first) {
-        return (panel * kTiles + (first + kPackedRows - 1) / kPackedRows) * kTileSize;
+    // Tile i begins more than i - 1 and at most i times kPackedRows rows after the first.
+    static int64_t at(int64_t first) {
+        return (first + kPackedRows - 1) / kPackedRows * kTileSize;
     }
-    alignas(64) float data_[kPanelsPerTask<float> * kTiles * kTileSize];
+
+    int64_t rows_;
+    alignas(64) float data_[kTiles * kTileSize];
 };
 
 // Panels [n0, n1) of dy against panels [k0, k1) of x, both over places [begin, begin + count).
@@ -126,28 +142,31 @@ struct Block {
 template <typename X>
 void add_block(const LinearBackwardArgs& a, const PackedMatrix& dy, const PackedMatrix& x,
                const Block& b) {
+    const int64_t first_row = b.n0 * kPanel, rows = min_of(b.n1 * kPanel, a.dy.cols) - first_row;
     if constexpr (kInTiles<X>) {
-        Left left;
-        for (int64_t n = b.n0; n < b.n1; ++n) {
-            const int64_t rows = min_of(kPanel, a.dy.cols - n * kPanel);
-            as_factors(b.at<X>(dy, n), b.count,
-                       [&](const float* from) { left.take(n - b.n0, rows, from, b.count); });
+        Left left(rows);
+        for (int64_t n = 0; n < rows; n += kPanel) {
+            as_factors(b.at<X>(dy, b.n0 + n / kPanel), b.count, [&](const float* panel) {
+                left.take(n, min_of(n + kPanel, rows), panel, b.count);
+            });
         }
         for (int64_t k = b.k0; k < b.k1; ++k) {
             as_factors(b.at<X>(x, k), b.count, [&](const float* right) {
-                for (int64_t n = b.n0; n < b.n1; ++n) {
-                    add_panels(a, n, k, [&](int64_t first, int64_t rows, const Sums& sums) {
-                        tile_by_panel(left.tile(n - b.n0, first), right, b.count, rows, sums);
+                for_each_tile(rows, [&](int64_t n, int64_t count) {
+                    add_tile(a, first_row + n, count, k, [&](const Sums& sums) {
+                        tile_by_panel(left.tile(n), right, b.count, count, sums);
                     });
-                }
+                });
             });
         }
     } else {
         for (int64_t k = b.k0; k < b.k1; ++k) {
-            for (int64_t n = b.n0; n < b.n1; ++n) {
-                add_panels(a, n, k, [&](int64_t first, int64_t rows, const Sums& sums) {
-                    const X* lanes = b.at<X>(dy, n) + 2 * first;
-                    panel_by_panel(lanes, b.at<X>(x, k), b.count, rows, sums);
+            for (int64_t n = 0; n < rows; n += kPanel) {
+                const X* panel = b.at<X>(dy, b.n0 + n / kPanel);
+                for_each_tile(min_of(kPanel, rows - n), [&](int64_t first, int64_t count) {
+                    add_tile(a, first_row + n + first, count, k, [&](const Sums& sums) {
+                        panel_by_panel(panel + 2 * first, b.at<X>(x, k), b.count, count, sums);
+                    });
                 });
             }
         }
