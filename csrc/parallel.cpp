@@ -160,8 +160,9 @@ void SharedLoop::help(int after) {
     helped_ = after;
     const int threads = place_.threads, sum = place_.index + after;
     const int whose = sum < threads ? sum : sum - threads;
-    begin_ = tasks_ * whose / threads;
-    end_ = tasks_ * (whose + 1) / threads;
+    const OwnTasks tasks(tasks_, whose, threads);
+    begin_ = tasks.begin;
+    end_ = tasks.end;
     taken_ = &place_.team->taken(place_.loops - 1, whose);
 }
 

@@ -201,20 +201,24 @@ class Destination {
     bool is_whole_;
 };
 
-// Of panel `next`, if there is one, each of so many tiles of so many steps along K fetches its part.
-Ahead ahead_of(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t tiles,
-               int64_t steps) {
-    if (next >= a.weight.panels()) return {a.weight.panel(panel), 0, tiles <= 2};
-    const int64_t in_all = tiles * kPasses * steps;
-    return {a.weight.panel(next), (a.weight.panel_bytes() + in_all - 1) / in_all, tiles <= 2};
-}
+// The panel that a thread likely multiplies after this one: nothing to fetch where its bytes are 0.
+struct Following {
+    const char* at;
+    int64_t bytes;
+
+    // Each of so many tiles of so many steps along K fetches its part.
+    Ahead ahead(int64_t tiles, int64_t steps) const {
+        const int64_t in_all = tiles * kPasses * steps;
+        return {at, min_of(64 * Ahead::kLines, (bytes + in_all - 1) / in_all), tiles <= 2};
+    }
+};
 
 template <typename X, typename W>
-void multiply(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t begin,
+void multiply(const LinearForwardArgs& a, int64_t panel, const Following& next, int64_t begin,
               int64_t rows) {
     const W* w = reinterpret_cast<const W*>(a.weight.panel(panel));
     const int64_t steps = sizeof(X) == 4 ? a.weight.K : (a.weight.K + 1) / 2;
-    Ahead ahead = ahead_of(a, panel, next, num_tiles(rows), steps);
+    Ahead ahead = next.ahead(num_tiles(rows), steps);
     const Destination to(a, panel);
     for_each_tile(rows, [&](int64_t first, int64_t n) {
         alignas(64) float sums[kPackedRows * kPanel];
@@ -228,12 +232,12 @@ void multiply(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t b
 
 // A panel for several tiles: widened once for all of them, a stretch of K at a time.
 template <typename W>
-void multiply_widened(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t begin,
-                      int64_t rows) {
+void multiply_widened(const LinearForwardArgs& a, int64_t panel, const Following& next,
+                      int64_t begin, int64_t rows) {
     alignas(64) float sums[kRowsPerTask * kPanel];
     const W* w = reinterpret_cast<const W*>(a.weight.panel(panel));
     const int64_t K = a.weight.K;
-    Ahead ahead = ahead_of(a, panel, next, num_tiles(rows), wide_steps(K));
+    Ahead ahead = next.ahead(num_tiles(rows), wide_steps(K));
     const Destination to(a, panel);
     for_each_wide_stretch(w, K, [&](const Wide* wide, int64_t k, int64_t depth) {
         const bool is_last = k + depth == K;
@@ -251,29 +255,53 @@ void multiply_widened(const LinearForwardArgs& a, int64_t panel, int64_t next, i
 
 // For a single tile taking pairs apart costs less than widening them for it.
 template <typename W>
-void multiply_pairs(const LinearForwardArgs& a, int64_t panel, int64_t next, int64_t begin,
-                    int64_t rows) {
+void multiply_pairs(const LinearForwardArgs& a, int64_t panel, const Following& next,
+                    int64_t begin, int64_t rows) {
     if constexpr (kIsWidened<W>) {
         if (num_tiles(rows) > 1) return multiply_widened<W>(a, panel, next, begin, rows);
     }
     multiply<bf16, W>(a, panel, next, begin, rows);
 }
 
+// A product's tasks: the same panels for all blocks of rows follow each other.
+struct Tasks {
+    int64_t group, blocks, count;  // panels of a task; blocks of rows; tasks
+
+    Tasks(int64_t panels, int64_t rows, int64_t threads)
+        : group(max_of(1, min_of(kMaxPanelsPerTask, panels / (threads * kTasksPerThread)))),
+          blocks((rows + kRowsPerTask - 1) / kRowsPerTask),
+          count((panels + group - 1) / group * blocks) {}
+
+    int64_t first_panel(int64_t task) const { return task / blocks * group; }
+};
+
+// After the last panel of a task: a thread goes on with its own next task, the last of which the next product follows.
+Following after_task(const LinearForwardArgs& a, const Tasks& tasks, int64_t task) {
+    if (task + 1 != own_tasks(tasks.count).end) {
+        const int64_t panel = tasks.first_panel(task + 1);
+        return panel < a.weight.panels()
+                   ? Following{a.weight.panel(panel), a.weight.panel_bytes()}
+                   : Following{a.weight.panel(0), 0};
+    }
+    if (a.then.data == nullptr) return {a.weight.panel(0), 0};
+    const Tasks then(a.then.panels(), a.x.rows, num_threads());
+    const int64_t panel = then.first_panel(own_tasks(then.count).begin);
+    return {a.then.panel(panel), a.then.panel_bytes()};
+}
+
 }  // namespace
 
 void linear_forward(const LinearForwardArgs& a) {
     const int64_t T = a.x.rows, panels = a.weight.panels(), threads = num_threads();
-    const int64_t group =
-        max_of(1, min_of(kMaxPanelsPerTask, panels / (threads * kTasksPerThread)));
-    const int64_t groups = (panels + group - 1) / group;
-    const int64_t blocks = (T + kRowsPerTask - 1) / kRowsPerTask;
-    parallel_tasks(groups * blocks, static_cast<int>(threads), [&](int64_t task) {
-        const int64_t begin = task % blocks * kRowsPerTask;
+    const Tasks tasks(panels, T, threads);
+    parallel_tasks(tasks.count, static_cast<int>(threads), [&](int64_t task) {
+        const int64_t begin = task % tasks.blocks * kRowsPerTask;
         const int64_t rows = min_of(kRowsPerTask, T - begin);
-        const int64_t first = task / blocks * group, last = min_of(first + group, panels);
+        const int64_t first = tasks.first_panel(task), last = min_of(first + tasks.group, panels);
         for (int64_t panel = first; panel < last; ++panel) {
-            // A thread's next task is likely the same panels for the next rows, or those that follow.
-            const int64_t next = panel + 1 < last || begin + rows == T ? panel + 1 : first;
+            const Following next =
+                panel + 1 < last ? Following{a.weight.panel(panel + 1), a.weight.panel_bytes()}
+                                 : after_task(a, tasks, task);
             switch (a.weight.kind) {
                 case PackedKind::kF32: multiply<float, float>(a, panel, next, begin, rows); break;
                 case PackedKind::kBF16: multiply_pairs<bf16>(a, panel, next, begin, rows); break;

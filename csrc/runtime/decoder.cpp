@@ -33,12 +33,13 @@ void read_row(const MatrixView& table, int64_t row, DType compute, bool add, flo
 }
 
 void multiply(const LinearWeights& w, const MatrixView& x, LinearEpilogue epilogue,
-              std::initializer_list<MatrixView> outputs) {
+              std::initializer_list<MatrixView> outputs, const PackedMatrix& then = {}) {
     LinearForwardArgs args;
     args.x = x;
     args.weight = w.matrix;
     args.bias = w.bias;
     args.epilogue = epilogue;
+    args.then = then;
     args.outputs = 0;
     for (const MatrixView& y : outputs) args.y[args.outputs++] = y;
     cpu::linear_forward(args);
@@ -93,7 +94,8 @@ void Decoder::forward(StepBatch& batch) {
             norm(layer.attention_norm, residual_.view(T), normed_.view(T));
             attention(batch, static_cast<int64_t>(i));
             if (is_last) keep_wanted(batch);  // of other rows, only keys and values are read
-            finish_layer(layer, is_last ? R : T);
+            finish_layer(layer, is_last ? R : T,
+                         is_last ? weights_.head : weights_.layers[i + 1].qkv.matrix);
         }
         norm(weights_.final_norm, residual_.view(R), normed_.view(R));
     });
@@ -125,9 +127,10 @@ void Decoder::norm(const NormWeights& w, const MatrixView& x, const MatrixView& 
 
 void Decoder::attention(StepBatch& batch, int64_t layer) {
     const DecoderWeights& w = weights_;
+    const LayerWeights& of_layer = w.layers[static_cast<size_t>(layer)];
     const int64_t T = batch.rows(), S = batch.sequences();
-    multiply(w.layers[static_cast<size_t>(layer)].qkv, normed_.view(T), LinearEpilogue::kStore,
-             {q_.view(T), k_.view(T), v_.view(T)});
+    multiply(of_layer.qkv, normed_.view(T), LinearEpilogue::kStore,
+             {q_.view(T), k_.view(T), v_.view(T)}, of_layer.o.matrix);
     // Two tokens of one pair of bf16 values are written by one task (kv_cache.h).
     const auto cut = [&](int64_t t) {
         const auto i = static_cast<size_t>(t);
@@ -149,7 +152,7 @@ void Decoder::attention(StepBatch& batch, int64_t layer) {
                                              batch.table_width, batch.table_width},
                             .num_heads = w.num_heads,
                             .scale = w.attention_scale,
-                            .window = w.layers[static_cast<size_t>(layer)].window,
+                            .window = of_layer.window,
                             .out = attended_.view(T),
                             .lse = {}});
 }
@@ -179,20 +182,21 @@ void Decoder::write_keys_values(StepBatch& batch, int64_t layer, int64_t begin, 
                          .slots = view_of(batch.slots, DType::kI64, begin, rows)});
 }
 
-void Decoder::finish_layer(const LayerWeights& layer, int64_t rows) {
-    add(layer.o, attended_, rows, layer.residual_multiplier);
+void Decoder::finish_layer(const LayerWeights& layer, int64_t rows, const PackedMatrix& then) {
+    add(layer.o, attended_, rows, layer.residual_multiplier, layer.up.matrix);
     norm(layer.mlp_norm, residual_.view(rows), normed_.view(rows));
     const auto activation = layer.gated ? LinearEpilogue::kSiluGate : LinearEpilogue::kGelu;
-    multiply(layer.up, normed_.view(rows), activation, {inner_.view(rows)});
-    add(layer.down, inner_, rows, layer.residual_multiplier);
+    multiply(layer.up, normed_.view(rows), activation, {inner_.view(rows)}, layer.down.matrix);
+    add(layer.down, inner_, rows, layer.residual_multiplier, then);
 }
 
-void Decoder::add(const LinearWeights& w, const Rows& x, int64_t rows, float multiplier) {
+void Decoder::add(const LinearWeights& w, const Rows& x, int64_t rows, float multiplier,
+                  const PackedMatrix& then) {
     if (multiplier == 1.0f) {
-        multiply(w, x.view(rows), LinearEpilogue::kAdd, {residual_.view(rows)});
+        multiply(w, x.view(rows), LinearEpilogue::kAdd, {residual_.view(rows)}, then);
         return;
     }
-    multiply(w, x.view(rows), LinearEpilogue::kStore, {added_.view(rows)});
+    multiply(w, x.view(rows), LinearEpilogue::kStore, {added_.view(rows)}, then);
     parallel_rows(rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
             float* to = row_ptr<float>(residual_.view(t, 1), 0);

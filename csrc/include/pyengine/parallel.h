@@ -34,6 +34,18 @@ void run_tasks(int64_t tasks, int threads, void (*call)(const void*, int64_t), c
 
 namespace {  // internal linkage: see isa.h
 
+// Of the tasks [0, tasks) of a loop that a team shares, those a thread begins with.
+struct OwnTasks {
+    int64_t begin, end;
+
+    OwnTasks(int64_t tasks, int64_t index, int64_t threads)
+        : begin(tasks * index / threads), end(tasks * (index + 1) / threads) {}
+};
+inline OwnTasks own_tasks(int64_t tasks) {
+    const ThreadPlace& place = thread_place();
+    return {tasks, place.index, place.threads};
+}
+
 inline ParallelScope parallel_scope() { return thread_place().scope; }
 inline int thread_index() { return thread_place().index; }
 

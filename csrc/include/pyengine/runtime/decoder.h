@@ -107,8 +107,10 @@ class Decoder {
     void attention(StepBatch& batch, int64_t layer);
     void write_keys_values(StepBatch& batch, int64_t layer, int64_t begin, int64_t rows);
     void keep_wanted(const StepBatch& batch);
-    void finish_layer(const LayerWeights& layer, int64_t rows);  // after attention
-    void add(const LinearWeights& w, const Rows& x, int64_t rows, float multiplier);
+    // After attention; `then` is the matrix that is multiplied after the layer.
+    void finish_layer(const LayerWeights& layer, int64_t rows, const PackedMatrix& then);
+    void add(const LinearWeights& w, const Rows& x, int64_t rows, float multiplier,
+             const PackedMatrix& then);
 
     DecoderWeights weights_;
     KvPool pool_;
