@@ -207,10 +207,7 @@ struct Following {
     int64_t bytes;
 
     // Each of so many tiles of so many steps along K fetches its part.
-    Ahead ahead(int64_t tiles, int64_t steps) const {
-        const int64_t in_all = tiles * kPasses * steps;
-        return {at, min_of(64 * Ahead::kLines, (bytes + in_all - 1) / in_all), tiles <= 2};
-    }
+    Ahead ahead(int64_t tiles, int64_t steps) const { return {at, bytes, tiles, steps}; }
 };
 
 template <typename X, typename W>
@@ -224,8 +221,8 @@ void multiply(const LinearForwardArgs& a, int64_t panel, const Following& next, 
         alignas(64) float sums[kPackedRows * kPanel];
         const int64_t row = begin + first;
         to.fetch(row, n);
-        packed_panel(row_ptr<X>(a.x, row), a.x.row_stride, w, a.weight.K, n, {sums, kPanel}, ahead);
-        ahead.at += ahead.step * kPasses * steps;
+        packed_panel(row_ptr<X>(a.x, row), a.x.row_stride, w, a.weight.K, n, {sums, kPanel},
+                     &ahead);
         to.finish(row, n, sums);
     });
 }
@@ -246,8 +243,7 @@ void multiply_widened(const LinearForwardArgs& a, int64_t panel, const Following
             const int64_t row = begin + first;
             if (is_last) to.fetch(row, n);
             wide_panel(row_ptr<bf16>(a.x, row) + k, a.x.row_stride, wide, depth, n,
-                       {tile, kPanel, k > 0}, ahead);
-            ahead.at += ahead.step * kPasses * wide_steps(depth);
+                       {tile, kPanel, k > 0}, &ahead);
             if (is_last) to.finish(row, n, tile);
         });
     });
@@ -255,8 +251,8 @@ void multiply_widened(const LinearForwardArgs& a, int64_t panel, const Following
 
 // For a single tile taking pairs apart costs less than widening them for it.
 template <typename W>
-void multiply_pairs(const LinearForwardArgs& a, int64_t panel, const Following& next,
-                    int64_t begin, int64_t rows) {
+void multiply_pairs(const LinearForwardArgs& a, int64_t panel, const Following& next, int64_t begin,
+                    int64_t rows) {
     if constexpr (kIsWidened<W>) {
         if (num_tiles(rows) > 1) return multiply_widened<W>(a, panel, next, begin, rows);
     }
@@ -279,9 +275,8 @@ struct Tasks {
 Following after_task(const LinearForwardArgs& a, const Tasks& tasks, int64_t task) {
     if (task + 1 != own_tasks(tasks.count).end) {
         const int64_t panel = tasks.first_panel(task + 1);
-        return panel < a.weight.panels()
-                   ? Following{a.weight.panel(panel), a.weight.panel_bytes()}
-                   : Following{a.weight.panel(0), 0};
+        return panel < a.weight.panels() ? Following{a.weight.panel(panel), a.weight.panel_bytes()}
+                                         : Following{a.weight.panel(0), 0};
     }
     if (a.then.data == nullptr) return {a.weight.panel(0), 0};
     const Tasks then(a.then.panels(), a.x.rows, num_threads());

@@ -121,9 +121,7 @@ class Left {
     static constexpr int64_t kTileSize = kPlaces<float> * kTileWidth;
 
     // Tile i begins more than i - 1 and at most i times kPackedRows rows after the first.
-    static int64_t at(int64_t first) {
-        return (first + kPackedRows - 1) / kPackedRows * kTileSize;
-    }
+    static int64_t at(int64_t first) { return (first + kPackedRows - 1) / kPackedRows * kTileSize; }
 
     int64_t rows_;
     alignas(64) float data_[kTiles * kTileSize];

@@ -67,27 +67,20 @@ void multiply(const Rows<X>& x, int64_t rows, const X* panel, int64_t K, Sums su
     const int64_t tiles = num_tiles(rows);
     const bool widened = kIsWidened<X> && tiles > 1;
     const int64_t steps = widened ? wide_steps(K) : sizeof(X) == 4 ? K : (K + 1) / 2;
-    const int64_t part = (bytes + tiles - 1) / tiles;
-    Ahead ahead{reinterpret_cast<const char*>(next != nullptr ? next : panel), 0, tiles <= 2};
-    if (next != nullptr) {
-        const int64_t in_all = kPasses * steps;
-        ahead.step = min_of(64 * Ahead::kLines, (part + in_all - 1) / in_all);
-    }
+    Ahead ahead(next, next != nullptr ? bytes : 0, tiles, steps);
     if constexpr (kIsWidened<X>) {
         if (widened) {
             return for_each_wide_stretch(panel, K, [&](const Wide* w, int64_t k, int64_t depth) {
                 const Sums part_of{sums.data, sums.row, sums.continued || k > 0};
                 const Rows<X> from{x.data + k, x.stride};
                 in_tiles(from, rows, part_of, cols, [&](const X* a, int64_t n, const Sums& to) {
-                    wide_panel(a, x.stride, w, depth, n, to, ahead);
-                    if (next != nullptr) ahead.at += part * depth / K;
+                    wide_panel(a, x.stride, w, depth, n, to, &ahead);
                 });
             });
         }
     }
     in_tiles(x, rows, sums, cols, [&](const X* a, int64_t n, const Sums& to) {
-        packed_panel(a, x.stride, panel, K, n, to, ahead);
-        if (next != nullptr) ahead.at += part;
+        packed_panel(a, x.stride, panel, K, n, to, &ahead);
     });
 }
 

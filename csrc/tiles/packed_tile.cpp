@@ -8,40 +8,44 @@ namespace {
 // them, follow each other along K STEP words apart: 1 in a matrix, kPanel in a matrix that is packed itself.
 template <int ROWS, int STEP>
 [[gnu::noinline]] void packed_tile(const float* x, int64_t stride, const float* w, int64_t K,
-                                   Ahead ahead, const Sums& sums) {
+                                   Ahead* ahead, const Sums& sums) {
     Accumulators<ROWS> acc(sums);
-    for (int64_t k = 0; k < K; ++k) {
-        if constexpr (STEP == 1)
-            ahead.fetch();  // what is packed itself is in cache as its panel is
-        const vec w0 = load(w), w1 = load(w + kLanes);
+    Ahead fetches = *ahead;
+    for (int64_t k = 0; k < K;) {
+        for (const int64_t end = k + fetches.fetch(K - k); k < end; ++k) {
+            const vec w0 = load(w), w1 = load(w + kLanes);
 #pragma GCC unroll 12
-        for (int i = 0; i < ROWS; ++i) {
-            const vec a = broadcast(x[i * stride + k * STEP]);
-            acc.v[i][0] = fma(a, w0, acc.v[i][0]);
-            acc.v[i][1] = fma(a, w1, acc.v[i][1]);
+            for (int i = 0; i < ROWS; ++i) {
+                const vec a = broadcast(x[i * stride + k * STEP]);
+                acc.v[i][0] = fma(a, w0, acc.v[i][0]);
+                acc.v[i][1] = fma(a, w1, acc.v[i][1]);
+            }
+            w += kPanel;
         }
-        w += kPanel;
     }
+    ahead->at = fetches.at;
     acc.store_to(sums);
 }
 
 template <int ROWS, int STEP, typename W>
 [[gnu::noinline]] void packed_tile(const bf16* x, int64_t stride, const W* w, int64_t K,
-                                   Ahead ahead, const Sums& sums) {
+                                   Ahead* ahead, const Sums& sums) {
     [[maybe_unused]] const FlushOutsideInstruction flush;
     Accumulators<ROWS> acc(sums);
-    for (int64_t k = 0; k + 2 <= K; k += 2) {
-        if constexpr (STEP == 1)
-            ahead.fetch();  // what is packed itself is in cache as its panel is
-        const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
+    Ahead fetches = *ahead;
+    for (int64_t pair = 0; pair < K / 2;) {
+        for (const int64_t end = pair + fetches.fetch(K / 2 - pair); pair < end; ++pair) {
+            const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
 #pragma GCC unroll 12
-        for (int i = 0; i < ROWS; ++i) {
-            const Pairs a = broadcast_pair(pair_at(x + i * stride + k * STEP));
-            acc.v[i][0] = dot_pairs(a, w0, acc.v[i][0]);
-            acc.v[i][1] = dot_pairs(a, w1, acc.v[i][1]);
+            for (int i = 0; i < ROWS; ++i) {
+                const Pairs a = broadcast_pair(pair_at(x + i * stride + 2 * pair * STEP));
+                acc.v[i][0] = dot_pairs(a, w0, acc.v[i][0]);
+                acc.v[i][1] = dot_pairs(a, w1, acc.v[i][1]);
+            }
+            w += 2 * kPanel;
         }
-        w += 2 * kPanel;
     }
+    ahead->at = fetches.at;
     if (K % 2 != 0) {  // the odd half of the last pair is zero
         const Pairs w0 = load_pairs(w), w1 = load_pairs(w + 2 * kLanes);
 #pragma GCC unroll 12
@@ -56,7 +60,7 @@ template <int ROWS, int STEP, typename W>
 
 template <int STEP, typename X, typename W>
 inline void packed_rows(const X* x, int64_t stride, const W* w, int64_t K, int64_t rows,
-                        Ahead ahead, const Sums& sums) {
+                        Ahead* ahead, const Sums& sums) {
     switch (rows) {
         case 1: return packed_tile<1, STEP>(x, stride, w, K, ahead, sums);
         case 2: return packed_tile<2, STEP>(x, stride, w, K, ahead, sums);
@@ -78,13 +82,11 @@ inline void packed_rows(const X* x, int64_t stride, const W* w, int64_t K, int64
 
 template <int STEP, typename X, typename W>
 void multiply(const X* x, int64_t stride, const W* panel, int64_t K, int64_t rows, Sums sums,
-              Ahead ahead) {
+              Ahead* ahead) {
     constexpr int64_t kPerColumn = sizeof(W) == 4 ? 1 : 2;
-    const int64_t steps = sizeof(X) == 4 ? K : K / 2;
     for (int64_t column = 0; column < kPanel; column += 2 * kLanes) {
         packed_rows<STEP>(x, stride, panel + column * kPerColumn, K, rows, ahead, sums);
         sums.data += 2 * kLanes;
-        ahead.at += ahead.step * steps;
     }
 }
 
@@ -148,33 +150,35 @@ void pack(const T* const* w, int count, int64_t K, uint32_t* out) {
 }  // namespace
 
 void packed_panel(const float* x, int64_t stride, const float* panel, int64_t K, int64_t rows,
-                  Sums sums, Ahead ahead) {
+                  Sums sums, Ahead* ahead) {
     multiply<1>(x, stride, panel, K, rows, sums, ahead);
 }
 
 void packed_panel(const bf16* x, int64_t stride, const bf16* panel, int64_t K, int64_t rows,
-                  Sums sums, Ahead ahead) {
+                  Sums sums, Ahead* ahead) {
     multiply<1>(x, stride, panel, K, rows, sums, ahead);
 }
 
 void packed_panel(const bf16* x, int64_t stride, const int8_t* panel, int64_t K, int64_t rows,
-                  Sums sums, Ahead ahead) {
+                  Sums sums, Ahead* ahead) {
     multiply<1>(x, stride, panel, K, rows, sums, ahead);
 }
 
 void tile_by_panel(const float* x, const float* panel, int64_t K, int64_t rows, Sums sums) {
-    multiply<kTileWidth>(x, 1, panel, K, rows, sums, {});
+    Ahead none;  // what is packed itself is in cache as its panel is
+    multiply<kTileWidth>(x, 1, panel, K, rows, sums, &none);
 }
 
 void panel_by_panel(const bf16* x, const bf16* panel, int64_t K, int64_t rows, Sums sums) {
-    multiply<kPanel>(x, 2, panel, K, rows, sums, {});
+    Ahead none;
+    multiply<kPanel>(x, 2, panel, K, rows, sums, &none);
 }
 
 void widen_pairs(const bf16* w, int64_t pairs, Wide* out) { widen(w, pairs, out); }
 void widen_pairs(const int8_t* w, int64_t pairs, Wide* out) { widen(w, pairs, out); }
 
 void wide_panel(const bf16* x, int64_t stride, const Wide* panel, int64_t K, int64_t rows,
-                Sums sums, Ahead ahead) {
+                Sums sums, Ahead* ahead) {
 #if defined(__AVX512BF16__)
     multiply<1>(x, stride, panel, K, rows, sums, ahead);
 #else

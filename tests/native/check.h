@@ -231,6 +231,7 @@ void test_kv_cache(const Options& options);
 void test_layer_norm(const Options& options);
 void test_listwise_loss(const Options& options);
 void test_parallel();
+void test_packed_tile();
 void test_pairwise_loss(const Options& options);
 void test_philox_uniform(const Options& options);
 void test_rms_norm(const Options& options);

@@ -55,6 +55,7 @@ int main(int argc, char** argv) {
     timed("adamw", [&] { native::test_adamw(options); });
     timed("pairwise_loss", [&] { native::test_pairwise_loss(options); });
     timed("parallel", [] { native::test_parallel(); });
+    timed("packed_tile", [] { native::test_packed_tile(); });
     timed("philox_uniform", [&] { native::test_philox_uniform(options); });
     timed("rms_norm", [&] { native::test_rms_norm(options); });
     timed("linear", [&] { native::test_linear(options); });

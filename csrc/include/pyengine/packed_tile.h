@@ -26,33 +26,51 @@ struct Sums {
     bool continued = false;
 };
 
-// Weights to fetch while a tile is multiplied, as evenly as can be: memory would else be idle meanwhile, or asked for more than it
-// gives. `near` is for few tiles of rows: they read a panel once or twice and want it in the first-level cache, where the panel in
-// use must stay for many.
+// Weights to fetch while tiles are multiplied, each line once and as evenly as can be: memory would else be idle meanwhile, or
+// asked for more than it gives. `near` is for few tiles of rows: they read a panel once or twice and want it in the first-level
+// cache, where the panel in use must stay for many.
 struct Ahead {
-    const char* at = nullptr;
-    int64_t step = 0;  // bytes for each step along K of each pass, at most kLines cache lines
+    const char* at = nullptr;   // the next line
+    const char* end = nullptr;  // of all of them
+    int64_t every = 1;          // steps along K for a fetch
+    int64_t lines = 1;          // of a fetch
     bool near = false;
 
-    // What a single tile needs, for which each step and pass fetches its share of a panel's row.
-    static constexpr int64_t kLines = kPasses == 1 ? 2 : 1;
+    Ahead() = default;
 
-    PE_INLINE void fetch() {
-#pragma GCC unroll 2
-        for (int64_t i = 0; i < kLines; ++i) {
-            near ? __builtin_prefetch(at + 64 * i, 0, 3) : __builtin_prefetch(at + 64 * i, 0, 2);
+    // So many bytes, shared by so many tiles of so many steps along K.
+    Ahead(const void* from, int64_t bytes, int64_t tiles, int64_t steps)
+        : at(static_cast<const char*>(from)), end(at + bytes), near(tiles <= 2) {
+        const int64_t in_all = tiles * kPasses * steps, needed = (bytes + 63) / 64;
+        if (in_all < needed) lines = 2;
+        if (tiles == 1 || in_all <= needed || needed == 0) return;
+        // A short loop between two fetches costs more than it hides.
+        constexpr int64_t kLeast = 8;
+        every = in_all / needed;
+        if (every < kLeast) {
+            lines = (kLeast + every - 1) / every;
+            every *= lines;
         }
-        at += step;
+    }
+
+    // How many of the steps that are left come before the next fetch.
+    PE_INLINE int64_t fetch(int64_t left) {
+        if (at >= end) return left;
+        for (int64_t i = 0; i < lines; ++i, at += 64) {
+            near ? __builtin_prefetch(at, 0, 3) : __builtin_prefetch(at, 0, 2);
+        }
+        return every < left ? every : left;
     }
 };
 
-// sums (rows, 32) = or += x (rows, K) times a panel; rows <= kPackedRows. Compiled once for all products: packed_tile.cpp.
+// sums (rows, 32) = or += x (rows, K) times a panel; rows <= kPackedRows. `ahead` goes on from tile to tile. Compiled once for all
+// products: packed_tile.cpp.
 void packed_panel(const float* x, int64_t stride, const float* panel, int64_t K, int64_t rows,
-                  Sums sums, Ahead ahead);
+                  Sums sums, Ahead* ahead);
 void packed_panel(const bf16* x, int64_t stride, const bf16* panel, int64_t K, int64_t rows,
-                  Sums sums, Ahead ahead);
+                  Sums sums, Ahead* ahead);
 void packed_panel(const bf16* x, int64_t stride, const int8_t* panel, int64_t K, int64_t rows,
-                  Sums sums, Ahead ahead);
+                  Sums sums, Ahead* ahead);
 
 // What products of many rows are made of where the weights are not f32: bf16, or, where no instruction multiplies pairs of bf16,
 // f32, since every tile would have to take the pairs apart again. In f32 the odd element of a pair stands before the even one: the
@@ -71,9 +89,9 @@ inline constexpr int64_t kWideDepth = 768;  // along K, of a panel that is widen
 void widen_pairs(const bf16* w, int64_t pairs, Wide* out);
 void widen_pairs(const int8_t* w, int64_t pairs, Wide* out);
 
-// packed_panel of at most kWideDepth of a panel that widen_pairs has widened, with steps of `ahead` as wide_steps says.
+// packed_panel of at most kWideDepth of a panel that widen_pairs has widened, in as many steps as wide_steps says.
 void wide_panel(const bf16* x, int64_t stride, const Wide* panel, int64_t K, int64_t rows,
-                Sums sums, Ahead ahead);
+                Sums sums, Ahead* ahead);
 
 // packed_panel where x is packed itself: rows of it are lanes of a panel, of which x is the first.
 void panel_by_panel(const bf16* x, const bf16* panel, int64_t K, int64_t rows, Sums sums);

@@ -33,7 +33,7 @@ struct LinearForwardArgs {
     MatrixView y[kMaxLinearOutputs];
     int outputs = 1;
     MatrixView kept[2] = {};  // columns as of a single y; null: not wanted
-    PackedMatrix then = {};   // what is likely multiplied next, to be fetched from memory in time; null: not known
+    PackedMatrix then = {};  // likely multiplied next: fetched from memory in time; null: not known
 };
 
 // Writes rows of `weight` (f32 or bf16) to outputs first, first + 1, ... of `packed`, whose memory starts as zeros. In a gated
