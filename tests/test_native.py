@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,12 +24,39 @@ def compiled(folder: Path, name: str, text: str) -> Path:
     return target
 
 
-@pytest.mark.slow
-def test_kernels_pass_on_every_instruction_set_of_this_machine() -> None:
+CROSS = "aarch64-linux-gnu-"
+# Not all: emulated, sums over large vocabularies take a minute.
+EMULATED = "adamw,attention,attention_backward,linear,linear_backward,rms_norm,rope,session_values"
+
+
+@pytest.fixture(scope="module")
+def release() -> str:
+    """What the plain build printed."""
     result = subprocess.run([sys.executable, str(RUN), "release"], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "release: exit status 0" in result.stdout
-    assert "export no weak symbol" in result.stdout
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_kernels_pass_on_every_instruction_set_of_this_machine(release: str) -> None:
+    assert "release: exit status 0" in release
+    assert "export no weak symbol" in release
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which(f"{CROSS}g++") and shutil.which("qemu-aarch64") and native.cpu_has("avx2")),
+    reason="needs AVX2, g++-aarch64-linux-gnu and qemu-user",
+)
+def test_aarch64_has_the_bits_of_avx2(release: str) -> None:
+    result = subprocess.run(
+        [sys.executable, str(RUN), "--only", EMULATED],
+        env={**os.environ, "CROSS_COMPILE": CROSS},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"aarch64 has the bits of avx2 in {len(EMULATED.split(','))} tests" in result.stdout
 
 
 def test_inline_function_is_found_as_weak(tmp_path: Path) -> None:

@@ -18,8 +18,11 @@ int64_t place(const LinearPackArgs& a, int64_t row) {
 template <typename T>
 float i8_scale(const T* w, int64_t K) {
     float largest = 0.0f;
-    for (int64_t k = 0; k < K; ++k)
-        largest = __builtin_fmaxf(largest, __builtin_fabsf(to_float(w[k])));
+    for (int64_t k = 0; k < K; ++k) {
+        // Not fmaxf: GCC 12 ends with an internal error where it makes a reduction of it on aarch64.
+        const float size = __builtin_fabsf(to_float(w[k]));
+        largest = size > largest ? size : largest;
+    }
     return largest / kMaxI8;
 }
 

@@ -31,6 +31,7 @@ MAX_KV_TOKENS = 1 << 20
 LEAST_KV_TOKENS = 1 << 9  # what a smaller share is raised to, where it fits
 MAX_MICRO_BATCH_TOKENS = 1 << 16
 LEAST_MICRO_BATCH_TOKENS = 1 << 11  # below, layers are computed again rather than kept
+TOKENIZER_BYTES = 1150  # a token with its merge, as measured on a vocabulary of 49,152
 
 # Parts that take memory when an update comes; the others do when the engine samples or scores.
 LEARNING = ("packed by columns", "gradients", "optimizer", "activations", "side outputs")
@@ -66,7 +67,7 @@ class MemoryUse:
     def loaded(self) -> tuple[str, ...]:
         """Parts that are in memory as soon as there is an engine."""
         own = ("reference",) if self.reference in ("copy", "mapped") else ()
-        return ("weights", "adapters", *own)
+        return ("weights", "adapters", "tokenizer", *own)
 
 
 def use_of(
@@ -330,6 +331,7 @@ def _parts(
     return [
         ("weights", 4 * (matrices + others) if has_masters else as_multiplied),
         ("adapters", 4 * sum(adapters)),
+        ("tokenizer", TOKENIZER_BYTES * spec.vocab_size),
         ("bf16 copies", 2 * matrices if dtype == "bfloat16" and has_masters and not on_cpu else 0),
         ("reference", of_reference),
         ("snapshots", use.snapshots * (of_snapshot + packed * packed_snapshot)),

@@ -1,20 +1,22 @@
 // The kernels and the scheduler without Python: `native [--no-cuda] [--small] [--isa NAME]
-// [--exp-stride N] [--events N] [--seeds K] [--only TEST]`. Exit status 0 means every check passed.
+// [--exp-stride N] [--events N] [--seeds K] [--only TEST,TEST]`. Exit status 0 means every check passed.
 #include <chrono>
 
 #include "check.h"
 
 namespace {
 
-std::string only;  // the one test to run; empty: all
+std::string only;  // the tests to run, between commas; empty: all
 
 template <typename F>
 void timed(const char* name, const F& f) {
-    if (!only.empty() && only != name) return;
+    if (!only.empty() && only.find("," + std::string(name) + ",") == std::string::npos) return;
+    native::digest = 0;
     const auto start = std::chrono::steady_clock::now();
     f();
     const std::chrono::duration<double> s = std::chrono::steady_clock::now() - start;
-    printf("  %s: %.1f s\n", name, s.count());
+    printf("  %s: %.1f s, bits %016llx\n", name, s.count(),
+           static_cast<unsigned long long>(native::digest));
     fflush(stdout);
 }
 
@@ -37,7 +39,7 @@ int main(int argc, char** argv) {
         } else if (arg == "--seeds" && i + 1 < argc) {
             options.seeds = std::stoll(argv[++i]);
         } else if (arg == "--only" && i + 1 < argc) {
-            only = argv[++i];
+            only = "," + std::string(argv[++i]) + ",";
         } else {
             fprintf(stderr, "unknown argument %s\n", argv[i]);
             return 2;

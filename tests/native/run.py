@@ -1,6 +1,6 @@
 """Builds the kernels without Python or torch and checks them, plainly and under the sanitizers.
 
-    python tests/native/run.py [release] [asan] [tsan] [--full]
+    python tests/native/run.py [release] [asan] [tsan] [--full] [--only TEST,TEST]
 
 release      the wheel's flags (OpenMP, -O3), and its very objects where the extension was built
              here from these sources; no symbol that could be merged across instruction sets
@@ -10,9 +10,15 @@ tsan         ThreadSanitizer, to which OpenMP is unknown: parallel.cpp makes thr
              they do not depend on the instruction set: one is enough here
 --full       exp, log, silu and gelu_tanh over all 2^32 floats, 20 x 10^6 events of the scheduler
              (minutes)
+--only       these tests of the program alone, such as linear,attention
 
 release and asan also run the .cu files, compiled for the host by cuda_on_host/.
 With no name: all three.
+
+    CROSS_COMPILE=aarch64-linux-gnu- python tests/native/run.py
+
+builds release with that prefix's compiler, runs it by qemu's user-mode emulation, and holds the
+bits of every test against those of AVX2 here, where `run.py release` built them before.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +41,12 @@ from unittest import mock
 
 HERE = Path(__file__).parent.resolve()
 ROOT = HERE.parent.parent
-BUILD = ROOT / "build" / "native"
+CROSS = os.environ.get("CROSS_COMPILE", "")  # a prefix of tools, such as aarch64-linux-gnu-
+MACHINE = CROSS.split("-")[0] or platform.machine()
+HOST_BUILD = ROOT / "build" / "native"
+BUILD = HOST_BUILD.with_name(f"native-{MACHINE}") if CROSS else HOST_BUILD
+RUNNER = [f"qemu-{MACHINE}", "-L", f"/usr/{CROSS.rstrip('-')}"] if CROSS else []
+CXX = os.environ.get("CXX", f"{CROSS}g++")
 
 SANITIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 ASAN = [*SANITIZE, "-fsanitize=address,undefined"]
@@ -58,6 +69,8 @@ def setup_py() -> dict[str, Any]:
         return runpy.run_path(str(ROOT / "setup.py"))
 
 
+if CROSS:
+    platform.machine = lambda: MACHINE  # setup.py asks for which processor it compiles
 SETUP = setup_py()
 ISA_FLAGS: dict[str, list[str]] = SETUP["ISA_FLAGS"] if SETUP["x86"]() else {"baseline": []}
 
@@ -65,7 +78,7 @@ ISA_FLAGS: dict[str, list[str]] = SETUP["ISA_FLAGS"] if SETUP["x86"]() else {"ba
 def cpu_has(flag: str) -> bool:
     """Whether this machine has the instructions that Linux calls so."""
     cpu = Path("/proc/cpuinfo")
-    return platform.machine() == "x86_64" and cpu.exists() and f" {flag} " in cpu.read_text()
+    return MACHINE == "x86_64" and cpu.exists() and f" {flag} " in cpu.read_text()
 
 
 @dataclass
@@ -140,11 +153,10 @@ class Object:
         if self.header is not None:
             # -fpch-deps: what it includes counts as well, when files are compared by their age.
             includes += ["-fpch-deps", "-include", str(self.header.source)]
-        cxx = os.environ.get("CXX", "g++")
         depend = ["-MMD", "-MF", f"{self.target}.d"]
         language = "c++-header" if self.target.suffix == ".gch" else "c++"
         return [
-            *(cxx, *self.flags, *includes, *depend, "-x", language, "-c"),
+            *(CXX, *self.flags, *includes, *depend, "-x", language, "-c"),
             *(str(self.source), "-o", str(self.target)),
         ]
 
@@ -171,7 +183,7 @@ class Object:
             raise SystemExit(f"{self.source} does not compile: {' '.join(self.command)}")
         if self.source.suffix == ".cu":
             # Its only variables are the kernels' shared memory; cuda_on_host.cpp knows the name.
-            rename = ["objcopy", "--rename-section", ".bss=pe_shared", str(self.target)]
+            rename = [f"{CROSS}objcopy", "--rename-section", ".bss=pe_shared", str(self.target)]
             subprocess.run(rename, check=True)
         Path(f"{self.target}.cmd").write_text(" ".join(self.command))
 
@@ -181,7 +193,7 @@ def host_fma() -> list[str]:
     return ["-mfma"] if cpu_has("fma") else []
 
 
-EXTENSION = extension_objects()
+EXTENSION = {} if CROSS else extension_objects()
 
 
 def kernel_objects(variant: Variant) -> list[Object]:
@@ -238,10 +250,9 @@ def build(variants: list[Variant]) -> dict[str, Path]:
     for variant in variants:
         program = BUILD / variant.name / "native"
         inputs = [str(o.target) for o in [*tests, *kernels[variant.name]]]
-        cxx = os.environ.get("CXX", "g++")
         flags = [f for f in variant.flags if not f.startswith("-I")]
         # -fopenmp: for what release lends, and harmless elsewhere.
-        link = [cxx, *flags, "-fopenmp", *inputs, "-o", str(program)]
+        link = [CXX, *flags, "-fopenmp", *inputs, "-o", str(program)]
         subprocess.run(link, check=True)
         programs[variant.name] = program
     return programs
@@ -249,7 +260,8 @@ def build(variants: list[Variant]) -> dict[str, Path]:
 
 def weak_symbols(path: Path) -> list[str]:
     """Symbols the linker would merge with another object's: nm's V, W, v, w, u."""
-    listing = subprocess.run(["nm", str(path)], capture_output=True, text=True, check=True).stdout
+    command = [f"{CROSS}nm", str(path)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = [line.split() for line in listing.splitlines()]
     return [name for *_, kind, name in found if kind in "VWvwu"]
 
@@ -266,37 +278,70 @@ def check_no_weak_symbols(folder: Path) -> None:
     print(f"{checked} objects of {len(ISA_FLAGS)} instruction sets export no weak symbol")
 
 
-def run(variant: Variant, program: Path, full: bool) -> int:
+def run(variant: Variant, program: Path, full: bool, only: list[str]) -> int:
     start = time.monotonic()
     everything = ["--exp-stride", "1", "--events", "1000000"]
     arguments = everything if full and variant.name == "release" else variant.arguments
-    result = subprocess.run(
-        [program, *arguments],
+    arguments = [*arguments, *only]
+    result = native([*RUNNER, program, *arguments])
+    title = f"{variant.name}: exit status {result.returncode}, {time.monotonic() - start:.1f} s\n"
+    print(title + result.stdout, end="", flush=True)
+    if CROSS and result.returncode == 0:
+        check_same_bits(result.stdout, arguments)
+    return result.returncode
+
+
+def native(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
         env={**os.environ, **ENVIRONMENT},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    title = f"{variant.name}: exit status {result.returncode}, {time.monotonic() - start:.1f} s\n"
-    print(title + result.stdout, end="", flush=True)
-    return result.returncode
+
+
+def bits(printed: str) -> dict[str, str]:
+    """Test -> digest of all that it compared bit for bit."""
+    lines = (line.strip().rpartition(", bits ") for line in printed.splitlines())
+    return {head.rpartition(":")[0]: digest for head, found, digest in lines if found}
+
+
+def check_same_bits(printed: str, arguments: list[str]) -> None:
+    """What an emulated processor printed, against AVX2 here."""
+    program = HOST_BUILD / "release" / "native"
+    if not program.exists():
+        raise SystemExit(f"{program} is what the bits are held against: first, run.py release")
+    here = native([program, *arguments, "--isa", "avx2"])
+    if here.returncode != 0:
+        raise SystemExit(here.stdout)
+    theirs, ours = bits(printed), bits(here.stdout)
+    ours.pop("session_schedules", None)  # its schedules are others for each instruction set
+    other = [name for name in ours if theirs.get(name) != ours[name]]
+    if other or not ours:
+        raise SystemExit(f"{MACHINE} has other bits than avx2 in: {', '.join(other) or 'no test'}")
+    print(f"{MACHINE} has the bits of avx2 in {len(ours)} tests")
 
 
 def main() -> None:
     names = [v.name for v in VARIANTS]
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("variants", nargs="*", metavar="|".join(names))
+    parser.add_argument("--only", help="these tests of the program, between commas")
     parser.add_argument("--full", action="store_true", help="the long checks too")
     options = parser.parse_args()
     unknown = set(options.variants) - set(names)
     if unknown:
         parser.error(f"unknown {', '.join(sorted(unknown))}: choose from {', '.join(names)}")
     variants = [v for v in VARIANTS if not options.variants or v.name in options.variants]
+    if CROSS:  # the .cu files are compiled for this machine, and emulated threads are slow
+        variants = [replace(VARIANTS[0], arguments=[*SPARSE, "--no-cuda"])]
+    only = ["--only", options.only] if options.only else []
     start = time.monotonic()
     programs = build(variants)
     print(f"built {', '.join(programs)} in {time.monotonic() - start:.1f} s", flush=True)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        statuses = list(pool.map(lambda v: run(v, programs[v.name], options.full), variants))
+        statuses = list(pool.map(lambda v: run(v, programs[v.name], options.full, only), variants))
     failed = [v.name for v, status in zip(variants, statuses, strict=True) if status != 0]
     if failed:
         sys.exit(f"native tests failed: {', '.join(failed)}")

@@ -29,7 +29,7 @@ struct Codes {
     uint8_t* data() const { return static_cast<uint8_t*>(memory.data()); }
     pe::VectorView view() const { return {memory.data(), DType::kU8, n}; }
     bool same(const Codes& other) const {
-        return n == 0 || memcmp(data(), other.data(), static_cast<size_t>(n)) == 0;
+        return same_bytes(data(), other.data(), static_cast<size_t>(n));
     }
 };
 

@@ -90,7 +90,7 @@ struct Result {
     }
     bool same(const Result& other) const {
         return losses.same_bits(other.losses) && slopes.same_bits(other.slopes) &&
-               (dsums.n == 0 || memcmp(dsums.f64(), other.dsums.f64(), dsums.memory.bytes()) == 0);
+               same_bytes(dsums.f64(), other.dsums.f64(), dsums.memory.bytes());
     }
 };
 

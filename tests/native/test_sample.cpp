@@ -86,7 +86,7 @@ struct Outputs {
     int64_t top(int64_t i) const { return static_cast<const int64_t*>(top_ids.data())[i]; }
     bool same_bits(const Outputs& o) const {
         const auto same = [](const Memory& x, const Memory& y) {
-            return memcmp(x.data(), y.data(), x.bytes()) == 0;
+            return same_bytes(x.data(), y.data(), x.bytes());
         };
         return same(tokens, o.tokens) && same(status, o.status) && same(top_ids, o.top_ids) &&
                logprobs.same_bits(o.logprobs) && sampling.same_bits(o.sampling) &&

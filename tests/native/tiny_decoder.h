@@ -282,8 +282,7 @@ inline std::vector<pe::runtime::SampleOutput> alone(const Models& models,
 
 template <typename T>
 inline bool same_prefix(const std::vector<T>& a, const std::vector<T>& b, size_t n) {
-    return a.size() == n && b.size() >= n &&
-           (n == 0 || memcmp(a.data(), b.data(), n * sizeof(T)) == 0);
+    return a.size() == n && b.size() >= n && same_bytes(a.data(), b.data(), n * sizeof(T));
 }
 
 // Every number of `got`, which may have been cut short, against the first ones of `want`.
