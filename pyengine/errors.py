@@ -49,5 +49,9 @@ class NonFiniteError(PyengineError, ArithmeticError):
     """Loss or gradients stayed NaN or infinite for too many steps in a row."""
 
 
+class RankError(PyengineError, RuntimeError):
+    """Another process of the run has gone, does not answer or cannot go on: which, and why."""
+
+
 class MissingDependencyError(PyengineError, ImportError):
     """An optional package that the call needs is not installed; says which extra brings it."""

@@ -27,7 +27,7 @@ RANKS = {
     "engine": 4, "optim": 4, "samplers": 4, "evaluation": 4,
     "preferences": 3, "objectives": 3,
     "data": 2, "models": 2,
-    "ops": 1,
+    "ops": 1, "ranks": 1,
 }  # fmt: skip
 EVERYWHERE = {"errors", "files", "registry", "rules", "runtime", "_C"}
 # Ops on log-probs alone, and draws by key, which know no model.

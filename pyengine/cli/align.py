@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pyengine.cli.arguments import Commands, add_dtype, add_log, add_set
-from pyengine.cli.progress import Progress
+from pyengine.cli.progress import Progress, silent_after_first
 from pyengine.errors import ConfigError
+from pyengine.ranks import current
 from pyengine.recipes import Recipe, RunResult, load_recipe, run
 from pyengine.recipes.run.run_folder import RunFolder
 from pyengine.recipes.run.samples import before_and_after
@@ -61,7 +62,7 @@ def align(args: argparse.Namespace, name: str) -> int:
 def run_and_print(recipe: Recipe, args: argparse.Namespace) -> int:
     """Run a recipe with progress, and print what came of it."""
     out = Path(args.out or recipe.output)
-    with Progress() as progress:
+    with Progress(stream=silent_after_first(sys.stderr)) as progress:
         result = run(
             recipe,
             out,
@@ -72,12 +73,15 @@ def run_and_print(recipe: Recipe, args: argparse.Namespace) -> int:
             on_report=progress.report,
             on_status=progress.status,
         )
+    if result.interrupted and current().rank > 0:
+        return 130
     if result.interrupted:
         again = " ".join(["pyengine", *sys.argv[1:]])
         again += "" if args.resume else " --resume"
         print(f"stopped after round {result.rounds} of {progress.rounds}; continue with: {again}")
         return 130
-    print(summary(result))
+    if current().rank == 0:
+        print(summary(result))
     return 0
 
 

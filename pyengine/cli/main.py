@@ -23,6 +23,7 @@ from pyengine.cli import (
     train,
 )
 from pyengine.errors import PyengineError
+from pyengine.ranks.launch import joined
 
 _COMMANDS = (
     demo, train, align, generate, chat, compare, score, recipes, parts, objectives, report, doctor,
@@ -38,9 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
-        if args.threads is not None:
-            pyengine.set_num_threads(args.threads)
-        return int(args.run(args))
+        with joined(pyengine.__version__):
+            if args.threads is not None:
+                pyengine.set_num_threads(args.threads)
+            return int(args.run(args))
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:

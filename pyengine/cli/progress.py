@@ -5,6 +5,7 @@ And of one long call: a bar on a terminal, nothing elsewhere.
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from pyengine.ranks import current
 from pyengine.reports.table import format_value
 
 Report = Mapping[str, Any]
@@ -26,6 +28,11 @@ _LIVE = (
     ("held-out loss", "eval/loss", ".4f"),
     ("tok/s", "tokens_per_s", ".0f"),
 )
+
+
+def silent_after_first(stream: TextIO) -> TextIO:
+    """The stream on the first rank, nothing on others, which have nothing else to say."""
+    return stream if current().rank == 0 else io.StringIO()
 
 
 class Progress:

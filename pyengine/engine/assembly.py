@@ -19,6 +19,7 @@ from pyengine.engine.weights.packed_lora import PackedLora
 from pyengine.errors import ConfigError
 from pyengine.models.decoder import Decoder
 from pyengine.models.lora import Lora
+from pyengine.ranks import current
 
 
 def make_parts(
@@ -47,6 +48,8 @@ def make_parts(
             "[Engine] reference_cache must be None without a reference "
             f"but is {str(cache_folder)!r}"
         )
+    if cache_folder is not None and current().size > 1:  # a file has one writer
+        cache_folder = Path(cache_folder) / f"rank-{current().rank}"
     cache = LogprobCache(policy if reference is None else reference, cache_folder)
     kv_tokens, micro_batch_tokens = config.kv_tokens, config.micro_batch_tokens
     assert kv_tokens is not None

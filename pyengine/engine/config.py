@@ -14,6 +14,8 @@ from pyengine.engine.optim.optimizer_config import OPTIMIZER_OPTIONS, OptimizerC
 from pyengine.errors import ConfigError
 from pyengine.models.lora import LoraConfig
 from pyengine.ops.linear import Kind
+from pyengine.ranks import current
+from pyengine.ranks.world import check_shards
 from pyengine.runtime import isa
 
 Reference = Literal["frozen", "none", "adapter"]
@@ -53,6 +55,7 @@ class EngineConfig:
     device: str = "cpu"
     reference_cache: str | None = None
     snapshot_folder: str | None = None
+    shards: int = 1
 
     @property
     def trains(self) -> bool:
@@ -92,6 +95,13 @@ class EngineConfig:
                 own[name] = str(own[name])
         optimizer = OptimizerConfig.from_options(options)
         made = cls(source=str(source), optimizer=optimizer, **own)
+        if made.trains:
+            check_shards(made.shards)
+        if made.snapshot_folder is not None and current().size > 1:
+            raise ConfigError(
+                "[Engine] snapshot_folder must be None with several ranks, which would write the "
+                f"same files, but is {made.snapshot_folder!r}"
+            )
         check_device(made, device_of(made.device))
         dtype_name(made.dtype, torch.device(made.device))
         return made
@@ -136,6 +146,10 @@ class EngineConfig:
             "gradient_checkpointing": (
                 self.gradient_checkpointing in (True, False, None),
                 "True, False or None",
+            ),
+            "shards": (
+                _is_int(self.shards) and self.shards > 0 and self.shards.bit_count() == 1,
+                "a power of two",
             ),
             "reference_cache": (_is_place(self.reference_cache), "a folder or None"),
             "snapshot_folder": (_is_place(self.snapshot_folder), "a folder or None"),

@@ -22,6 +22,7 @@ from pyengine.engine.calls.streaming import Stream
 from pyengine.engine.config import EngineConfig, Reference, check_device
 from pyengine.engine.footprint import Footprint
 from pyengine.engine.guard import Guard, delegated, guarded, refuse_copy
+from pyengine.engine.infer import ranked
 from pyengine.engine.infer.generation import Progress
 from pyengine.engine.infer.inference import check_model, mixture_of
 from pyengine.engine.learn.readings import Readings
@@ -31,8 +32,8 @@ from pyengine.engine.loading import loaded_parts, restored_parts
 from pyengine.engine.named.engine_reference import EngineReference
 from pyengine.engine.named.iterates import Iterates
 from pyengine.engine.named.snapshots import Snapshots
-from pyengine.engine.optim.optimizer import Optimizer
 from pyengine.engine.optim.optimizer_config import ADAMW_OPTIONS, Schedule
+from pyengine.engine.optim.sharded_optimizer import optimizer_of
 from pyengine.engine.optim.update_rule import UpdateRule
 from pyengine.engine.persist import checkpoint as checkpoints
 from pyengine.engine.persist.engine_checkpoints import EngineCheckpoints
@@ -78,7 +79,7 @@ class Engine:
         self.extra: dict[str, Any] = {}
         self._guard = Guard()
         policy = decoder.to(device)
-        optimizer = Optimizer(trained_parameters(policy, lora), config.optimizer)
+        optimizer = optimizer_of(trained_parameters(policy, lora), config.optimizer, config.shards)
         self._snapshots = Snapshots(policy, lora, None) if snapshots is None else snapshots
         frozen = None if reference is None else reference.to(device)
         self._reference = EngineReference(frozen, self._snapshots)
@@ -151,6 +152,7 @@ class Engine:
         gradient_checkpointing: bool | None = None,
         reference_cache: str | Path | None = None,
         snapshot_folder: str | Path | None = None,
+        shards: int = 1,
     ) -> Self:
         """Loads a model.
 
@@ -176,6 +178,8 @@ class Engine:
                             other runs too; None: they are kept in memory only
         snapshot_folder     where snapshots stay, also those of an earlier run; None: a temporary
                             folder
+        shards              parts of a batch whose gradients add up in a fixed binary tree, a power
+                            of two that the number of ranks divides: see docs/distributed.md
         lora                adapters to train instead of the weights, new ones or those of a folder
                             in the format of `peft`
         optimizer           one of pe.optim; None: AdamW of the options learning_rate (1e-6), betas,
@@ -267,7 +271,7 @@ class Engine:
         given = prompt_list(prompts)
         requests = requests_of(given, params, request_ids, self.tokenizer, self.config.seed)
         mixture = mixture_of(models, self.has_reference, self.snapshots)
-        responses = self._inference.generate(requests, mixture, progress, stream, cancel)
+        responses = ranked.generate(self._inference, requests, mixture, progress, stream, cancel)
         return [
             Group(request.prompt_ids, each, as_written(prompt))
             for prompt, request, each in zip(given, requests, responses, strict=True)
@@ -309,7 +313,7 @@ class Engine:
         if model == "reference" and keep and self.config.trains:  # where updates look too
             scores = self._learner.reference_scores(trees, progress)
         else:
-            scores = self._inference.score(model, trees, progress)
+            scores = ranked.score(self._inference, model, trees, progress)
         return [[Score(r, float(r.double().sum())) for r in responses] for responses in scores]
 
     hidden_states = delegated("_readings", Readings.hidden_states)

@@ -24,6 +24,7 @@ from pyengine.models.decoder import Decoder
 from pyengine.models.lora import LoraConfig, adapter_sizes
 from pyengine.models.spec import DecoderSpec
 from pyengine.objectives.core.objective import SideOutput
+from pyengine.ranks import current
 
 KV_SHARE = 0.25  # of what is left beside weights, packed matrices, gradients and moments
 ACTIVATION_SHARE = 0.3
@@ -34,7 +35,10 @@ LEAST_MICRO_BATCH_TOKENS = 1 << 11  # below, layers are computed again rather th
 TOKENIZER_BYTES = 1150  # a token with its merge, as measured on a vocabulary of 49,152
 
 # Parts that take memory when an update comes; the others do when the engine samples or scores.
-LEARNING = ("packed by columns", "gradients", "optimizer", "activations", "side outputs")
+LEARNING = (
+    *("packed by columns", "gradients", "sums of shards", "optimizer", "activations"),
+    "side outputs",
+)
 
 # Whose matrices a reference has: a copy that is loaded with the engine, those of files, those of
 # the policy without its adapters, or a snapshot's of weights or of adapters, read when it is asked.
@@ -48,6 +52,8 @@ class MemoryUse:
     dtype      "float32", "bfloat16" or "int8", which does not train
     lora       the adapters that are trained instead of the weights
     snapshots  in memory beside the reference
+    shards     whose gradients are summed in a tree
+    ranks      that divide the shards, and the optimizer's state
     """
 
     spec: DecoderSpec
@@ -57,6 +63,8 @@ class MemoryUse:
     rule: UpdateRule = field(default_factory=AdamW)
     lora: LoraConfig | None = None
     snapshots: int = 0
+    shards: int = 1
+    ranks: int = 1
 
     @property
     def compute(self) -> torch.dtype:
@@ -92,6 +100,8 @@ def use_of(
         config.optimizer.rule,
         config.adapters,
         min(len([each for each in snapshots.names if each != name]), KEPT),
+        config.shards,
+        current().size,
     )
 
 
@@ -324,7 +334,8 @@ def _parts(
     learning = [
         ("packed by columns", packed * (head + _layer_elements(spec))),
         ("gradients", 4 * sum(trained)),
-        ("optimizer", sum(use.rule.state_bytes(n) for n in trained)),
+        ("sums of shards", 4 * sum(trained) * _sums(use.shards, use.ranks)),
+        ("optimizer", sum(use.rule.state_bytes(n) for n in trained) // use.ranks),
         ("activations", micro_batch_tokens * per_token),
         ("side outputs", 4 * head * chains + rows),
     ]
@@ -339,6 +350,14 @@ def _parts(
         ("KV cache", kv_tokens * kv_bytes_per_token(spec, use.compute)),
         *((name, size if trains else 0) for name, size in learning),
     ]
+
+
+def _sums(shards: int, ranks: int) -> int:
+    """How many gradients there are at most beside the one that is being filled."""
+    if shards == 1:
+        return 0
+    kept = (shards // ranks).bit_length()  # of a binary tree, whose terms come one after the other
+    return max(kept, 1 if ranks == 1 else 2)  # what others send
 
 
 def _lora_sizes(spec: DecoderSpec, lora: LoraConfig | None) -> tuple[list[int], int]:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from pyengine.errors import ConfigError
+from pyengine.ranks import current
 
 ROOT = Path("/")  # where /proc and the control groups are read
 
@@ -76,6 +77,9 @@ def budget(device: torch.device, besides: object = None) -> Budget:
         gc.collect()
         free, source = host_free_bytes(ROOT)
         promised = LEDGER.promised(besides)
+    ranks = current().local_size
+    if ranks > 1:
+        free, source = free // ranks, f"{source}, for each of {ranks} ranks"
     return Budget(max(free - promised, 0), source, promised)
 
 

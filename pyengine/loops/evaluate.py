@@ -13,6 +13,9 @@ from pyengine.errors import ConfigError, RewardError
 from pyengine.evaluation.evaluation import Figure, Measure
 from pyengine.evaluation.standard_errors import mean_and_error
 from pyengine.loops.measures import measured
+from pyengine.loops.one_answer import one_answer
+from pyengine.preferences.feedback import Feedback
+from pyengine.ranks import current
 
 if TYPE_CHECKING:
     from pyengine.preferences.groups import Group
@@ -128,7 +131,10 @@ def judged(
     Raises
         RewardError  no response had a valid reward
     """
-    feedback = source(groups)
+    if current().size == 1:
+        feedback = source(groups)
+    else:
+        feedback = Feedback.from_json(one_answer(source, lambda: source(groups).to_json()))
     rewards = [list(row) for row in feedback.rewards]
     prompt_means: list[float | None] = []
     for row in rewards:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyengine.loops.steps import may_be_on_file
 from pyengine.preferences.sources.ahead import GiveUp, ask_ahead, overlaps
+from pyengine.ranks import current
 
 if TYPE_CHECKING:
     from pyengine.preferences.groups import Group
@@ -47,6 +48,8 @@ class Overlap:
             drawn, of = draw(indices[start:stop], first + start)
             groups += drawn
             prompts += of
+            if current().rank > 0:
+                continue  # rank 0 asks
             with suppress(Exception):  # the call that follows meets it, too, and is the one judged
                 self._asked.append(ask_ahead([self._source], drawn))
         return groups, prompts

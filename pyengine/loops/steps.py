@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pyengine.errors import PyengineError, RequestError, RewardError
 from pyengine.loops.deadline import within
 from pyengine.loops.evaluate import attach_columns
+from pyengine.loops.one_answer import one_answer
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Preferences
+from pyengine.ranks import current
 from pyengine.rules import (
     COUNT,
     FRACTION,
@@ -133,9 +135,24 @@ def may_be_on_file(remember: Remember | None, number: int) -> bool:
 def judge(source: Source, groups: Sequence[Group], policy: JudgePolicy, where: str) -> Verdict:
     """The source's feedback on groups, asked again and given up on as the policy says.
 
+    Of several ranks all take what rank 0 was told: see one_answer.
     where  begins an error's sentence, e.g. "[Online] round 3"
     Raises RewardError; a KeyboardInterrupt and errors in what the source was given pass through.
     """
+    if current().size == 1:
+        return _asked(source, groups, policy, where)
+
+    def ask() -> dict[str, Any]:
+        verdict = _asked(source, groups, policy, where)
+        feedback = None if verdict.feedback is None else verdict.feedback.to_json()
+        return {"retries": verdict.retries, "reason": verdict.reason, "feedback": feedback}
+
+    said = one_answer(source, ask)
+    heard = said.pop("feedback")
+    return Verdict(None if heard is None else Feedback.from_json(heard), **said)
+
+
+def _asked(source: Source, groups: Sequence[Group], policy: JudgePolicy, where: str) -> Verdict:
     began, wait = time.monotonic(), policy.backoff_s
     for attempt in range(policy.retries + 1):
         feedback, reason = None, ""

@@ -199,7 +199,7 @@ def test_or_it_is_refused_with_the_arithmetic(tmp_path, monkeypatch, smollm2_ggu
             memory.planned_sizes("Engine", use, None, None, None)
         assert str(caught.value) == (
             "[Engine] memory must hold packed 1.0 GiB + KV cache 0 MiB = 1.0 GiB more but there "
-            "are 872 MiB available (2.0 GiB of /sys/fs/cgroup/app/memory.max less 1.1 GiB in use)"
+            "are 818 MiB available (2.0 GiB of /sys/fs/cgroup/app/memory.max less 1.2 GiB in use)"
             ": a smaller kv_tokens, reference='none' or dtype='int8' takes less"
         )
         return

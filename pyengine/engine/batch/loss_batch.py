@@ -64,6 +64,10 @@ class LossBatch:
         """Response tokens."""
         return self._first_tokens[-1]
 
+    def tokens_of(self, part: range) -> range:
+        """Response tokens of the trees `part`."""
+        return range(self._first_tokens[part.start], self._first_tokens[part.stop])
+
     @cached_property
     def _first_tokens(self) -> list[int]:
         """(T + 1) the first response token of each tree."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyengine.engine.batch.packing import PackedBatch, Tree
 from pyengine.engine.learn.cached_logps import CachedReference, NamedLogps, ScoreProgress
+from pyengine.engine.learn.gathering import split_trees, tree_shares
 from pyengine.engine.learn.gradients import Gradients
 from pyengine.engine.learn.logprob_cache import LogprobCache
 from pyengine.engine.learn.side_outputs import SidePass, side_passes, values_of
@@ -24,6 +25,7 @@ from pyengine.engine.weights.packed_lora import LoraGradients, PackedLora
 from pyengine.errors import NonFiniteError
 from pyengine.models.decoder import Decoder
 from pyengine.objectives.core.objective import KL, SideOutput
+from pyengine.ranks import current
 
 # Takes d loss / d log-probs (N,), and d loss / d side outputs by name where they have one, and adds
 # the gradient that follows; to be called once.
@@ -143,11 +145,16 @@ class _WithModels:
         prepare: Callable[[], object] | None,
         progress: ScoreProgress | None,
     ) -> list[Tensor]:
+        shares = tree_shares(trees)
+        own = [trees[i] for i in shares[current().rank]]
         if self._named is not None and self._named.has(name):
-            return self._named.logps(name, trees, prepare, progress)
-        assert name == "reference"
-        assert self._reference is not None
-        return self._reference.logps(trees, prepare, progress)
+            mine = self._named.logps(name, own, prepare, progress)
+        else:
+            assert name == "reference"
+            assert self._reference is not None
+            mine = self._reference.logps(own, prepare, progress)
+        sizes = [sum(map(len, tree.responses)) for tree in trees]
+        return split_trees(mine, sizes, shares)
 
     def _keep_reference(self) -> None:
         """Called before a reference is computed that a caller asks, not an update."""

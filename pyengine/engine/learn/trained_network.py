@@ -83,7 +83,7 @@ class TrainedNetwork:
 
     def check_no_gradients(self, who: str) -> None:
         """Raises RequestError between forward_backward and step."""
-        if any(p.grad is not None for p in self.parameters.values()):
+        if self.optimizer.has_gradients:
             raise RequestError(
                 f"[{who}] there are gradients that no step has applied: call step first"
             )
@@ -121,7 +121,8 @@ class TrainedNetwork:
 
     def named_gradients(self) -> list[tuple[str, Tensor]]:
         """(name, gradient) of all that has one but a head."""
-        return list(self.named(self._learner.gradients()))
+        gradients = self.optimizer.whole_gradients()
+        return list(self.named(self._learner.gradients() if gradients is None else gradients))
 
     def merged(self) -> Decoder:
         """The decoder that is saved: with LoRA, the sums of weights and adapters."""

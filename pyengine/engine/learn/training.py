@@ -11,10 +11,12 @@ from torch import Tensor
 
 from pyengine.engine.batch.loss_batch import LossBatch, loss_batch
 from pyengine.engine.batch.packing import check_tree, micro_batches, pack
+from pyengine.engine.learn.gathering import gathered, gathered_tokens, spans_of, tree_shares
 from pyengine.engine.learn.learning import Learner
 from pyengine.errors import RequestError
 from pyengine.objectives.core.objective import LossInputs, LossOutput, Objective, SideOutput
 from pyengine.preferences.groups import Preferences
+from pyengine.ranks import current
 
 
 def checked_batch(
@@ -119,13 +121,14 @@ def forward_backward(
     gradient known, log-probs again with the way back. Returns loss and metrics, plus "tokens":
     response and prompt rows of the batch, each prompt once.
     """
-    fixed = _Fixed.of(learner, batch, objective, micro_batch_tokens, device)
+    fixed = Fixed.of(learner, batch, objective, micro_batch_tokens, device)
     spans = list(micro_batches([t.num_rows for t in batch.trees], micro_batch_tokens))
     totals = Totals(batch.total_weight)
     side = objective.side_outputs
     whole: LossOutput | None = None
     if len(spans) > 1 and (objective.batch_global or batch.crosses_groups):
-        inputs = _whole_inputs(learner, batch, fixed, spans, side, device)
+        passes = [learner.logps(pack([batch.trees[i] for i in r], device), side) for r in spans]
+        inputs = fixed.of_all(passes, [range(len(batch.trees))], side)
         whole = objective(inputs)
         totals.add(whole, inputs.weight)
     rows = first = 0
@@ -155,27 +158,14 @@ def measure(
     device: torch.device,
 ) -> dict[str, float]:
     """Loss and metrics as `forward_backward` returns them, with no gradient of anything."""
-    fixed = _Fixed.of(learner, batch, objective, micro_batch_tokens, device)
-    spans = list(micro_batches([t.num_rows for t in batch.trees], micro_batch_tokens))
-    inputs = _whole_inputs(learner, batch, fixed, spans, objective.side_outputs, device)
+    fixed = Fixed.of(learner, batch, objective, micro_batch_tokens, device)
+    side, shares = objective.side_outputs, tree_shares(batch.trees)
+    spans = spans_of(batch.trees, shares[current().rank], micro_batch_tokens)
+    passes = [learner.logps(pack([batch.trees[i] for i in r], device), side) for r in spans]
+    inputs = fixed.of_all(passes, shares, side)
     totals = Totals(batch.total_weight)
     totals.add(objective(inputs), inputs.weight)
     return totals.means()
-
-
-def _whole_inputs(
-    learner: Learner,
-    batch: LossBatch,
-    fixed: _Fixed,
-    spans: Sequence[range],
-    side: Sequence[SideOutput],
-    device: torch.device,
-) -> LossInputs:
-    """Of all trees: log-probs are computed a span at a time."""
-    passes = [learner.logps(pack([batch.trees[i] for i in r], device), side) for r in spans]
-    logps, sides = zip(*passes, strict=True)
-    joined: dict[str, Tensor] = {n: torch.cat([each[n] for each in sides]) for n in sides[0]}
-    return fixed.inputs(range(len(batch.trees)), torch.cat(logps), joined)
 
 
 def checked_scale(scale: float) -> float:
@@ -186,7 +176,7 @@ def checked_scale(scale: float) -> float:
 
 
 @dataclass(frozen=True)
-class _Fixed:
+class Fixed:
     """What a loss takes beside the policy's log-probs, for each tree of the batch."""
 
     batch: LossBatch
@@ -204,7 +194,7 @@ class _Fixed:
         objective: Objective,
         micro_batch_tokens: int,
         device: torch.device,
-    ) -> _Fixed:
+    ) -> Fixed:
         reference = None
         if objective.needs_reference:
             reference = learner.reference_logps(batch.trees)
@@ -232,6 +222,20 @@ class _Fixed:
             side,
         )
 
+    def of_all(
+        self,
+        passes: Sequence[tuple[Tensor, Mapping[str, Tensor]]],
+        shares: Sequence[range],
+        side: Sequence[SideOutput],
+    ) -> LossInputs:
+        """Of the whole batch, from what each rank computed of its trees.
+
+        passes  log-probs and side outputs of this rank's, one part after the other
+        shares  which trees are whose
+        """
+        logps, sides = gathered(self.batch, passes, shares, side, self.device)
+        return self.inputs(range(len(self.batch.trees)), logps, sides)
+
 
 def _mismatched_kl(
     learner: Learner, batch: LossBatch, micro_batch_tokens: int, device: torch.device
@@ -243,10 +247,11 @@ def _mismatched_kl(
     trees = batch.mismatched_trees()
     reference = learner.reference_logps(trees)
     assert reference is not None
-    policy: list[Tensor] = []
-    for r in micro_batches([t.num_rows for t in trees], micro_batch_tokens):
-        logps, _ = learner.logps(pack([trees[i] for i in r], device))
-        policy += torch.split(logps, [sum(map(len, trees[i].responses)) for i in r])
+    shares = tree_shares(trees)
+    spans = spans_of(trees, shares[current().rank], micro_batch_tokens)
+    mine = [learner.logps(pack([trees[i] for i in r], device))[0] for r in spans]
+    sizes = [sum(map(len, t.responses)) for t in trees]
+    policy = torch.split(gathered_tokens(mine, sizes, shares, device), sizes)
     total = sum(
         float(p.double().sum() - q.double().sum()) for p, q in zip(policy, reference, strict=True)
     )

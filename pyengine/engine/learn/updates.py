@@ -7,9 +7,11 @@ import torch
 from pyengine.engine.batch.loss_batch import LossBatch
 from pyengine.engine.footprint import Footprint
 from pyengine.engine.learn.learning import Learner
+from pyengine.engine.learn.sharded_training import sharded_forward_backward
 from pyengine.engine.learn.trained_network import TrainedNetwork, drops_gradients
 from pyengine.engine.learn.training import checked_batch, checked_scale, forward_backward, measure
 from pyengine.engine.named.engine_reference import EngineReference
+from pyengine.engine.optim.sharded_optimizer import ShardedOptimizer
 from pyengine.objectives.core.objective import Objective, SideOutput
 from pyengine.preferences.groups import Preferences
 
@@ -58,8 +60,13 @@ class Updates:
         examples = self._checked(batch, objective)
         self._check_room(objective)
         tokens = self._footprint.sizes.micro_batch_tokens
+        optimizer, learner = self._network.optimizer, self._learner
         try:
-            return forward_backward(self._learner, examples, objective, tokens, self._device, scale)
+            if isinstance(optimizer, ShardedOptimizer):
+                return sharded_forward_backward(
+                    learner, optimizer, examples, objective, tokens, self._device, scale
+                )
+            return forward_backward(learner, examples, objective, tokens, self._device, scale)
         except BaseException:  # a RequestError too, now that there has been work
             self._network.drop_gradients()
             raise

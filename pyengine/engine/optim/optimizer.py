@@ -27,7 +27,7 @@ class Optimizer:
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
         self.config = config
         self.parameters = dict(parameters)
-        self._moments = config.rule.moments(self.parameters)
+        self._moments = config.rule.moments(self._moved())
         self.step_count = 0
         self.reset_at = 0  # steps made when the moments were last set to zero
         self.skipped_in_a_row = 0
@@ -46,7 +46,7 @@ class Optimizer:
         Raises RequestError when there are no gradients, NonFiniteError where they were not finite
         MAX_SKIPPED_STEPS times in a row.
         """
-        if all(p.grad is None for p in self.parameters.values()):
+        if not self.has_gradients:
             raise RequestError("[step] there are no gradients: call forward_backward first")
         result = self._update(self._clearing())
         if self.skipped_in_a_row >= MAX_SKIPPED_STEPS:
@@ -56,17 +56,22 @@ class Optimizer:
             )
         return result | {"step": float(self.step_count)}
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether there are gradients that no step has taken."""
+        return any(p.grad is not None for p in self.parameters.values())
+
     def grad_norm(self) -> float:
-        """Of the gradients that are there, all together."""
+        """Of the parameters' gradients that are there, all together."""
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         return self._moments.grad_norm(gradients)
 
     def _update(self, then: list[Change]) -> dict[str, float]:
         """`step`, with further changes that belong to it."""
-        norm = self.grad_norm()
+        norm = self._step_norm()
         rate = self.config.rate(self.step_count)
         if not math.isfinite(norm):
-            uninterrupted(_set(self, "skipped_in_a_row", self.skipped_in_a_row + 1), *then)
+            uninterrupted(change(self, "skipped_in_a_row", self.skipped_in_a_row + 1), *then)
             return {"lr": rate, "grad_norm": norm, "skipped": 1.0}
         limit = self.config.max_grad_norm
         scale = limit / norm if limit is not None and norm > limit else 1.0
@@ -75,29 +80,45 @@ class Optimizer:
         torch.autograd.graph.increment_version(list(self.parameters.values()))
         uninterrupted(
             *calls,
-            _set(self, "step_count", self.step_count + 1),
-            _set(self, "skipped_in_a_row", 0),
+            change(self, "step_count", self.step_count + 1),
+            change(self, "skipped_in_a_row", 0),
             *then,
         )
+        self._spread()
         return {"lr": rate, "grad_norm": norm, "skipped": 0.0}
+
+    def _moved(self) -> Mapping[str, nn.Parameter]:
+        """What the rule moves here: all, unless others move a part of it."""
+        return self.parameters
+
+    def _step_norm(self) -> float:
+        """Of what the step takes."""
+        return self.grad_norm()
+
+    def _spread(self) -> None:
+        """After a step: others that hold the parameters are told."""
+
+    def whole_gradients(self) -> dict[str, Tensor] | None:
+        """By parameter, where the optimizer keeps them; None where they are the parameters'."""
+        return None
 
     @property
     def held_bytes(self) -> dict[str, int]:
         """By part of the memory plan: what the moments take; nothing before the first step."""
-        return {"optimizer": sum(t.nbytes for t in self.state_tensors().values())}
+        return {"optimizer": sum(t.nbytes for t in self._moments.tensors().values())}
 
     def zero_grad(self) -> None:
         """Drops all gradients."""
         uninterrupted(*self._clearing())
 
     def _clearing(self) -> list[Change]:
-        return [_set(p, "grad", None) for p in self.parameters.values()]
+        return [change(p, "grad", None) for p in self.parameters.values()]
 
     def reset_calls(self) -> list[Change]:
         """Moments begin again from zero; the schedule of the learning rate goes on: changes that
         are still to be made."""
-        fresh = self.config.rule.moments(self.parameters)
-        return [_set(self, "_moments", fresh), _set(self, "reset_at", self.step_count)]
+        fresh = self.config.rule.moments(self._moved())
+        return [change(self, "_moments", fresh), change(self, "reset_at", self.step_count)]
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Moments by parameter name; empty before the first step.
@@ -121,5 +142,6 @@ class Optimizer:
         self.step_count, self.reset_at = step_count, reset_at
 
 
-def _set(owner: object, name: str, value: object) -> Change:
+def change(owner: object, name: str, value: object) -> Change:
+    """Of an attribute, still to be made."""
     return partial(setattr, owner, name, value)

@@ -182,6 +182,15 @@ def _verify_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
         raise CheckpointError(f"[{folder}] {name} does not match its SHA-256")
 
 
+def check_same(path: Path, digests: Mapping[str, str]) -> None:
+    """Raises CheckpointError unless the manifest here is that of the files with these SHA-256, as
+    it is for all ranks where they share a file system."""
+    files = _read_json(path / MANIFEST).get("files")
+    found = {n: e.get("sha256") for n, e in files.items()} if isinstance(files, dict) else None
+    if found != dict(digests):
+        raise CheckpointError(f"[{path}] must be the checkpoint that rank 0 wrote but is another")
+
+
 def read(path: str | Path) -> Checkpoint:
     """A verified checkpoint's content. Raises CheckpointError."""
     folder = Path(path)

@@ -18,6 +18,9 @@ from pyengine.engine.persist.engine_state import (
     fixed_files,
     saved_state,
 )
+from pyengine.ranks import current
+from pyengine.ranks.agreement import check_same_weights
+from pyengine.ranks.world import all_well, first_of
 
 
 class EngineCheckpoints:
@@ -45,23 +48,31 @@ class EngineCheckpoints:
         """Writes everything that `load_checkpoint` needs to go on bit for bit; atomic.
 
         extra  JSON-able data of the caller's, e.g. its data cursor
+        Of several ranks all must call: rank 0 writes, and all see that it is there.
         Raises RequestError between forward_backward and step, CheckpointError where the disk
         refuses, a weight is not finite, `extra` is not JSON data or `path` holds something other
         than a checkpoint; what stood at `path` is then intact.
         """
-        target, network = Path(path), self._network
+        target, network, world = Path(path), self._network, current()
         network.check_masters("save_checkpoint")
         network.check_no_gradients("save_checkpoint")
-        content = checkpoint_content(
-            network.decoder,
-            self._reference.decoder,
-            network.lora,
-            network.optimizer.state_tensors(),
-            state=saved_state(self._config, network.optimizer, self._snapshots, extra or {}),
-            model=self._model,
-            snapshots=self._snapshots.files(),
-        )
-        digests = checkpoints.write(target, content, self._fixed, self._tokenizer)
+        check_same_weights(world, network.parameters.values())
+        moments = network.optimizer.state_tensors()
+
+        def written() -> dict[str, str]:
+            content = checkpoint_content(
+                network.decoder,
+                self._reference.decoder,
+                network.lora,
+                moments,
+                state=saved_state(self._config, network.optimizer, self._snapshots, extra or {}),
+                model=self._model,
+                snapshots=self._snapshots.files(),
+            )
+            return checkpoints.write(target, content, self._fixed, self._tokenizer)
+
+        digests = first_of(world, written)
+        all_well(world, lambda: checkpoints.check_same(target, digests))
         self._remember(target, digests)
 
     def go_on_from(

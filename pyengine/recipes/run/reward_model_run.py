@@ -12,6 +12,7 @@ from pyengine.errors import ConfigError, RequestError
 from pyengine.loops.reward_training import RewardTraining
 from pyengine.loops.steps import Remember
 from pyengine.objectives.core.reward_objective import REWARD_OBJECTIVES, RewardObjective
+from pyengine.ranks import current
 from pyengine.recipes.run.model_text import ModelText
 from pyengine.recipes.run.rows_run import RowsRun
 from pyengine.recipes.schema.reward_model_recipe import RewardModelRecipe
@@ -33,7 +34,7 @@ class RewardLearner:
         return RewardModel.load_checkpoint(path)
 
 
-_ENGINES_ALONE = ("reference", "kv_tokens", "reference_cache", "snapshot_folder")
+_ENGINES_ALONE = ("reference", "kv_tokens", "reference_cache", "snapshot_folder", "shards")
 
 
 class RewardModelRun(RowsRun):
@@ -45,6 +46,11 @@ class RewardModelRun(RowsRun):
     name: ClassVar[str] = "reward_model"
 
     def __init__(self, recipe: RewardModelRecipe, allow_code: bool) -> None:
+        if recipe.engine.shards != 1 or current().size > 1:
+            raise ConfigError(
+                "[reward_model] a reward model must be trained by one process with shards of 1 but "
+                f"shards is {recipe.engine.shards} and there are {current().size} ranks"
+            )
         self.objective = RewardObjective(REWARD_OBJECTIVES.make(**recipe.objective))
         self.learner = RewardLearner(recipe.outputs, recipe.ensemble)
         super().__init__(recipe)

@@ -30,9 +30,12 @@ __all__ = ["RunFolder", "append_lines", "read_lines"]
 
 
 class RunFolder:
-    """Paths and line files of the run in folder `path`."""
+    """Paths and line files of the run in folder `path`.
 
-    def __init__(self, path: str | Path) -> None:
+    checkpoints  where they are, if not there: a rank that is not the first keeps lines of its own
+    """
+
+    def __init__(self, path: str | Path, checkpoints: Path | None = None) -> None:
         self.path = Path(path)
         self.recipe = self.path / "recipe.yaml"
         self.metrics = self.path / "metrics.jsonl"
@@ -44,7 +47,7 @@ class RunFolder:
         self.samples_markdown = self.path / "samples.md"
         self.plot = self.path / "plot.png"
         self.result = self.path / "result.json"
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints = checkpoints or self.path / "checkpoints"
         self.model = self.path / "model"
 
     def open(self, recipe: Recipe, resume: bool) -> bool:

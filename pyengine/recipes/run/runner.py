@@ -6,8 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Collection
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,19 @@ from pyengine.engine import Engine
 from pyengine.engine.config import EngineConfig
 from pyengine.engine.persist import checkpoint as checkpoints
 from pyengine.errors import CheckpointError, MissingDependencyError, PyengineError
-from pyengine.evaluation.standard_errors import mean_and_error
 from pyengine.files import atomic_write
 from pyengine.loops import Evaluation, Loop
 from pyengine.loops.steps import Clock
+from pyengine.ranks import current
+from pyengine.ranks.agreement import check_same_weights
+from pyengine.ranks.world import all_well, first_of, gather_json
 from pyengine.recipes.run.available import run_of
 from pyengine.recipes.run.best import Best
 from pyengine.recipes.run.interrupt import StopRequest
 from pyengine.recipes.run.model_text import ModelText
+from pyengine.recipes.run.ranked_folder import first_date, own_folder
 from pyengine.recipes.run.run_folder import RunFolder
+from pyengine.recipes.run.run_result import RunResult, mean_of
 from pyengine.recipes.run.samples import comparison_markdown, extreme_rows, sample_rows
 from pyengine.recipes.run.verdicts import Verdicts
 from pyengine.recipes.schema.load import plain
@@ -32,34 +35,11 @@ from pyengine.recipes.schema.recipe import Recipe
 from pyengine.reports.plot import plot
 from pyengine.reports.writers.jsonl import append_lines, read_lines
 from pyengine.reports.writers.round_log import RoundLog
+from pyengine.runtime import get_num_threads
 
 OnReport = Callable[[dict[str, Any]], None]
 OnStatus = Callable[[str], None]
 _STOPPING = "stopping at the end of this round with a checkpoint; once more to stop at once"
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run came to.
-
-    rounds, steps          rounds done and optimizer steps among them
-    before, after          held-out mean reward before and after training, each with its standard
-                           error over prompts; None where nothing was sampled
-    gain                   their mean difference, paired by prompt, with its standard error
-    seconds                wall-clock time of this call, model loading included
-    interrupted            stopped early by a signal; `resume` continues
-    model_round            the round whose weights were saved as the model; None: not yet
-    """
-
-    folder: Path
-    rounds: int
-    steps: int
-    seconds: float
-    interrupted: bool = False
-    before: tuple[float, float | None] | None = None
-    after: tuple[float, float | None] | None = None
-    gain: tuple[float, float | None] | None = None
-    model_round: int | None = None
 
 
 def run(
@@ -93,14 +73,31 @@ def run(
         RewardError      a round had too few valid rewards
         CheckpointError  a checkpoint is of other prompts or another pyengine; the disk refuses
     """
-    start = time.perf_counter()
-    session = _Session(
-        recipe, out_dir, allow_code, allow_log, on_report or _ignore, on_status or _ignore
-    )
-    session.prepare(resume)
-    (on_rounds or _ignore)(session.run.rounds)
-    with closing(session.log), StopRequest(lambda: session.say(_STOPPING)) as stop:
-        session.open(resume)
+    start, world = time.perf_counter(), current()
+    with ExitStack() as stack:
+        folder = stack.enter_context(own_folder(recipe, Path(out_dir), resume, world))
+        session = all_well(
+            world,
+            lambda: _Session(
+                recipe,
+                out_dir,
+                allow_code,
+                allow_log,
+                on_report or _ignore,
+                on_status or _ignore,
+                folder,
+            ),
+        )
+        if world.size > 1:
+            session.say(f"{world.size} ranks; this one has {get_num_threads()} threads")
+        session.date = first_date(world, session.folder, resume)
+        all_well(world, lambda: session.prepare(resume))
+        (on_rounds or _ignore)(session.run.rounds)
+        stack.enter_context(closing(session.log))
+        stop = stack.enter_context(StopRequest(lambda: session.say(_STOPPING)))
+        newest = session.open_folder(resume)
+        all_well(world, lambda: session.load(newest))
+        session.check_same_weights()
         try:
             interrupted = session.train(stop)
         except BaseException as error:
@@ -124,12 +121,16 @@ class _Session:
         allow_log: Collection[str],
         tell: OnReport,
         say: OnStatus,
+        folder: RunFolder | None = None,
     ) -> None:
         self.recipe, self.tell, self.say = recipe, tell, say
-        self.folder = RunFolder(out_dir)
+        self.world = current()
+        self.folder = RunFolder(out_dir) if folder is None else folder
+        self.date: datetime
         # Everything that can be wrong with the recipe's parts shows before a model is loaded or a
         # file written.
-        self.log = RoundLog(recipe.log, say, None if allow_code else allow_log)
+        logged = recipe.log if self.world.rank == 0 else []
+        self.log = RoundLog(logged, say, None if allow_code else allow_log)
         self.run = run_of(recipe, allow_code)
         self.best = Best(recipe.early_stop)
         self.engine: Engine
@@ -142,18 +143,27 @@ class _Session:
         self.inputs = self.run.inputs()
         if resume:
             self.folder.require_inputs(self.inputs)
-        self.date = self.folder.date() if resume else datetime.now().replace(microsecond=0)
         self.run.prepare(ModelText.of(self.recipe.model, self.date), self.say)
         # The schedule is checked now that the number of steps is known.
         EngineConfig.from_options(self.recipe.engine.options(self.run.total_steps))
 
-    def open(self, resume: bool) -> None:
-        has_run = self.folder.open(self.recipe, resume)
+    def open_folder(self, resume: bool) -> Path | None:
+        """The checkpoint to go on from, where there is one."""
+        has_run = all_well(self.world, lambda: self.folder.open(self.recipe, resume))
         self.folder.keep_inputs(self.inputs, self.date)
         if resume and not has_run:
             self.say(f"nothing to resume in {self.folder.path}: starting from the first round")
         self.log.begin(self.folder.log, self.folder.path.absolute().name, plain(self.recipe))
-        newest = checkpoints.newest_verified(self.folder.checkpoints) if has_run else None
+
+        def newest() -> str | None:
+            found = checkpoints.newest_verified(self.folder.checkpoints) if has_run else None
+            return None if found is None else found.name
+
+        name = first_of(self.world, newest)
+        return None if name is None else self.folder.checkpoints / name
+
+    def load(self, newest: Path | None) -> None:
+        """The engine and the loop, as they begin or go on."""
         if newest is None:
             self.say(f"loading {self.recipe.model}")
             self.engine = self._fresh_engine()
@@ -175,6 +185,11 @@ class _Session:
             self.best.recall(rows)
             for row in rows:  # those that a log lacks
                 self.log.write(row)
+
+    def check_same_weights(self) -> None:
+        """Raises RankError where a rank has read another model."""
+        if self.world.size > 1:
+            check_same_weights(self.world, (w for _, w in self.engine.named_weights()))
 
     @property
     def _learner(self) -> Any:
@@ -219,12 +234,12 @@ class _Session:
             # The first evaluation, or that of a round that was saved before it was evaluated.
             if self.loop.round == 0:
                 self.loop.last_report = {"round": 0, "step": self.engine.step_count}
-            if stop.requested:
+            if self._stops(stop):
                 self._save_checkpoint()
                 return True
             self._record()
         while self.loop.round < self.run.rounds and not self.best.over:
-            if stop.requested:
+            if self._stops(stop):
                 self._save_checkpoint()
                 return True
             self.loaded_extremes = []
@@ -235,9 +250,16 @@ class _Session:
         self._save_checkpoint()
         return False
 
+    def _stops(self, stop: StopRequest) -> bool:
+        """All ranks where one was asked to."""
+        return any(gather_json(self.world, stop.requested))
+
     def save_what_is_done(self, error: BaseException) -> None:
-        """Saves rounds that are done and not saved yet; of a failure to, `error` gets a note."""
-        if self.loop.moved or self.saved_round == self.loop.round:
+        """Saves rounds that are done and not saved yet; of a failure to, `error` gets a note.
+
+        One rank cannot: others may be anywhere. The newest checkpoint stands.
+        """
+        if self.world.size > 1 or self.loop.moved or self.saved_round == self.loop.round:
             return
         try:
             self._save_checkpoint()
@@ -288,6 +310,8 @@ class _Session:
         }
         self.engine.save_checkpoint(path, extra=extra)
         self.saved_round = self.loop.round
+        if self.world.rank > 0:
+            return
         kept = None if self.best.round is None else self.folder.checkpoint(self.best.round)
         checkpoints.prune(self.folder.checkpoints, self.recipe.keep_checkpoints, kept)
 
@@ -313,9 +337,9 @@ class _Session:
         ]
         return dataclasses.replace(
             summary,
-            before=_mean(list(first.values())),
-            after=_mean(list(last.values())),
-            gain=_mean([after - before for before, after in both]),
+            before=mean_of(list(first.values())),
+            after=mean_of(list(last.values())),
+            gain=mean_of([after - before for before, after in both]),
         )
 
     def _samples(self) -> dict[int, list[dict[str, Any]]]:
@@ -326,6 +350,8 @@ class _Session:
 
     def finish(self, start: float) -> RunResult:
         """Write the model, before anything else can fail; then plot, samples and result.json."""
+        if self.world.rank > 0:
+            return self.result(start)
         self.say(f"saving the model to {self.folder.model}")
         chosen = self.engine
         if self.best.round is not None and self.best.round != self.loop.round:
@@ -345,8 +371,3 @@ class _Session:
         data = {k: v for k, v in dataclasses.asdict(result).items() if k != "folder"}
         atomic_write(self.folder.result, json.dumps(data, indent=2) + "\n")
         return result
-
-
-def _mean(values: list[Any]) -> tuple[float, float | None] | None:
-    known = [value for value in values if value is not None]
-    return mean_and_error(known) if known else None

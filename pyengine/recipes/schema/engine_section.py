@@ -42,6 +42,7 @@ class EngineSection:
     gradient_checkpointing: bool | None = None
     reference_cache: str | None = None
     snapshot_folder: str | None = None
+    shards: int = field(default=1, metadata={"min": 1})
 
     def __post_init__(self) -> None:
         # What the engine would refuse is refused where the recipe is read.

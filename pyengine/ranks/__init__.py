@@ -1,0 +1,10 @@
+"""Several processes that do one run: every rank holds the model, what is divided is the work.
+
+`world.py` says what ranks tell each other, `torch_world.py` does it over torch.distributed,
+`dividing.py` says what of a batch is whose and in which order sums are made, `pieces.py` whose
+parameters are.
+"""
+
+from pyengine.ranks.world import ALONE, World, current
+
+__all__ = ["ALONE", "World", "current"]

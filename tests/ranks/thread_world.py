@@ -1,0 +1,62 @@
+"""Ranks that are threads: for what needs no process of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+class _Table:
+    """Where the ranks put what they say, and take what others said."""
+
+    def __init__(self, size: int) -> None:
+        self._said: list[Any] = [None] * size
+        self._barrier = threading.Barrier(size, timeout=30)
+
+    def all(self, rank: int, what: Any) -> list[Any]:
+        self._said[rank] = what
+        self._barrier.wait()
+        found = list(self._said)
+        self._barrier.wait()
+        return found
+
+
+@dataclass
+class ThreadWorld:
+    rank: int
+    size: int
+    table: _Table
+    local_size: int = 1
+
+    def gather(self, data: bytes) -> list[bytes]:
+        return self.table.all(self.rank, data)
+
+    def gather_tensors(self, mine: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        assert len(mine) == lengths[self.rank]
+        return [t.clone() for t in self.table.all(self.rank, mine)]
+
+    def exchange(self, pieces: Sequence[Tensor]) -> list[Tensor]:
+        return [theirs[self.rank].clone() for theirs in self.table.all(self.rank, list(pieces))]
+
+    def collect(self, mine: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        found = self.table.all(self.rank, mine)
+        return [t.clone() for t in found] if self.rank == 0 else []
+
+
+def each_rank(size: int, work: Callable[[ThreadWorld], Any]) -> list[Any]:
+    """What `work` gives, or raises, on each rank."""
+    table = _Table(size)
+
+    def one(rank: int) -> Any:
+        try:
+            return work(ThreadWorld(rank, size, table))
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(one, range(size)))
