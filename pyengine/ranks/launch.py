@@ -11,10 +11,6 @@ from pyengine import runtime
 from pyengine.errors import ConfigError, RankError
 from pyengine.ranks.world import ALONE, World, entered, gather_json
 
-# How long a rank waits for another that gives signs of life, and for one that gives none.
-DEADLINE = ("PYENGINE_RANK_DEADLINE_S", "1800")
-SILENCE = ("PYENGINE_RANK_SILENCE_S", "60")
-
 
 @contextmanager
 def joined(version: str, environment: Mapping[str, str] | None = None) -> Iterator[World]:
@@ -26,13 +22,18 @@ def joined(version: str, environment: Mapping[str, str] | None = None) -> Iterat
     Raises ConfigError for variables that are no numbers, RankError where the others cannot be
     reached or run another version or other arithmetic.
     """
-    found = os.environ if environment is None else environment
-    size = _number(found, "WORLD_SIZE", "1")
+    environ = os.environ if environment is None else environment
+    size = _number("WORLD_SIZE", environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
         return
-    rank, local = _number(found, "RANK", None), _number(found, "LOCAL_WORLD_SIZE", str(size))
-    deadline_s, silence_s = (_number(found, *each) for each in (DEADLINE, SILENCE))
+    rank = _number("RANK", environ.get("RANK"))
+    local = _number("LOCAL_WORLD_SIZE", environ.get("LOCAL_WORLD_SIZE", str(size)))
+    # For one that gives signs of life, and for one that gives none.
+    deadline_s = _number(
+        "PYENGINE_RANK_DEADLINE_S", environ.get("PYENGINE_RANK_DEADLINE_S", "1800")
+    )
+    silence_s = _number("PYENGINE_RANK_SILENCE_S", environ.get("PYENGINE_RANK_SILENCE_S", "60"))
     runtime.set_num_threads(threads_each(local))
     from pyengine.ranks.torch_world import torch_world
 
@@ -70,8 +71,7 @@ def _check_same(world: World, mine: dict[str, str]) -> None:
                 )
 
 
-def _number(environment: Mapping[str, str], name: str, default: str | None) -> int:
-    text = environment.get(name, default)
+def _number(name: str, text: str | None) -> int:
     if text is None or not text.isdigit():
         raise ConfigError(f"[ranks] {name} must be a whole number but is {text!r}")
     return int(text)
