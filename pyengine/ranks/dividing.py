@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -39,9 +39,13 @@ def tree_sum(terms: Sequence[Tensor]) -> Tensor:
 
 
 class TreeSum:
-    """`tree_sum` of tensors that come one after the other, of which few are kept."""
+    """`tree_sum` of tensors that come one after the other, of which few are kept.
 
-    def __init__(self) -> None:
+    spare  called with each that is of no use any more
+    """
+
+    def __init__(self, spare: Callable[[Tensor], object]) -> None:
+        self._spare = spare
         self._kept: list[tuple[int, Tensor]] = []  # (terms in it, their sum)
 
     def add(self, term: Tensor) -> None:
@@ -50,6 +54,7 @@ class TreeSum:
         while self._kept and self._kept[-1][0] == count:
             before = self._kept.pop()[1]
             before += term
+            self._spare(term)
             term, count = before, 2 * count
         self._kept.append((count, term))
 
@@ -58,3 +63,9 @@ class TreeSum:
         [(_, total)] = self._kept
         self._kept = []
         return total
+
+    def drop(self) -> None:
+        """The terms so far are of no use."""
+        for _, term in self._kept:
+            self._spare(term)
+        self._kept = []

@@ -61,24 +61,26 @@ class TorchWorld:
             self._call("gather", lambda: dist.all_gather(found, sent))
         return [each[:length] for each, length in zip(found, lengths, strict=True)]
 
-    def exchange(self, pieces: Sequence[Tensor]) -> list[Tensor]:
+    def exchange(self, pieces: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+        """See World."""
+        ranks = [rank for rank in range(self.size) if rank != self.rank]
+        heard = dict(zip(ranks, others, strict=True))
+        self._call("exchange", lambda: self._turns(pieces.__getitem__, heard.__getitem__))
+
+    def spread(self, pieces: Sequence[Tensor]) -> None:
         """See World."""
         own = pieces[self.rank]
-        found = [torch.empty_like(own) for _ in pieces]
-        found[self.rank].copy_(own)
+        self._call("spread", lambda: self._turns(lambda _: own, pieces.__getitem__))
 
-        def move() -> None:
-            # In each turn every rank sends to one and hears from one, so that no link carries two.
-            for turn in range(1, self.size):
-                to, of = (self.rank + turn) % self.size, (self.rank - turn) % self.size
-                sent = [dist.isend(pieces[to], to)] if len(pieces[to]) else []
-                heard = [dist.irecv(found[of], of)] if len(own) else []
-                for request in (*sent, *heard):
-                    assert request is not None
-                    request.wait()
-
-        self._call("exchange", move)
-        return found
+    def _turns(self, to: Callable[[int], Tensor], of: Callable[[int], Tensor]) -> None:
+        """In each turn every rank sends to one and hears from one: no link carries two."""
+        for turn in range(1, self.size):
+            there, here = (self.rank + turn) % self.size, (self.rank - turn) % self.size
+            sent = [dist.isend(to(there), there)] if len(to(there)) else []
+            heard = [dist.irecv(of(here), here)] if len(of(here)) else []
+            for request in (*sent, *heard):
+                assert request is not None
+                request.wait()
 
     def collect(self, mine: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         """See World."""

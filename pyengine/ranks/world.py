@@ -46,9 +46,13 @@ class World(Protocol):
         """Every rank's tensor (n,), on every rank; `lengths` are those of all."""
         ...
 
-    def exchange(self, pieces: Sequence[Tensor]) -> list[Tensor]:
-        """One tensor (n,) for each rank; returns those that all ranks have for this one, which are
-        as long as what it has for itself."""
+    def exchange(self, pieces: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+        """Of one tensor (n,) for each rank, this one gets those that the others have for it, by
+        rank into `others`; they are as long as what it has for itself."""
+        ...
+
+    def spread(self, pieces: Sequence[Tensor]) -> None:
+        """Every rank's own of the pieces (n,), into the same piece of all."""
         ...
 
     def collect(self, mine: Tensor, lengths: Sequence[int]) -> list[Tensor]:
@@ -69,9 +73,11 @@ class Alone:
         """See World."""
         return [mine]
 
-    def exchange(self, pieces: Sequence[Tensor]) -> list[Tensor]:
+    def exchange(self, pieces: Sequence[Tensor], others: Sequence[Tensor]) -> None:
         """See World."""
-        return list(pieces)
+
+    def spread(self, pieces: Sequence[Tensor]) -> None:
+        """See World."""
 
     def collect(self, mine: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         """See World."""

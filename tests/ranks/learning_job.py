@@ -51,10 +51,16 @@ def case(model: str, objective: Any, **options: Any) -> dict[str, str]:
         {k: v for k, v in r.items() if "time" not in k and "per_s" not in k}
         for r in offline.run(offline.rounds)
     ]
+    both = pe.Preferences.from_rows(rows, engine)
+    engine.forward_backward(both, pe.objectives.DPO())
+    engine.forward_backward(both, pe.objectives.NLL(), scale=0.2)
+    gradients = _digest(dict(engine.named_gradients()))
+    reports.append(engine.step())
     reports.append(engine.measure(pe.Preferences.from_rows(rows, engine), pe.objectives.DPO()))
     moments = engine._network.optimizer.state_tensors()
     weights = {n: p.detach() for n, p in engine._network.parameters.items()}
     found = {"weights": _digest(weights), "moments": _digest(moments)}
+    found["gradients"] = gradients
     return found | {
         name: hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
         for name, value in (("metrics", reports), ("samples", samples))

@@ -45,9 +45,11 @@ def test_sums_have_the_same_bits_for_every_number_of_ranks(ranks: int) -> None:
     whole = tree_sum([term.clone() for term in terms])
     of_ranks = []
     for rank in range(ranks):
-        mine = TreeSum()
+        spare: list[torch.Tensor] = []
+        mine = TreeSum(spare.append)
         for i in share(16, rank, ranks):
             mine.add(terms[i].clone())
         of_ranks.append(mine.total())
+        assert len(spare) == 16 // ranks - 1
     assert torch.equal(tree_sum(of_ranks), whole)
     assert not torch.equal(sum(terms[1:], terms[0].clone()), whole)  # the order is seen

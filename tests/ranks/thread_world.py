@@ -40,8 +40,17 @@ class ThreadWorld:
         assert len(mine) == lengths[self.rank]
         return [t.clone() for t in self.table.all(self.rank, mine)]
 
-    def exchange(self, pieces: Sequence[Tensor]) -> list[Tensor]:
-        return [theirs[self.rank].clone() for theirs in self.table.all(self.rank, list(pieces))]
+    def exchange(self, pieces: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+        said = self.table.all(self.rank, [piece.clone() for piece in pieces])
+        theirs = [each[self.rank] for rank, each in enumerate(said) if rank != self.rank]
+        for room, heard in zip(others, theirs, strict=True):
+            room.copy_(heard)
+
+    def spread(self, pieces: Sequence[Tensor]) -> None:
+        for piece, heard in zip(
+            pieces, self.table.all(self.rank, pieces[self.rank].clone()), strict=True
+        ):
+            piece.copy_(heard)
 
     def collect(self, mine: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         found = self.table.all(self.rank, mine)

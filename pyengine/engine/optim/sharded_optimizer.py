@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from pyengine.engine.optim.optimizer import Optimizer, change
 from pyengine.engine.optim.optimizer_config import OptimizerConfig
 from pyengine.engine.optim.update_rule import Change
+from pyengine.engine.weights.arena import untouched
 from pyengine.errors import CheckpointError
 from pyengine.ops.adamw import BLOCK
 from pyengine.ranks.dividing import TreeSum, share, tree_sum
@@ -48,8 +50,11 @@ class ShardedOptimizer(Optimizer):
             str(s): nn.Parameter(whole[s.name].detach().view(-1)[s.start : s.stop])
             for s in self._own
         }
-        self._tree: TreeSum | None = None
-        self._gathered = False
+        self._spare: list[Tensor] = []  # of `_flat`
+        self._heard: Tensor | None = None
+        self._sum_bytes = 0  # of both
+        self._tree = TreeSum(self._spare.append)
+        self._gathered: Tensor | None = None  # as all parameters, of which this rank's are sums
         super().__init__(whole, config)
 
     @property
@@ -58,49 +63,81 @@ class ShardedOptimizer(Optimizer):
 
     # Gradients
 
+    def _flat(self) -> Tensor:
+        """As long as all parameters. Kept for the next time: memory that is touched for the first
+        time costs more than the sums that are made in it."""
+        if self._spare:
+            return self._spare.pop()
+        made = untouched(4 * sum(self._lengths)).view(torch.float32)
+        self._sum_bytes += made.nbytes
+        return made
+
     def add_shard(self) -> None:
         """The parameters' `grad` are those of the next of this rank's shards: they are taken, and
         the next shard's begin from zero."""
-        flat = [
-            torch.zeros(p.numel(), device=p.device) if p.grad is None else p.grad.reshape(-1)
-            for p in self.parameters.values()
-        ]
-        self._tree = self._tree or TreeSum()
-        self._tree.add(torch.cat(flat))
-        for parameter in self.parameters.values():
+        flat = self._flat()
+        of_each = torch.split(flat, [p.numel() for p in self.parameters.values()])
+        for part, parameter in zip(of_each, self.parameters.values(), strict=True):
+            if parameter.grad is None:
+                part.zero_()
+            else:
+                part.copy_(parameter.grad.view(-1))
             parameter.grad = None
+        self._tree.add(flat)
 
     def add_up(self) -> None:
         """All shards are in: all ranks' are added to the gradients of this rank's pieces."""
-        assert self._tree is not None
-        total, self._tree = self._tree.total(), None
+        total, rank = self._tree.total(), self._world.rank
         # Ranks' slices follow each other as the parameters do.
-        summed = tree_sum(self._world.exchange(torch.split(total, self._lengths)))
-        for piece, gradient in zip(self._own, _split(summed, self._own), strict=True):
-            view = self._slices[str(piece)]
-            view.grad = gradient if view.grad is None else view.grad + gradient
-        self._gathered = True
+        mine, heard = torch.split(total, self._lengths), self._others()
+        self._world.exchange(mine, heard)
+        summed = tree_sum([*heard[:rank], mine[rank], *heard[rank:]])
+        if self._gathered is not None:
+            torch.split(self._gathered, self._lengths)[rank].add_(summed)
+            self._spare.append(total)
+            return
+        if rank > 0:
+            mine[rank].copy_(summed)
+        for piece, gradient in zip(self._own, _split(mine[rank], self._own), strict=True):
+            self._slices[str(piece)].grad = gradient
+        self._gathered = total
+
+    def _others(self) -> list[Tensor]:
+        """Room for what other ranks have for this one."""
+        length, others = self._lengths[self._world.rank], self._world.size - 1
+        if self._heard is None:
+            self._heard = untouched(max(4 * length * others, 4)).view(torch.float32)
+            self._sum_bytes += self._heard.nbytes
+        return [self._heard[i * length : (i + 1) * length] for i in range(others)]
 
     @property
     def has_gradients(self) -> bool:
         """See Optimizer. A rank may have no piece, but all know."""
-        return self._gathered or super().has_gradients
+        return self._gathered is not None or super().has_gradients
 
     def whole_gradients(self) -> dict[str, Tensor]:
-        """See Optimizer."""
-        if not self._gathered:
+        """See Optimizer: all ranks must ask."""
+        if self._gathered is None:
             return {}
-        found = {name: torch.empty(p.numel()) for name, p in self.parameters.items()}
-        mine = [self._slices[str(s)].grad for s in self._own]
-        self._spread_to(found, [g for g in mine if g is not None])
-        return {name: flat.view(self.parameters[name].shape) for name, flat in found.items()}
+        self._world.spread(torch.split(self._gathered, self._lengths))
+        parts = torch.split(self._gathered, [p.numel() for p in self.parameters.values()])
+        return {
+            name: part.view(p.shape)
+            for part, (name, p) in zip(parts, self.parameters.items(), strict=True)
+        }
+
+    def zero_grad(self) -> None:
+        """See Optimizer."""
+        self._tree.drop()
+        super().zero_grad()
 
     def _clearing(self) -> list[Change]:
+        kept = [] if self._gathered is None else [partial(self._spare.append, self._gathered)]
         return [
             *super()._clearing(),
             *(change(view, "grad", None) for view in self._slices.values()),
-            change(self, "_tree", None),
-            change(self, "_gathered", False),
+            *kept,
+            change(self, "_gathered", None),
         ]
 
     # Steps
@@ -117,17 +154,27 @@ class ShardedOptimizer(Optimizer):
         return math.sqrt(float(tree_sum([torch.tensor(x, dtype=torch.float64) for x in of_all])))
 
     def _spread(self) -> None:
-        views = {name: p.detach().view(-1) for name, p in self.parameters.items()}
-        self._spread_to(views, [self._slices[str(s)].detach() for s in self._own])
+        """Every rank's slices go to all."""
+        if self._world.size == 1:
+            return
+        flat, rank = self._flat(), self._world.rank
+        pieces = torch.split(flat, self._lengths)
+        for piece, part in zip(self._own, _split(pieces[rank], self._own), strict=True):
+            part.copy_(self._slices[str(piece)].detach())
+        self._world.spread(pieces)
+        for other, of_rank in enumerate(self._of_rank):
+            if other == rank:
+                continue
+            for piece, part in zip(of_rank, _split(pieces[other], of_rank), strict=True):
+                whole = self.parameters[piece.name].detach().view(-1)
+                whole[piece.start : piece.stop].copy_(part)
+        self._spare.append(flat)
         torch.autograd.graph.increment_version(list(self.parameters.values()))
 
-    def _spread_to(self, flat: Mapping[str, Tensor], mine: Sequence[Tensor]) -> None:
-        """Every rank's slices of something like the parameters, into all of it."""
-        sent = torch.cat([torch.empty(0), *mine])
-        for rank, values in enumerate(self._world.gather_tensors(sent, self._lengths)):
-            parts = _split(values, self._of_rank[rank])
-            for piece, part in zip(self._of_rank[rank], parts, strict=True):
-                flat[piece.name][piece.start : piece.stop] = part
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """See Optimizer."""
+        return super().held_bytes | {"sums of shards": self._sum_bytes}
 
     # State
 
