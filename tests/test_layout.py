@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -139,6 +141,19 @@ def test_contract_is_complete(op: str) -> None:
     proof = re.search(r"^// proof +(\S+)", text, re.MULTILINE)
     assert proof is not None
     assert (ROOT / proof[1]).is_file()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_benchmarks_import_what_is_there(path: Path) -> None:
+    """Also where they import late, which only a run of minutes would show."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pyengine":
+            module = importlib.import_module(node.module or "")
+            for name in (alias.name for alias in node.names):
+                found = hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}")
+                assert found, f"{node.module} has no {name}"
 
 
 def test_no_kernel_or_op_without_a_header() -> None:

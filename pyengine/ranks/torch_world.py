@@ -20,6 +20,7 @@ from pyengine.errors import RankError
 
 T = TypeVar("T")
 
+JOIN_S = 300.0  # until all ranks have begun
 BEAT_S = 1.0  # between two signs of life
 LOOK_S = 3.0  # in which a rank that is there gives one
 
@@ -190,8 +191,9 @@ def torch_world(
     Raises RankError where the others cannot be reached.
     """
     deadline = timedelta(seconds=deadline_s)
+    joining = timedelta(seconds=min(deadline_s, JOIN_S))
     try:
-        store, rank, size = next(rendezvous("env://", rank, size, timeout=deadline))
+        store, rank, size = next(rendezvous("env://", rank, size, timeout=joining))
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=deadline)
     except (RuntimeError, ValueError, OSError) as error:
         raise RankError(

