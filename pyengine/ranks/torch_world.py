@@ -40,8 +40,11 @@ class TorchWorld:
         self.rank, self.size, self.local_size = rank, size, local_size
         self._store, self._silence_s, self._over = store, silence_s, threading.Event()
         self._heard = time.monotonic()  # when the store answered last
-        for work in (self._watch, self._guard):
-            threading.Thread(target=work, daemon=True).start()
+        self._threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._watch, self._guard)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     # What World says
 
@@ -107,6 +110,8 @@ class TorchWorld:
         self._over.set()
         with contextlib.suppress(RuntimeError):  # the store may have gone before
             self._store.set(f"end/{self.rank}", " ".join(reason.split())[:500])
+        for thread in self._threads:  # an interpreter that ends while one is in C++ is aborted
+            thread.join(LOOK_S)
 
     def _watch(self) -> None:
         """Gives signs of life, and looks for those of others."""
@@ -134,8 +139,7 @@ class TorchWorld:
 
     def _end(self, why: str) -> None:
         if not self._over.is_set():
-            print(f"pyengine: [ranks] {why}", file=sys.stderr, flush=True)
-            os._exit(2)
+            _end(why)
 
     def _call(self, what: str, work: Callable[[], T]) -> T:
         try:
@@ -190,14 +194,33 @@ def torch_world(
     silence_s   how long for one that gives none
     Raises RankError where the others cannot be reached.
     """
-    deadline = timedelta(seconds=deadline_s)
-    joining = timedelta(seconds=min(deadline_s, JOIN_S))
+    joining_s = min(deadline_s, JOIN_S)
+    deadline, joining = timedelta(seconds=deadline_s), timedelta(seconds=joining_s)
+    late = threading.Timer(1.5 * joining_s, _end, [f"not all ranks have begun in {joining_s:g} s"])
+    late.daemon = True
+    late.start()
+    world: TorchWorld | None = None
     try:
         store, rank, size = next(rendezvous("env://", rank, size, timeout=joining))
+        # A connection of its own: who waits at one for others to begin holds it.
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        beside = dist.TCPStore(  # type: ignore[attr-defined]
+            host, port, is_master=False, timeout=joining
+        )
+        ours = dist.PrefixStore("pyengine", beside)  # type: ignore[attr-defined]
+        world = TorchWorld(rank, size, local_size, ours, silence_s)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=deadline)
     except (RuntimeError, ValueError, OSError) as error:
-        raise RankError(
-            f"[ranks] rank {rank} of {size} could not join the others: {str(error).splitlines()[0]}"
-        ) from error
-    ours = dist.PrefixStore("pyengine", store)  # type: ignore[attr-defined]
-    return TorchWorld(rank, size, local_size, ours, silence_s)
+        why = f"rank {rank} of {size} could not join the others: {str(error).splitlines()[0]}"
+        if world is not None:
+            world.leave(why)
+        raise RankError(f"[ranks] {why}") from error
+    finally:
+        late.cancel()
+    return world
+
+
+def _end(why: str) -> None:
+    """Of this process: nothing else interrupts who waits for another."""
+    print(f"pyengine: [ranks] {why}", file=sys.stderr, flush=True)
+    os._exit(2)

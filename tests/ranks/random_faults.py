@@ -47,7 +47,8 @@ def broken(
     fault: str, recipe: Path, out: Path, size: int, draw: random.Random, whole_s: float
 ) -> str:
     """Runs until the fault has ended all; what was said, by rank."""
-    env = {"PYENGINE_RANK_SILENCE_S": str(SILENCE_S)}
+    # A rank that never began is waited for until the deadline.
+    env = {"PYENGINE_RANK_SILENCE_S": str(SILENCE_S), "PYENGINE_RANK_DEADLINE_S": "20"}
     taken = None
     if fault == "full disk":  # of a file, which is where a run's disk ends first
         env["PYENGINE_TEST_FILE_BYTES"] = str(draw.randrange(20_000, 200_000))
