@@ -10,7 +10,6 @@ from typing import Any
 from pyengine.cli.arguments import Commands, add_dtype, add_log, add_set
 from pyengine.cli.progress import Progress, silent_after_first
 from pyengine.errors import ConfigError
-from pyengine.ranks import current
 from pyengine.recipes import Recipe, RunResult, load_recipe, run
 from pyengine.recipes.run.run_folder import RunFolder
 from pyengine.recipes.run.samples import before_and_after
@@ -73,15 +72,12 @@ def run_and_print(recipe: Recipe, args: argparse.Namespace) -> int:
             on_report=progress.report,
             on_status=progress.status,
         )
-    if result.interrupted and current().rank > 0:
-        return 130
     if result.interrupted:
         again = " ".join(["pyengine", *sys.argv[1:]])
         again += "" if args.resume else " --resume"
         print(f"stopped after round {result.rounds} of {progress.rounds}; continue with: {again}")
         return 130
-    if current().rank == 0:
-        print(summary(result))
+    print(summary(result))
     return 0
 
 

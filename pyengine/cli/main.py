@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stdout
 
 import pyengine
 from pyengine.cli import (
@@ -39,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
-        with joined(pyengine.__version__):
+        with joined(pyengine.__version__) as world, ExitStack() as silence:
+            if world.rank > 0:  # the first rank alone speaks, but of errors
+                silence.enter_context(redirect_stdout(io.StringIO()))
             if args.threads is not None:
                 pyengine.set_num_threads(args.threads)
             return int(args.run(args))

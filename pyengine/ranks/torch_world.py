@@ -112,6 +112,8 @@ class TorchWorld:
             self._store.set(f"end/{self.rank}", " ".join(reason.split())[:500])
         for thread in self._threads:  # an interpreter that ends while one is in C++ is aborted
             thread.join(LOOK_S)
+        if not reason and dist.is_initialized():
+            dist.destroy_process_group()
 
     def _watch(self) -> None:
         """Gives signs of life, and looks for those of others."""
@@ -207,7 +209,8 @@ def torch_world(
         beside = dist.TCPStore(  # type: ignore[attr-defined]
             host, port, is_master=False, timeout=joining
         )
-        ours = dist.PrefixStore("pyengine", beside)  # type: ignore[attr-defined]
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store outlives them
+        ours = dist.PrefixStore(f"pyengine/{attempt}", beside)  # type: ignore[attr-defined]
         world = TorchWorld(rank, size, local_size, ours, silence_s)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=deadline)
     except (RuntimeError, ValueError, OSError) as error:
