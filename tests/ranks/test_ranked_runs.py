@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ranks.together import Processes, finished, start_each, start_ranks
+from ranks.together import ELSEWHERE, Processes, finished, start_each, start_ranks
 
 RECIPE = """
 model: {model}
@@ -86,7 +86,11 @@ def test_torchrun_starts_it_and_a_signal_ends_all(recipe: Path, alone: Path) -> 
         *("-m", "pyengine", "align", recipe, "--out", out),
     ]
     begun = subprocess.Popen(
-        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ELSEWHERE,
     )
     wait_for_round(out, 1)
     begun.send_signal(signal.SIGINT)

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+ELSEWHERE = tempfile.gettempdir()  # -m finds what is installed, not a source tree beside it
 Processes = list[subprocess.Popen[str]]
 
 
@@ -42,6 +44,7 @@ def start_each(commands: Sequence[Sequence[str | Path]], **env: str) -> Processe
         subprocess.Popen(
             [sys.executable, *map(str, command)],
             env={**given, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ELSEWHERE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
