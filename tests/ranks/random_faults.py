@@ -103,7 +103,9 @@ def main() -> None:
             if not done:
                 ended = finished(start_ranks(again, command(recipe, out, *more)))
                 assert all(status == 0 for status, _, _ in ended), ended
-            assert left(out) == left(alone), f"{fault}: other bits"
+            here, there = left(out), left(alone)
+            other = [n for n in sorted({*here, *there}) if here.get(n) != there.get(n)]
+            assert not other, f"{fault}: other bits of {other}"
             print(
                 f"{i:>2} {size} -> {again} ranks, {fault}, {kept} checkpoints: {said}", flush=True
             )
