@@ -23,7 +23,7 @@ from pyengine.engine.config import EngineConfig, Reference, check_device
 from pyengine.engine.footprint import Footprint
 from pyengine.engine.guard import Guard, delegated, guarded, refuse_copy
 from pyengine.engine.infer import ranked
-from pyengine.engine.infer.generation import Progress
+from pyengine.engine.infer.generation import Progress, check_requests
 from pyengine.engine.infer.inference import check_model, mixture_of
 from pyengine.engine.learn.readings import Readings
 from pyengine.engine.learn.trained_network import TrainedNetwork
@@ -44,6 +44,7 @@ from pyengine.models.lora import Lora, LoraConfig, trained_parameters
 from pyengine.models.spec import DecoderSpec
 from pyengine.objectives.core.objective import Objective
 from pyengine.preferences.groups import Group
+from pyengine.ranks import current
 
 
 class Engine:
@@ -271,6 +272,8 @@ class Engine:
         given = prompt_list(prompts)
         requests = requests_of(given, params, request_ids, self.tokenizer, self.config.seed)
         mixture = mixture_of(models, self.has_reference, self.snapshots)
+        if current().size > 1:  # by their places in the whole call, before they are divided
+            check_requests(requests, self.spec, self.tokenizer is not None)
         responses = ranked.generate(self._inference, requests, mixture, progress, stream, cancel)
         return [
             Group(request.prompt_ids, each, as_written(prompt))

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from ranks.thread_world import ThreadWorld, each_rank
 
-from pyengine.errors import ConfigError, DataError, RankError
+import pyengine as pe
+from pyengine.errors import ConfigError, DataError, RankError, RequestError
 from pyengine.ranks import ALONE, current
 from pyengine.ranks.agreement import check_same_weights
 from pyengine.ranks.launch import joined
@@ -98,6 +100,18 @@ def test_weights_that_differ_are_seen(change) -> None:
     for error in each_rank(3, work):
         assert isinstance(error, RankError)
         assert "rank 2" in str(error)
+
+
+def test_a_bad_prompt_is_named_by_its_place_in_the_whole_call(tiny_model: Path) -> None:
+    engine = pe.Engine.from_pretrained(tiny_model, reference="none", kv_tokens=1024)
+
+    def work(world: ThreadWorld) -> None:
+        with entered(ThreadWorld(1, 2, world.table)):
+            engine.generate([[5], [6], [7], [10**6]], pe.SamplingParams(max_tokens=2))
+
+    [error] = each_rank(1, work)
+    assert isinstance(error, RequestError)
+    assert "prompts[3]" in str(error)
 
 
 def test_without_variables_a_process_is_alone() -> None:
