@@ -300,20 +300,18 @@ class _Session:
         return found or self.loaded_extremes
 
     def _save_checkpoint(self) -> None:
-        if self.saved_round == self.loop.round:
-            return
-        path = self.folder.checkpoint(self.loop.round)
-        extra = {
-            "loop": self.loop.state_dict(),
-            "report": self.loop.last_report,
-            "extremes": self._extremes(),
-        }
-        self.engine.save_checkpoint(path, extra=extra)
-        self.saved_round = self.loop.round
-        if self.world.rank > 0:
-            return
-        kept = None if self.best.round is None else self.folder.checkpoint(self.best.round)
-        checkpoints.prune(self.folder.checkpoints, self.recipe.keep_checkpoints, kept)
+        if self.saved_round != self.loop.round:
+            path = self.folder.checkpoint(self.loop.round)
+            extra = {
+                "loop": self.loop.state_dict(),
+                "report": self.loop.last_report,
+                "extremes": self._extremes(),
+            }
+            self.engine.save_checkpoint(path, extra=extra)
+            self.saved_round = self.loop.round
+        if self.world.rank == 0:  # of a round that was saved before, too: it may have ended here
+            kept = None if self.best.round is None else self.folder.checkpoint(self.best.round)
+            checkpoints.prune(self.folder.checkpoints, self.recipe.keep_checkpoints, kept)
 
     def result(self, start: float, interrupted: bool = False) -> RunResult:
         summary = RunResult(

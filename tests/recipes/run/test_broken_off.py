@@ -110,6 +110,19 @@ def test_a_run_that_ended_while_it_finished_is_finished(tmp_path, recipe, monkey
         assert (tmp_path / "cut" / file).exists()
 
 
+def test_a_kill_between_the_last_checkpoint_and_pruning(tmp_path, recipe, monkeypatch):
+    run(recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        once = Once(runner.checkpoints.prune, 3, Kill())
+        patch.setattr(runner.checkpoints, "prune", lambda *a: once(*a))
+        with pytest.raises(Kill):
+            run(recipe, tmp_path / "cut")
+    assert len(checkpoints_of(tmp_path / "cut")) == 3
+    run(recipe, tmp_path / "cut", resume=True)
+    same_ends(tmp_path / "whole", tmp_path / "cut")
+    assert checkpoints_of(tmp_path / "cut") == checkpoints_of(tmp_path / "whole")
+
+
 def test_an_interrupt_just_after_a_round_keeps_its_report(tmp_path, recipe, monkeypatch):
     """The round counts as done, but whoever called for it never got the report."""
     run(recipe, tmp_path / "whole")
