@@ -334,7 +334,7 @@ def _parts(
     learning = [
         ("packed by columns", packed * (head + _layer_elements(spec))),
         ("gradients", 4 * sum(trained)),
-        ("sums of shards", 4 * sum(trained) * _sums(use.shards, use.ranks)),
+        ("sums of shards", int(4 * sum(trained) * sums_of_shards(use.shards, use.ranks))),
         ("optimizer", sum(use.rule.state_bytes(n) for n in trained) // use.ranks),
         ("activations", micro_batch_tokens * per_token),
         ("side outputs", 4 * head * chains + rows),
@@ -352,12 +352,12 @@ def _parts(
     ]
 
 
-def _sums(shards: int, ranks: int) -> int:
-    """How many gradients there are at most beside the one that is being filled."""
+def sums_of_shards(shards: int, ranks: int) -> float:
+    """Gradients that the sums of so many shards take beside the one that is being filled."""
     if shards == 1:
         return 0
     kept = (shards // ranks).bit_length()  # of a binary tree, whose terms come one after the other
-    return max(kept, 1 if ranks == 1 else 2)  # what others send
+    return kept + (ranks - 1) / ranks  # what others send
 
 
 def _lora_sizes(spec: DecoderSpec, lora: LoraConfig | None) -> tuple[list[int], int]:

@@ -39,7 +39,8 @@ def tree_sum(terms: Sequence[Tensor]) -> Tensor:
 
 
 class TreeSum:
-    """`tree_sum` of tensors that come one after the other, of which few are kept.
+    """`tree_sum` of tensors (n,) that come one after the other, of which few are kept; the last one
+    may come in parts.
 
     spare  called with each that is of no use any more
     """
@@ -49,7 +50,7 @@ class TreeSum:
         self._kept: list[tuple[int, Tensor]] = []  # (terms in it, their sum)
 
     def add(self, term: Tensor) -> None:
-        """The next one, which is the sum's from then on."""
+        """The next one, which is the sum's from then on; not the last."""
         count = 1
         while self._kept and self._kept[-1][0] == count:
             before = self._kept.pop()[1]
@@ -58,14 +59,28 @@ class TreeSum:
             term, count = before, 2 * count
         self._kept.append((count, term))
 
-    def total(self) -> Tensor:
-        """The sum of all, of which there are 2^k."""
-        [(_, total)] = self._kept
-        self._kept = []
-        return total
+    def with_last(self, last: Tensor, at: slice) -> Tensor:
+        """The sum (n,) of all terms, of which there are 2^k, made whole at `at` alone. To be called
+        once for each element."""
+        part, whole = last[at], last
+        for _, kept in reversed(self._kept):
+            kept[at] += part
+            part, whole = kept[at], kept
+        return whole
 
-    def drop(self) -> None:
-        """The terms so far are of no use."""
-        for _, term in self._kept:
+    def total(self, last: Tensor) -> Tensor:
+        """The sum of all, once every element of `last` is in it."""
+        terms = [*(kept for _, kept in self._kept), last]
+        self._kept = []
+        for term in terms[1:]:
+            self._spare(term)
+        return terms[0]
+
+    def drop(self, lost: bool) -> None:
+        """The terms so far are of no use.
+
+        lost  and their memory must not be used again
+        """
+        for _, term in [] if lost else self._kept:
             self._spare(term)
         self._kept = []

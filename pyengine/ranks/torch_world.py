@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from pyengine.errors import RankError
+from pyengine.ranks.world import Wait
 
 T = TypeVar("T")
 
@@ -40,6 +41,7 @@ class TorchWorld:
         self.rank, self.size, self.local_size = rank, size, local_size
         self._store, self._silence_s, self._over = store, silence_s, threading.Event()
         self._heard = time.monotonic()  # when the store answered last
+        self._moves = 0
         self._threads = [
             threading.Thread(target=work, daemon=True) for work in (self._watch, self._guard)
         ]
@@ -65,26 +67,38 @@ class TorchWorld:
             self._call("gather", lambda: dist.all_gather(found, sent))
         return [each[:length] for each, length in zip(found, lengths, strict=True)]
 
-    def exchange(self, pieces: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    def exchange(self, pieces: Sequence[Tensor], others: Sequence[Tensor]) -> Wait:
         """See World."""
         ranks = [rank for rank in range(self.size) if rank != self.rank]
         heard = dict(zip(ranks, others, strict=True))
-        self._call("exchange", lambda: self._turns(pieces.__getitem__, heard.__getitem__))
+        return self._begin("exchange", pieces.__getitem__, heard.__getitem__)
 
-    def spread(self, pieces: Sequence[Tensor]) -> None:
+    def spread(self, pieces: Sequence[Tensor]) -> Wait:
         """See World."""
         own = pieces[self.rank]
-        self._call("spread", lambda: self._turns(lambda _: own, pieces.__getitem__))
+        return self._begin("spread", lambda _: own, pieces.__getitem__)
 
-    def _turns(self, to: Callable[[int], Tensor], of: Callable[[int], Tensor]) -> None:
-        """In each turn every rank sends to one and hears from one: no link carries two."""
-        for turn in range(1, self.size):
-            there, here = (self.rank + turn) % self.size, (self.rank - turn) % self.size
-            sent = [dist.isend(to(there), there)] if len(to(there)) else []
-            heard = [dist.irecv(of(here), here)] if len(of(here)) else []
-            for request in (*sent, *heard):
+    def _begin(self, what: str, to: Callable[[int], Tensor], of: Callable[[int], Tensor]) -> Wait:
+        """Sends to all and hears from all; each rank begins with another, that no link carries
+        what all send."""
+        self._moves += 1  # the same on all ranks, so that nothing is taken for what follows it
+        tag, requests = self._moves, []
+
+        def begin() -> None:
+            for turn in range(1, self.size):
+                there, here = (self.rank + turn) % self.size, (self.rank - turn) % self.size
+                if len(of(here)):
+                    requests.append(dist.irecv(of(here), here, tag=tag))
+                if len(to(there)):
+                    requests.append(dist.isend(to(there), there, tag=tag))
+
+        def end() -> None:
+            for request in requests:
                 assert request is not None
                 request.wait()
+
+        self._call(what, begin)
+        return lambda: self._call(what, end)
 
     def collect(self, mine: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         """See World."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyengine.errors import ConfigError, PyengineError, RankError
 
 T = TypeVar("T")
+Wait = Callable[[], None]  # until all of it is here and what was sent may be written to
 
 
 class World(Protocol):
@@ -46,12 +47,15 @@ class World(Protocol):
         """Every rank's tensor (n,), on every rank; `lengths` are those of all."""
         ...
 
-    def exchange(self, pieces: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    def exchange(self, pieces: Sequence[Tensor], others: Sequence[Tensor]) -> Wait:
         """Of one tensor (n,) for each rank, this one gets those that the others have for it, by
-        rank into `others`; they are as long as what it has for itself."""
+        rank into `others`; they are as long as what it has for itself.
+
+        As `spread` it begins, and what it returns waits for the end; any number may be on the way.
+        """
         ...
 
-    def spread(self, pieces: Sequence[Tensor]) -> None:
+    def spread(self, pieces: Sequence[Tensor]) -> Wait:
         """Every rank's own of the pieces (n,), into the same piece of all."""
         ...
 
@@ -73,15 +77,21 @@ class Alone:
         """See World."""
         return [mine]
 
-    def exchange(self, pieces: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    def exchange(self, pieces: Sequence[Tensor], others: Sequence[Tensor]) -> Wait:
         """See World."""
+        return _nothing
 
-    def spread(self, pieces: Sequence[Tensor]) -> None:
+    def spread(self, pieces: Sequence[Tensor]) -> Wait:
         """See World."""
+        return _nothing
 
     def collect(self, mine: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         """See World."""
         return [mine]
+
+
+def _nothing() -> None:
+    pass
 
 
 ALONE: World = Alone()

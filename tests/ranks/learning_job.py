@@ -13,7 +13,7 @@ import torch
 import pyengine as pe
 from pyengine.ranks.launch import joined
 
-SHARDS, ROUNDS = 4, 3
+SHARDS, ROUNDS = 4, 10
 THINGS = ("rain", "a red boat", "bread and salt", "it", "x" * 40)
 PROMPTS = [f"Tell me of {what}." for what in THINGS]
 

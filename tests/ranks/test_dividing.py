@@ -40,16 +40,22 @@ def test_shares_of_ranks_are_all_parts(size: int) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16])
 def test_sums_have_the_same_bits_for_every_number_of_ranks(ranks: int) -> None:
-    """A rank's consecutive terms, then the ranks' sums: as all terms in one tree."""
+    """A rank's consecutive terms, the last in parts, then the ranks' sums: as all in one tree."""
     terms = torch.randn(16, 1000, generator=torch.Generator().manual_seed(0)) * 1e3
     whole = tree_sum([term.clone() for term in terms])
     of_ranks = []
     for rank in range(ranks):
         spare: list[torch.Tensor] = []
-        mine = TreeSum(spare.append)
-        for i in share(16, rank, ranks):
+        mine, own = TreeSum(spare.append), list(share(16, rank, ranks))
+        for i in own[:-1]:
             mine.add(terms[i].clone())
-        of_ranks.append(mine.total())
+        last = terms[own[-1]].clone()
+        for at in (slice(700, 1000), slice(0, 300), slice(300, 700)):
+            part = mine.with_last(last, at)[at].clone()
+            of_own = tree_sum([terms[i].clone() for i in own])
+            assert torch.equal(part, of_own[at])
+        of_ranks.append(mine.total(last))
         assert len(spare) == 16 // ranks - 1
+        assert len({t.data_ptr() for t in [*spare, of_ranks[-1]]}) == 16 // ranks
     assert torch.equal(tree_sum(of_ranks), whole)
     assert not torch.equal(sum(terms[1:], terms[0].clone()), whole)  # the order is seen

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pyengine.ranks.world import Wait
+
 
 class _Table:
     """Where the ranks put what they say, and take what others said."""
@@ -40,17 +42,19 @@ class ThreadWorld:
         assert len(mine) == lengths[self.rank]
         return [t.clone() for t in self.table.all(self.rank, mine)]
 
-    def exchange(self, pieces: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    def exchange(self, pieces: Sequence[Tensor], others: Sequence[Tensor]) -> Wait:
         said = self.table.all(self.rank, [piece.clone() for piece in pieces])
         theirs = [each[self.rank] for rank, each in enumerate(said) if rank != self.rank]
         for room, heard in zip(others, theirs, strict=True):
             room.copy_(heard)
+        return lambda: None
 
-    def spread(self, pieces: Sequence[Tensor]) -> None:
+    def spread(self, pieces: Sequence[Tensor]) -> Wait:
         for piece, heard in zip(
             pieces, self.table.all(self.rank, pieces[self.rank].clone()), strict=True
         ):
             piece.copy_(heard)
+        return lambda: None
 
     def collect(self, mine: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         found = self.table.all(self.rank, mine)

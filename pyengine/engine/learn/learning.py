@@ -27,9 +27,17 @@ from pyengine.models.decoder import Decoder
 from pyengine.objectives.core.objective import KL, SideOutput
 from pyengine.ranks import current
 
-# Takes d loss / d log-probs (N,), and d loss / d side outputs by name where they have one, and adds
-# the gradient that follows; to be called once.
-Backward = Callable[[Tensor, Mapping[str, Tensor]], None]
+LayerDone = Callable[[int], None]  # told which layer's gradients a pass adds nothing more to
+
+
+class Backward(Protocol):
+    """The way back of one pass, to be called once."""
+
+    def __call__(
+        self, dlogps: Tensor, dside: Mapping[str, Tensor], layer_done: LayerDone | None = None
+    ) -> None:
+        """Adds the gradient that follows from d loss / d log-probs (N,), and from d loss / d side
+        outputs by name where they have one. Who knows no layers never calls `layer_done`."""
 
 
 @dataclass(frozen=True)
@@ -212,11 +220,13 @@ class KernelLearner(_WithModels):
         tape = self._policy.forward(batch)
         passes = self._side(tape, side)
 
-        def backward(dlogps: Tensor, dside: Mapping[str, Tensor]) -> None:
+        def backward(
+            dlogps: Tensor, dside: Mapping[str, Tensor], layer_done: LayerDone | None = None
+        ) -> None:
             gradients = self._gradients
             gradients.open()
             more = [passes[name].backward(slope, gradients) for name, slope in dside.items()]
-            self._policy.backward(tape, dlogps, gradients, more)
+            self._policy.backward(tape, dlogps, gradients, more, layer_done)
 
         return PolicyPass(tape.logps, values_of(passes), backward)
 
@@ -305,7 +315,9 @@ class TorchLearner(_WithModels):
         assert not side
         logps = token_logps(self._policy, batch)
 
-        def backward(dlogps: Tensor, dside: Mapping[str, Tensor]) -> None:
+        def backward(
+            dlogps: Tensor, dside: Mapping[str, Tensor], layer_done: LayerDone | None = None
+        ) -> None:
             logps.backward(dlogps)  # type: ignore[no-untyped-call]
 
         return PolicyPass(logps.detach(), {}, backward)

@@ -32,7 +32,8 @@ def sharded_forward_backward(
 
     All log-probs are gathered, and every rank computes the loss of the whole batch from them. Where
     an example's loss depends on the others it takes its slopes from there: a rank with one
-    micro-batch waits for them on its way back, one with more computes log-probs twice.
+    micro-batch waits for them on its way back, one with more computes log-probs twice. On the last
+    way back a layer's gradients go to the other ranks as soon as they are whole.
     """
     world, trees = current(), batch.trees
     cut = balanced([tree.num_rows for tree in trees], optimizer.shards)
@@ -58,8 +59,9 @@ def sharded_forward_backward(
             passes = [learner.logps(pack([trees[i] for i in r], device), side) for r in parts]
         inputs = fixed.of_all(passes, shares, side)
         whole = objective(inputs)
-    for spans in shards:
+    for number, spans in enumerate(shards, 1):
         for part in spans:
+            is_last = number == len(shards) and part is spans[-1]
             policy = policy_pass(part) if waiting is None else waiting
             if joint:
                 tokens = batch.tokens_of(part)
@@ -70,9 +72,13 @@ def sharded_forward_backward(
                 output = objective(fixed.inputs(part, policy.logps, policy.side))
                 dlogps, dside = output.dlogps, dict(output.dside)
                 passes.append((policy.logps, policy.side))
-            policy.backward(scale * dlogps, {name: scale * slope for name, slope in dside.items()})
+            policy.backward(
+                scale * dlogps,
+                {name: scale * slope for name, slope in dside.items()},
+                optimizer.sums.layer_done if is_last else None,
+            )
         learner.settle()
-        optimizer.add_shard()
+        optimizer.sums.add_shard()
     if not joint:
         inputs = fixed.of_all(passes, shares, side)
         whole = objective(inputs)

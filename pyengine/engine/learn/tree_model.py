@@ -7,7 +7,7 @@ each weight's gradient is one chain over tokens that continues from micro-batch 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -215,10 +215,12 @@ class TreeModel:
         dlogps: Tensor,
         gradients: Gradients,
         dhidden_more: Sequence[Tensor] = (),
+        layer_done: Callable[[int], None] | None = None,
     ) -> None:
         """Adds the gradient of sum(dlogps * tape.logps); the tape is used up.
 
         dhidden_more  (N, D) float32 each: what else the hidden states have a gradient from
+        layer_done    told which layer has all of its gradient, from the last one to the first
         """
         batch = tape.states.batch
         dhidden = linear_logprob_backward(
@@ -234,10 +236,16 @@ class TreeModel:
         assert dhidden is not None
         for more in dhidden_more:
             dhidden += more
-        self.backward_hidden(tape.states, dhidden, gradients)
+        self.backward_hidden(tape.states, dhidden, gradients, layer_done)
 
     @torch.no_grad()
-    def backward_hidden(self, tape: HiddenTape, dhidden: Tensor, gradients: Gradients) -> None:
+    def backward_hidden(
+        self,
+        tape: HiddenTape,
+        dhidden: Tensor,
+        gradients: Gradients,
+        layer_done: Callable[[int], None] | None = None,
+    ) -> None:
         """Adds the gradient of sum(dhidden * tape.hidden), dhidden (N, D) float32; the tape is
         used up."""
         batch = tape.batch
@@ -255,6 +263,8 @@ class TreeModel:
                 saved = again
             self._mlp_backward(i, saved, dx, groups, gradients)
             self._attention_backward(i, saved, dx, groups, rotation, tape.pages, gradients)
+            if layer_done is not None:
+                layer_done(i)
         gradients.rows("positions.weight", batch.positions, dx)
         if self._spec.embedding_multiplier != 1:
             dx *= self._spec.embedding_multiplier

@@ -4,20 +4,21 @@ and tells the others what they are then."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from pyengine.engine.optim.flat_layout import Bucket, FlatLayout, split
 from pyengine.engine.optim.optimizer import Optimizer, change
 from pyengine.engine.optim.optimizer_config import OptimizerConfig
+from pyengine.engine.optim.shard_sums import ShardSums
 from pyengine.engine.optim.update_rule import Change
-from pyengine.engine.weights.arena import untouched
 from pyengine.errors import CheckpointError
 from pyengine.ops.adamw import BLOCK
-from pyengine.ranks.dividing import TreeSum, share, tree_sum
-from pyengine.ranks.pieces import Slice, pieces
+from pyengine.ranks.dividing import tree_sum
+from pyengine.ranks.pieces import Slice
 from pyengine.ranks.world import World, check_shards, current, gather_json
 
 
@@ -37,107 +38,59 @@ class ShardedOptimizer(Optimizer):
         world: World,
     ) -> None:
         whole = dict(parameters)
-        cut = pieces({name: p.numel() for name, p in whole.items()}, shards)
         self.shards, self._world = shards, world
-        self._of_rank = [
-            [piece for i in share(shards, rank, world.size) for piece in cut[i]]
-            for rank in range(world.size)
-        ]
-        self._lengths = [sum(s.size for s in of_rank) for of_rank in self._of_rank]
-        self._own_pieces = [cut[i] for i in share(shards, world.rank, world.size)]
+        self._layout = FlatLayout({n: p.numel() for n, p in whole.items()}, shards, world.size)
+        self.sums = ShardSums(whole, self._layout, shards // world.size, world)
+        self._own = [s for b in self._layout.buckets for s in b.of_rank[world.rank]]
         # Parameters of their own, in the memory of the whole ones.
         self._slices = {
             str(s): nn.Parameter(whole[s.name].detach().view(-1)[s.start : s.stop])
             for s in self._own
         }
-        self._spare: list[Tensor] = []  # of `_flat`
-        self._heard: Tensor | None = None
-        self._sum_bytes = 0  # of both
-        self._tree = TreeSum(self._spare.append)
-        self._gathered: Tensor | None = None  # as all parameters, of which this rank's are sums
         super().__init__(whole, config)
-
-    @property
-    def _own(self) -> list[Slice]:
-        return self._of_rank[self._world.rank]
 
     # Gradients
 
-    def _flat(self) -> Tensor:
-        """As long as all parameters. Kept for the next time: memory that is touched for the first
-        time costs more than the sums that are made in it."""
-        if self._spare:
-            return self._spare.pop()
-        made = untouched(4 * sum(self._lengths)).view(torch.float32)
-        self._sum_bytes += made.nbytes
-        return made
-
-    def add_shard(self) -> None:
-        """The parameters' `grad` are those of the next of this rank's shards: they are taken, and
-        the next shard's begin from zero."""
-        flat = self._flat()
-        of_each = torch.split(flat, [p.numel() for p in self.parameters.values()])
-        for part, parameter in zip(of_each, self.parameters.values(), strict=True):
-            if parameter.grad is None:
-                part.zero_()
-            else:
-                part.copy_(parameter.grad.view(-1))
-            parameter.grad = None
-        self._tree.add(flat)
-
     def add_up(self) -> None:
-        """All shards are in: all ranks' are added to the gradients of this rank's pieces."""
-        total, rank = self._tree.total(), self._world.rank
-        # Ranks' slices follow each other as the parameters do.
-        mine, heard = torch.split(total, self._lengths), self._others()
-        self._world.exchange(mine, heard)
-        summed = tree_sum([*heard[:rank], mine[rank], *heard[rank:]])
-        if self._gathered is not None:
-            torch.split(self._gathered, self._lengths)[rank].add_(summed)
-            self._spare.append(total)
-            return
-        if rank > 0:
-            mine[rank].copy_(summed)
-        for piece, gradient in zip(self._own, _split(mine[rank], self._own), strict=True):
-            self._slices[str(piece)].grad = gradient
-        self._gathered = total
+        """All shards are in `sums`: this rank's pieces get their gradients."""
+        self.sums.add_up()
+        assert self.sums.total is not None
+        for bucket in self._layout.buckets:
+            for piece, part in self._own_of(self.sums.total, bucket):
+                self._slices[str(piece)].grad = part
 
-    def _others(self) -> list[Tensor]:
-        """Room for what other ranks have for this one."""
-        length, others = self._lengths[self._world.rank], self._world.size - 1
-        if self._heard is None:
-            self._heard = untouched(max(4 * length * others, 4)).view(torch.float32)
-            self._sum_bytes += self._heard.nbytes
-        return [self._heard[i * length : (i + 1) * length] for i in range(others)]
+    def _own_of(self, flat: Tensor, bucket: Bucket) -> list[tuple[Slice, Tensor]]:
+        rank = self._world.rank
+        return split(self._layout.parts(flat, bucket)[rank], bucket.of_rank[rank])
 
     @property
     def has_gradients(self) -> bool:
         """See Optimizer. A rank may have no piece, but all know."""
-        return self._gathered is not None or super().has_gradients
+        return self.sums.total is not None or super().has_gradients
 
     def whole_gradients(self) -> dict[str, Tensor]:
         """See Optimizer: all ranks must ask."""
-        if self._gathered is None:
+        total = self.sums.total
+        if total is None:
             return {}
-        self._world.spread(torch.split(self._gathered, self._lengths))
-        parts = torch.split(self._gathered, [p.numel() for p in self.parameters.values()])
-        return {
-            name: part.view(p.shape)
-            for part, (name, p) in zip(parts, self.parameters.items(), strict=True)
-        }
+        waits = [self._world.spread(self._layout.parts(total, b)) for b in self._layout.buckets]
+        for wait in waits:
+            wait()
+        flat = {n: v for b in self._layout.buckets for n, v in self._layout.views(total, b).items()}
+        return {name: flat[name].view(p.shape) for name, p in self.parameters.items()}
 
     def zero_grad(self) -> None:
         """See Optimizer."""
-        self._tree.drop()
+        self.sums.drop()
         super().zero_grad()
 
     def _clearing(self) -> list[Change]:
-        kept = [] if self._gathered is None else [partial(self._spare.append, self._gathered)]
+        total = self.sums.total
         return [
             *super()._clearing(),
             *(change(view, "grad", None) for view in self._slices.values()),
-            *kept,
-            change(self, "_gathered", None),
+            *([] if total is None else [partial(self.sums.spare, total)]),
+            change(self.sums, "total", None),
         ]
 
     # Steps
@@ -147,34 +100,36 @@ class ShardedOptimizer(Optimizer):
 
     def _step_norm(self) -> float:
         squares = []
-        for piece in self._own_pieces:
+        for piece in self._layout.pieces_of(self._world.rank):
             gradients = [self._slices[str(s)].grad for s in piece]
             squares.append(self._moments.grad_norm([g for g in gradients if g is not None]) ** 2)
-        of_all = [x for of_rank in gather_json(self._world, squares) for x in of_rank]
-        return math.sqrt(float(tree_sum([torch.tensor(x, dtype=torch.float64) for x in of_all])))
+        mine = torch.tensor(squares, dtype=torch.float64)
+        of_all = self._world.gather_tensors(mine, [len(mine)] * self._world.size)
+        return math.sqrt(float(tree_sum([square for of_rank in of_all for square in of_rank])))
 
     def _spread(self) -> None:
         """Every rank's slices go to all."""
         if self._world.size == 1:
             return
-        flat, rank = self._flat(), self._world.rank
-        pieces = torch.split(flat, self._lengths)
-        for piece, part in zip(self._own, _split(pieces[rank], self._own), strict=True):
-            part.copy_(self._slices[str(piece)].detach())
-        self._world.spread(pieces)
-        for other, of_rank in enumerate(self._of_rank):
-            if other == rank:
-                continue
-            for piece, part in zip(of_rank, _split(pieces[other], of_rank), strict=True):
-                whole = self.parameters[piece.name].detach().view(-1)
-                whole[piece.start : piece.stop].copy_(part)
-        self._spare.append(flat)
+        flat, rank = self.sums.flat(), self._world.rank
+        waits = []
+        for bucket in self._layout.buckets:
+            for piece, part in self._own_of(flat, bucket):
+                part.copy_(self._slices[str(piece)].detach())
+            waits.append(self._world.spread(self._layout.parts(flat, bucket)))
+        for bucket, wait in zip(self._layout.buckets, waits, strict=True):
+            wait()
+            for other, theirs in enumerate(self._layout.parts(flat, bucket)):
+                for piece, part in split(theirs, bucket.of_rank[other]) if other != rank else []:
+                    whole = self.parameters[piece.name].detach().view(-1)
+                    whole[piece.start : piece.stop].copy_(part)
+        self.sums.spare(flat)
         torch.autograd.graph.increment_version(list(self.parameters.values()))
 
     @property
     def held_bytes(self) -> dict[str, int]:
         """See Optimizer."""
-        return super().held_bytes | {"sums of shards": self._sum_bytes}
+        return super().held_bytes | {"sums of shards": self.sums.num_bytes}
 
     # State
 
@@ -239,10 +194,6 @@ def optimizer_of(
     if shards == 1:
         return Optimizer(parameters, config)
     return ShardedOptimizer(parameters, config, shards, current())
-
-
-def _split(flat: Tensor, slices: Sequence[Slice]) -> Sequence[Tensor]:
-    return torch.split(flat, [s.size for s in slices]) if slices else []
 
 
 def _no_bytes() -> Tensor:
