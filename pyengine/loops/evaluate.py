@@ -13,9 +13,7 @@ from pyengine.errors import ConfigError, RewardError
 from pyengine.evaluation.evaluation import Figure, Measure
 from pyengine.evaluation.standard_errors import mean_and_error
 from pyengine.loops.measures import measured
-from pyengine.loops.one_answer import one_answer
-from pyengine.preferences.feedback import Feedback
-from pyengine.ranks import current
+from pyengine.loops.one_answer import feedback_of
 
 if TYPE_CHECKING:
     from pyengine.preferences.groups import Group
@@ -131,10 +129,7 @@ def judged(
     Raises
         RewardError  no response had a valid reward
     """
-    if current().size == 1:
-        feedback = source(groups)
-    else:
-        feedback = Feedback.from_json(one_answer(source, lambda: source(groups).to_json()))
+    feedback = feedback_of(source, groups)
     rewards = [list(row) for row in feedback.rewards]
     prompt_means: list[float | None] = []
     for row in rewards:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pyengine.errors import PyengineError, RequestError, RewardError
 from pyengine.loops.deadline import within
 from pyengine.loops.evaluate import attach_columns
-from pyengine.loops.one_answer import one_answer
+from pyengine.loops.one_answer import asked_by, divided_answer, one_answer
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Preferences
 from pyengine.ranks import current
+from pyengine.ranks.world import gather_json
 from pyengine.rules import (
     COUNT,
     FRACTION,
@@ -135,29 +136,50 @@ def may_be_on_file(remember: Remember | None, number: int) -> bool:
 def judge(source: Source, groups: Sequence[Group], policy: JudgePolicy, where: str) -> Verdict:
     """The source's feedback on groups, asked again and given up on as the policy says.
 
-    Of several ranks all take what rank 0 was told: see one_answer.
+    Of several ranks all take the same: see one_answer and divided_answer.
     where  begins an error's sentence, e.g. "[Online] round 3"
     Raises RewardError; a KeyboardInterrupt and errors in what the source was given pass through.
     """
-    if current().size == 1:
-        return _asked(source, groups, policy, where)
 
-    def ask() -> dict[str, Any]:
-        verdict = _asked(source, groups, policy, where)
+    def ask(about: Sequence[Group]) -> Feedback:
+        return within(policy.timeout_s, lambda: source(about))
+
+    world, by = current(), asked_by(source)
+    if world.size == 1:
+        return _asked(ask, groups, policy, where)
+    if by == "each":
+        # All ranks hear the same, so that they ask again together or not at all.
+        return _asked(
+            lambda about: divided_answer(world, about, ask),
+            groups,
+            policy,
+            where,
+            lambda late: any(gather_json(world, late)),
+        )
+
+    def told() -> dict[str, Any]:
+        verdict = _asked(ask, groups, policy, where)
         feedback = None if verdict.feedback is None else verdict.feedback.to_json()
         return {"retries": verdict.retries, "reason": verdict.reason, "feedback": feedback}
 
-    said = one_answer(source, ask)
+    said = one_answer(by, told)
     heard = said.pop("feedback")
     return Verdict(None if heard is None else Feedback.from_json(heard), **said)
 
 
-def _asked(source: Source, groups: Sequence[Group], policy: JudgePolicy, where: str) -> Verdict:
+def _asked(
+    ask: Callable[[Sequence[Group]], Feedback],
+    groups: Sequence[Group],
+    policy: JudgePolicy,
+    where: str,
+    agreed: Callable[[bool], bool] = bool,
+) -> Verdict:
+    """agreed  whether it is too late to ask again, from whether it is so here"""
     began, wait = time.monotonic(), policy.backoff_s
     for attempt in range(policy.retries + 1):
         feedback, reason = None, ""
         try:
-            feedback = within(policy.timeout_s, lambda: source(groups))
+            feedback = ask(groups)
             reason = malformed(feedback, groups) or too_few(feedback, policy.min_valid_fraction)
         except PyengineError as error:
             if not isinstance(error, RewardError):
@@ -167,7 +189,7 @@ def _asked(source: Source, groups: Sequence[Group], policy: JudgePolicy, where: 
             reason = f"the judge raised {type(error).__name__}: {error}"
         if not reason:
             return Verdict(feedback, attempt)
-        late = time.monotonic() - began + wait > policy.deadline_s
+        late = agreed(time.monotonic() - began + wait > policy.deadline_s)
         if attempt == policy.retries or late:
             break
         time.sleep(wait)

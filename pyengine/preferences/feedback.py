@@ -6,8 +6,9 @@ A sample that failed has no reward, so it can never become a gradient; it is cou
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -140,6 +141,47 @@ class Feedback:
             raise RequestError(f"[Feedback] data must have the fields {', '.join(sorted(names))}")
         return cls(**data)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Feedback]) -> Feedback:
+        """Feedback on groups that were judged in parts, one after the other.
+
+        What only some parts have is None on the responses of others. Messages name groups by their
+        place among all.
+        """
+
+        def table(of_parts: Iterable[Any], nothing: Any = None) -> list[Any]:
+            return [
+                row
+                for part, of_part in zip(parts, of_parts, strict=True)
+                for row in (of_part or [[nothing] * len(row) for row in part.rewards])
+            ]
+
+        def by_name(field: str) -> dict[str, Any]:
+            of_parts = [getattr(part, field) for part in parts]
+            names = dict.fromkeys(name for part in of_parts for name in part)
+            return {name: table([part.get(name) for part in of_parts]) for name in names}
+
+        errors, counts, first = [], Counter[str](), 0
+        for part in parts:
+            errors += [_renumbered(message, first) for message in part.errors]
+            counts.update(part.counts_by_name)
+            first += len(part.rewards)
+        has_labels = any(part.labels for part in parts)
+        has_matrix = any(part.preference_matrix for part in parts)
+        unknown = [[[[None] * len(row)] * len(row) for row in part.rewards] for part in parts]
+        matrices = [part.preference_matrix or no for part, no in zip(parts, unknown, strict=True)]
+        return cls(
+            table(part.rewards for part in parts),
+            table(part.status for part in parts),
+            list(dict.fromkeys(errors))[:MAX_ERRORS],
+            by_name("components"),
+            table((part.labels for part in parts), False) if has_labels else None,
+            by_name("columns"),
+            by_name("token_columns"),
+            table(matrices) if has_matrix else None,
+            dict(counts),
+        )
+
     @property
     def counts(self) -> dict[str, int]:
         """Samples by status; all three keys are always there."""
@@ -166,6 +208,11 @@ class Feedback:
                 result[f"rewards/{name}/mean"] = mean
                 result[f"rewards/{name}/std"] = math.sqrt(variance)
         return result
+
+
+def _renumbered(message: str, first: int) -> str:
+    """groups[i] of a part as that of all groups."""
+    return re.sub(r"groups\[(\d+)\]", lambda found: f"groups[{first + int(found[1])}]", message)
 
 
 def _check_matrix(matrix: Sequence[Sequence[Sequence[float | None]]], sizes: Sequence[int]) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,36 +14,21 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from pyengine.errors import RankError
+from pyengine.ranks.signs_of_life import SignsOfLife, end_process
 from pyengine.ranks.world import Wait
 
 T = TypeVar("T")
 
 JOIN_S = 300.0  # until all ranks have begun
-BEAT_S = 1.0  # between two signs of life
-LOOK_S = 3.0  # in which a rank that is there gives one
 
 
 class TorchWorld:
-    """The default process group, and signs of life and last words in its store.
+    """The default process group. Its signs of life say why a call has failed."""
 
-    A rank that has ended breaks its connections, and whoever waits for it is told so at once. One
-    that is stopped does not: where there is no sign of life from it this process ends, since
-    nothing else interrupts who waits for it.
-
-    store      asked by another thread too, and when the group has failed
-    silence_s  after which a rank without a sign of life is given up
-    """
-
-    def __init__(self, rank: int, size: int, local_size: int, store: Any, silence_s: float) -> None:
+    def __init__(self, rank: int, size: int, local_size: int, signs: SignsOfLife) -> None:
         self.rank, self.size, self.local_size = rank, size, local_size
-        self._store, self._silence_s, self._over = store, silence_s, threading.Event()
-        self._heard = time.monotonic()  # when the store answered last
+        self._signs = signs
         self._moves = 0
-        self._threads = [
-            threading.Thread(target=work, daemon=True) for work in (self._watch, self._guard)
-        ]
-        for thread in self._threads:
-            thread.start()
 
     # What World says
 
@@ -117,84 +99,19 @@ class TorchWorld:
 
         return self._call("collect", move)
 
-    # Ends
-
     def leave(self, reason: str = "") -> None:
         """Last words, for the ranks that will wait in vain; "" where all is done."""
-        self._over.set()
-        with contextlib.suppress(RuntimeError):  # the store may have gone before
-            self._store.set(f"end/{self.rank}", " ".join(reason.split())[:500])
-        for thread in self._threads:  # an interpreter that ends while one is in C++ is aborted
-            thread.join(LOOK_S)
+        self._signs.end(reason)
         if not reason and dist.is_initialized():
             dist.destroy_process_group()
-
-    def _watch(self) -> None:
-        """Gives signs of life, and looks for those of others."""
-        count, last = 0, dict[int, tuple[str, float]]()
-        try:
-            while not self._over.wait(BEAT_S if count else 0):
-                count += 1
-                self._store.set(f"beat/{self.rank}", str(count))
-                ended, signs = self._said("end"), self._said("beat")
-                self._heard = now = time.monotonic()
-                for rank, sign in signs.items():
-                    if rank in ended or last.get(rank, ("", 0.0))[0] != sign:
-                        last[rank] = sign, now
-                silent = [r for r, (_, since) in last.items() if now - since > self._silence_s]
-                if silent:
-                    self._end(_gone(silent, self._silence_s))
-        except RuntimeError:  # the store's process has ended, which breaks connections to it, too
-            self._over.set()
-
-    def _guard(self) -> None:
-        """A store that is stopped does not answer `_watch`."""
-        while not self._over.wait(BEAT_S):
-            if time.monotonic() - self._heard > self._silence_s:
-                self._end(f"the store of the ranks has not answered in {self._silence_s:g} s")
-
-    def _end(self, why: str) -> None:
-        if not self._over.is_set():
-            _end(why)
 
     def _call(self, what: str, work: Callable[[], T]) -> T:
         try:
             return work()
         except RuntimeError as error:  # gloo's, of a connection or a deadline
-            raise RankError(f"[ranks] {what} on rank {self.rank}: {self._why(error)}") from error
-
-    def _why(self, error: RuntimeError) -> str:
-        """Which rank is missing and what it said last."""
-        with contextlib.suppress(RuntimeError):
-            ended = self._ended()
-            if not ended:
-                before = self._said("beat")
-                time.sleep(LOOK_S)
-                ended, now = self._ended(), self._said("beat")
-                silent = [r for r in now if r != self.rank and now[r] == before.get(r)]
-                if not ended and silent:
-                    return _gone(silent, LOOK_S)
-            if ended:
-                rank, reason = min(ended.items())
-                return f"rank {rank} has ended: {reason}"
-        return str(error).splitlines()[0]
-
-    def _ended(self) -> dict[int, str]:
-        """Ranks that an error has ended, and what it was."""
-        return {rank: reason for rank, reason in self._said("end").items() if reason}
-
-    def _said(self, kind: str) -> dict[int, str]:
-        keys = {rank: f"{kind}/{rank}" for rank in range(self.size)}
-        return {
-            rank: self._store.get(key).decode(errors="replace")
-            for rank, key in keys.items()
-            if self._store.check([key])
-        }
-
-
-def _gone(ranks: Sequence[int], seconds: float) -> str:
-    which = ", ".join(map(str, ranks))
-    return f"rank {which} has gone or is stopped: no sign of life in {seconds:g} s"
+            raise RankError(
+                f"[ranks] {what} on rank {self.rank}: {self._signs.why(error)}"
+            ) from error
 
 
 def _no_bytes() -> Tensor:
@@ -212,7 +129,9 @@ def torch_world(
     """
     joining_s = min(deadline_s, JOIN_S)
     deadline, joining = timedelta(seconds=deadline_s), timedelta(seconds=joining_s)
-    late = threading.Timer(1.5 * joining_s, _end, [f"not all ranks have begun in {joining_s:g} s"])
+    late = threading.Timer(
+        1.5 * joining_s, end_process, [f"not all ranks have begun in {joining_s:g} s"]
+    )
     late.daemon = True
     late.start()
     world: TorchWorld | None = None
@@ -225,7 +144,7 @@ def torch_world(
         )
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store outlives them
         ours = dist.PrefixStore(f"pyengine/{attempt}", beside)  # type: ignore[attr-defined]
-        world = TorchWorld(rank, size, local_size, ours, silence_s)
+        world = TorchWorld(rank, size, local_size, SignsOfLife(rank, size, ours, silence_s))
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=deadline)
     except (RuntimeError, ValueError, OSError) as error:
         why = f"rank {rank} of {size} could not join the others: {str(error).splitlines()[0]}"
@@ -235,9 +154,3 @@ def torch_world(
     finally:
         late.cancel()
     return world
-
-
-def _end(why: str) -> None:
-    """Of this process: nothing else interrupts who waits for another."""
-    print(f"pyengine: [ranks] {why}", file=sys.stderr, flush=True)
-    os._exit(2)

@@ -141,7 +141,7 @@ def test_ranks_with_unequal_recipes_say_so(recipe: Path) -> None:
     ranks = start_each([same, [*same, "--set", "objective.beta=0.5"]])
     (_, _, said), (status, _, err) = finished(ranks)
     assert status == 2
-    assert "recipe must be that of rank 0" in err
+    assert "recipe must be that of rank 0" in err, (err, said)
     assert "beta: 0.5" in err
     assert "rank 1 cannot go on" in said
     assert not out.exists()

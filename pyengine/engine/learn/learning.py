@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pyengine.engine.batch.gathering import split_trees, tree_shares
 from pyengine.engine.batch.packing import PackedBatch, Tree
 from pyengine.engine.learn.cached_logps import CachedReference, NamedLogps, ScoreProgress
-from pyengine.engine.learn.gathering import split_trees, tree_shares
 from pyengine.engine.learn.gradients import Gradients
 from pyengine.engine.learn.logprob_cache import LogprobCache
 from pyengine.engine.learn.side_outputs import SidePass, side_passes, values_of

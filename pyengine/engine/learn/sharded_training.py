@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 
+from pyengine.engine.batch.gathering import spans_of
 from pyengine.engine.batch.loss_batch import LossBatch
 from pyengine.engine.batch.packing import pack
-from pyengine.engine.learn.gathering import spans_of
 from pyengine.engine.learn.learning import Learner, PolicyPass
 from pyengine.engine.learn.training import Fixed, Totals
 from pyengine.engine.optim.sharded_optimizer import ShardedOptimizer

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pyengine.engine.batch.gathering import gathered, gathered_tokens, spans_of, tree_shares
 from pyengine.engine.batch.loss_batch import LossBatch, loss_batch
 from pyengine.engine.batch.packing import check_tree, micro_batches, pack
-from pyengine.engine.learn.gathering import gathered, gathered_tokens, spans_of, tree_shares
 from pyengine.engine.learn.learning import Learner
 from pyengine.errors import RequestError
 from pyengine.objectives.core.objective import LossInputs, LossOutput, Objective, SideOutput

@@ -12,8 +12,8 @@ from pyengine.preferences.binding import bound, check_bound
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Group
 from pyengine.preferences.sources.reward_function import RewardFunction
-from pyengine.preferences.sources.source import Gives
-from pyengine.rules import POSITIVE, check_fields, checked
+from pyengine.preferences.sources.source import AskedBy, Gives
+from pyengine.rules import POSITIVE, check_fields, checked, one_of
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class FunctionSource:
                (code of the user's runs only where it is allowed); in Python a callable, as
                RewardFunction takes it
     timeout_s  seconds for the rewards of one call
+    asked_by   which of several ranks call it: "each" for its own responses, or the "first" for all
     """
 
     name: ClassVar[str] = "function"
     gives: ClassVar[Gives] = Gives()
     function: Any = bound("function")
     timeout_s: float = checked(60.0, POSITIVE)
+    asked_by: AskedBy = checked("each", one_of("each", "first"))
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -58,4 +60,4 @@ class FunctionSource:
 
     @cached_property
     def _source(self) -> RewardFunction:
-        return RewardFunction(self.function, timeout_s=self.timeout_s)
+        return RewardFunction(self.function, timeout_s=self.timeout_s, asked_by=self.asked_by)

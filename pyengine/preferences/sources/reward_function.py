@@ -13,6 +13,7 @@ from pyengine.errors import ConfigError, RequestError
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
 from pyengine.preferences.groups import Group
 from pyengine.preferences.sources.isolation import Read, describe, judge, outcome_of
+from pyengine.preferences.sources.source import AskedBy
 
 _OWN_ARGUMENTS = ("prompts", "completions", "prompt_ids", "completion_ids")
 
@@ -37,12 +38,19 @@ class RewardFunction:
     thread that still runs f is left behind. f gets copies and cannot change the groups; it runs in
     a thread of its own. A KeyboardInterrupt passes through.
 
+    asked_by  which of several ranks call f: each for its own responses, or the first for all
+
     Raises ConfigError for an f whose arguments cannot be served, RequestError for groups that lack
     what f needs.
     """
 
     def __init__(
-        self, f: Callable[..., Any], *, timeout_s: float = 60.0, name: str | None = None
+        self,
+        f: Callable[..., Any],
+        *,
+        timeout_s: float = 60.0,
+        name: str | None = None,
+        asked_by: AskedBy = "each",
     ) -> None:
         self.name = name or _name_of(f)
         if not callable(f):
@@ -51,8 +59,13 @@ class RewardFunction:
             raise ConfigError(
                 f"[{self.name}] timeout_s must be positive and finite but is {timeout_s}"
             )
+        if asked_by not in ("each", "first"):
+            raise ConfigError(
+                f"[{self.name}] asked_by must be 'each' or 'first' but is {asked_by!r}"
+            )
         self.f = f
         self.timeout_s = timeout_s
+        self.asked_by = asked_by
         self._names, self._required, self._takes_all = _parameters(self.name, f)
 
     @property

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from pyengine.preferences.feedback import Feedback
 from pyengine.preferences.groups import Group
+
+# Which of several ranks ask a source. "each": about responses to its share of the prompts, which
+# needs a source that judges every response by itself; "first": the first, about all; "all": every
+# rank about all, as a source needs that asks the engine itself.
+AskedBy = Literal["each", "first", "all"]
 
 
 class Source(Protocol):
@@ -15,7 +20,8 @@ class Source(Protocol):
 
     One that gives more than rewards says so in an attribute `gives`. `reads`, a tuple, names
     columns that rows must have; `ready()` raises what keeps it from judging, such as a package that
-    is not there, before a model is loaded. For `overlaps` and `ahead` see AsksAhead.
+    is not there, before a model is loaded. For `overlaps` and `ahead` see AsksAhead. `asked_by`
+    says which of several ranks ask it: see AskedBy.
     """
 
     def __call__(self, groups: Sequence[Group]) -> Feedback: ...

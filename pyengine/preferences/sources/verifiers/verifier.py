@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 from pyengine.errors import ConfigError, RequestError
 from pyengine.preferences.feedback import MAX_ERRORS, Feedback, SampleStatus
 from pyengine.preferences.groups import Group
-from pyengine.preferences.sources.source import Gives
+from pyengine.preferences.sources.source import AskedBy, Gives
 from pyengine.preferences.sources.verifiers.answer_span import between
-from pyengine.rules import FINITE, Rule, check_fields, checked, or_none
+from pyengine.rules import FINITE, Rule, check_fields, checked, one_of, or_none
 
 TEXT = Rule("a text that is not empty", lambda value: isinstance(value, str) and value != "")
 
@@ -72,6 +72,7 @@ class Verifier:
             without it is wrong, and counted as unanswered
     before  and only up to the next place of this text ("</answer>")
     right, wrong  rewards
+    asked_by  which of several ranks judge: "each" its own responses, or the "first" all
 
     Labels say which responses are right. A row without an answer abstains ("no_answer"), a response
     without text ("no_text") and an answer of another kind ("bad_answer") are errors.
@@ -84,6 +85,7 @@ class Verifier:
     before: str | None = checked(None, or_none(TEXT))
     right: float = checked(1.0, FINITE)
     wrong: float = checked(0.0, FINITE)
+    asked_by: AskedBy = checked("each", one_of("each", "first"))
 
     def __post_init__(self) -> None:
         check_fields(self)
