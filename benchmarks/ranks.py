@@ -1,8 +1,8 @@
 """One run as several ranks of this machine: whether they leave the same bits, and how fast.
 
-    python benchmarks/ranks.py --model FOLDER --out FOLDER [--ranks 1,2,4] [--objectives dpo,grpo]
+    python benchmarks/ranks.py --model FOLDER --out FOLDER [--ranks 1,2,4] [--samples 2]
 
-Online rounds of 8 prompts of the demo with 2 samples of 64 tokens, V = 4 shards, float32 or
+Online rounds of 8 prompts of the demo with 2 or more samples of 64 tokens, V = 4 shards, float32 or
 bfloat16, rewards by length. The ranks share the cores: one rank has them all. Printed are, of
 each number of ranks, medians of the rounds' phases after the first round, and whether weights,
 moments, metrics and samples are those of the first number.
@@ -27,7 +27,7 @@ model: {model}
 prompts: packaged:prompts_demo_train.jsonl
 reward: brevity
 objective: {{name: {objective}}}
-sampling: {{n: 2, max_tokens: 64, ignore_eos: true}}
+sampling: {{n: {samples}, max_tokens: 64, ignore_eos: true}}
 rounds: {rounds}
 prompts_per_round: 8
 checkpoint_every: {rounds}
@@ -79,9 +79,10 @@ def main() -> None:
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=2)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    print(f"{cpu_name()}, commit {commit()}, {asked.shards} shards")
+    print(f"{cpu_name()}, commit {commit()}, {asked.shards} shards, {asked.samples} samples")
     for objective in asked.objectives.split(","):
         for dtype in asked.dtypes.split(","):
             recipe = asked.out / f"{objective}-{dtype}.yaml"
@@ -92,6 +93,7 @@ def main() -> None:
                     dtype=dtype,
                     rounds=asked.rounds,
                     shards=asked.shards,
+                    samples=asked.samples,
                 )
             )
             first: dict[str, str] = {}
