@@ -93,6 +93,8 @@ def test_what_was_dropped_is_in_no_later_sum(size: int) -> None:
         sums.drop()  # before it was added up
         add(world, parameters, sums, seed=0, early=True)
         sums.add_up()
+        most = 4 * sum(SIZES.values()) * sums_of_shards(SHARDS, size)
+        assert sums.num_bytes <= 1.05 * most  # what was lost with the others is not counted
         found, expected = own_sums(world, layout, sums), whole(0)
         own = [s for piece in layout.pieces_of(world.rank) for s in piece]
         return all(torch.equal(found[str(s)], expected[s.name][s.start : s.stop]) for s in own)

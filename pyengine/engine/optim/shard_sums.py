@@ -133,3 +133,5 @@ class ShardSums:
             self.spare(self._last)
         self._tree.drop(bool(self._on_the_way))
         self._on_the_way, self._last, self._count = {}, None, 0
+        kept = (*self._spare, self._heard, self.total)
+        self.num_bytes = sum(t.nbytes for t in kept if t is not None)
