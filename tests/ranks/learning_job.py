@@ -1,11 +1,12 @@
-"""What ranks do together in test_same_bits: `learning_job.py MODEL` prints, on rank 0, a digest of
-all that each case leaves: weights, moments, metrics and samples."""
+"""What ranks do together in test_same_bits: `learning_job.py MODEL [CASE ...]` prints, on rank 0, a
+digest of all that each case leaves: weights, moments, metrics and samples."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ def reward(completions: list[str], **_: Any) -> list[float]:
 def case(model: str, objective: Any, **options: Any) -> dict[str, str]:
     if "optimizer" not in options:
         options["learning_rate"] = 1e-3
+    options.setdefault("dtype", "float32")  # not what this CPU is fastest in
     engine = pe.Engine.from_pretrained(model, shards=SHARDS, kv_tokens=4096, **options)
     sampling = pe.SamplingParams(n=3, max_tokens=12, seed=5)
     source = pe.preferences.Derived(
@@ -75,24 +77,27 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
     return sha.hexdigest()
 
 
-def main(model: str) -> dict[str, dict[str, str]]:
+def main(model: str, names: Sequence[str]) -> dict[str, dict[str, str]]:
     o = pe.objectives
-    return {
-        "dpo": case(model, o.DPO()),
-        "dpo in parts": case(model, o.DPO(), micro_batch_tokens=64),
-        "dpo, bfloat16": case(model, o.DPO(), dtype="bfloat16"),
-        "dpo, 8 bits": case(model, o.DPO(), optimizer_bits=8),
-        "kto": case(model, o.KTO()),
-        "grpo": case(model, o.GRPO(beta=0.04)),
-        "aot": case(model, o.get("aot")),
-        "aot in parts": case(model, o.get("aot"), micro_batch_tokens=64),
-        "lora": case(model, o.DPO(), lora=pe.LoraConfig(r=4, alpha=8)),
-        "lion": case(model, o.DPO(), optimizer=pe.optim.Lion(learning_rate=1e-4)),
+    cases: dict[str, tuple[Any, dict[str, Any]]] = {
+        "dpo": (o.DPO(), {}),
+        "dpo in parts": (o.DPO(), {"micro_batch_tokens": 64}),
+        "dpo, bfloat16": (o.DPO(), {"dtype": "bfloat16"}),
+        "dpo, 8 bits": (o.DPO(), {"optimizer_bits": 8}),
+        "kto": (o.KTO(), {}),
+        "grpo": (o.GRPO(beta=0.04), {}),
+        "grpo, bfloat16": (o.GRPO(beta=0.04), {"dtype": "bfloat16"}),
+        "aot": (o.get("aot"), {}),
+        "aot in parts": (o.get("aot"), {"micro_batch_tokens": 64}),
+        "lora": (o.DPO(), {"lora": pe.LoraConfig(r=4, alpha=8)}),
+        "lion": (o.DPO(), {"optimizer": pe.optim.Lion(learning_rate=1e-4)}),
     }
+    chosen = {name: cases[name] for name in names or cases}
+    return {name: case(model, of, **options) for name, (of, options) in chosen.items()}
 
 
 if __name__ == "__main__":
     with joined(pe.__version__) as world:
-        found = main(sys.argv[1])
+        found = main(sys.argv[1], sys.argv[2:])
         if world.rank == 0:
             print(json.dumps(found))
