@@ -61,7 +61,7 @@ NAMED = [
     Fault(
         "stopped while sampling", 4, f"3 stop {_ENGINE}.infer.inference:SessionInference.generate 4"
     ),
-    Fault("killed before it tells samples", 4, f"1 kill {_RANKED}:together 6"),
+    Fault("killed before it tells samples", 4, f"1 kill {_RANKED}:told 3"),
     Fault("killed while judging", 2, "0 kill pyengine.recipes.run.verdicts:Verdicts.__call__ 4"),
     Fault("killed at the reference", 4, f"3 kill {_LEARNER}.reference_logps 3"),
     Fault("killed on the way forward", 2, f"1 kill {_LEARNER}.policy_pass 7"),

@@ -19,12 +19,18 @@ import sys
 from typing import Any
 
 
-def break_at(kind: str, place: str, call: int) -> None:
+def at(place: str) -> tuple[Any, str]:
+    """Whatever has the function that stands there, and the function's name."""
     module, _, path = place.partition(":")
     *owners, name = path.split(".")
     owner: Any = importlib.import_module(module)
     for each in owners:
         owner = getattr(owner, each)
+    return owner, name
+
+
+def break_at(kind: str, place: str, call: int) -> None:
+    owner, name = at(place)
     found, calls = getattr(owner, name), iter(range(1, sys.maxsize))
 
     @functools.wraps(found)
