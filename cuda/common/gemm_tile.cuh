@@ -31,6 +31,7 @@ struct alignas(4 * N) Vec {
 // two is contiguous.
 template <typename T, bool K_INNER>
 struct Operand {
+    static constexpr bool kInner = K_INNER;
     const T* data;
     int64_t stride;  // of the dimension that is not contiguous
     int64_t count;   // i at and past this reads as zero
@@ -101,13 +102,14 @@ struct Tile {
 
   private:
     // Neighbouring threads read neighbouring addresses, whichever dimension is contiguous.
-    template <int N, typename T, bool K_INNER, typename Store>
-    __device__ static void load(const Operand<T, K_INNER>& m, int64_t first, int64_t k0, int64_t K,
+    template <int N, typename Matrix, typename Store>
+    __device__ static void load(const Matrix& m, int64_t first, int64_t k0, int64_t K,
                                 const Store& store) {
 #pragma unroll 4
         for (int u = 0; u < N * kTileK / kTileThreads; ++u) {
             const int n = u * kTileThreads + static_cast<int>(threadIdx.x);
-            const int i = K_INNER ? n / kTileK : n % N, k = K_INNER ? n % kTileK : n / N;
+            const int i = Matrix::kInner ? n / kTileK : n % N,
+                      k = Matrix::kInner ? n % kTileK : n / N;
             const bool present = first + i < m.count && k0 + k < K;
             store(i, k, present ? m.at(first + i, k0 + k) : 0.0f);
         }

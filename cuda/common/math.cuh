@@ -81,6 +81,25 @@ __device__ inline float log_f32(float x) {
     return x >= 0.0f ? s + fmaf(f * f, p, lost) : infinity() - infinity();
 }
 
+// x / (1 + e^-z), z >= -150: times_sigmoid of simd.h, one lane of it.
+__device__ inline float times_sigmoid(float x, float z) {
+    const bool far = z < -64.0f;
+    const float unit = far ? 1.6038108905486378e-28f : 1.0f;
+    const float e = exp_f32((far ? -64.0f : 0.0f) - z);
+    return x / (unit + e) * unit;
+}
+
+__device__ inline float silu_f32(float x) {
+    x = max_of(-150.0f, x);
+    return times_sigmoid(x, x);
+}
+
+__device__ inline float gelu_tanh_f32(float x) {
+    x = max_of(-15.0f, x);
+    const float z = x * fmaf(x * x, 0.07135481627f, 1.5957691216f);
+    return times_sigmoid(x, max_of(-150.0f, z));
+}
+
 // Each group of 16 lanes gets its own total, in the order of the CPU's sum(vec16): lane i with i+8,
 // then i+4, i+2, i+1.
 __device__ inline float fold16(float x) {

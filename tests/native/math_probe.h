@@ -20,7 +20,7 @@ PE_CPU_KERNEL(math_probe, MathProbeArgs)
 }  // namespace cpu
 
 namespace cuda {
-void math_probe(const MathProbeArgs& args);  // of cuda/common/math.cuh: exp and log
+void math_probe(const MathProbeArgs& args);  // of cuda/common/math.cuh
 }  // namespace cuda
 
 }  // namespace pe

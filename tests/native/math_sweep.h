@@ -37,7 +37,6 @@ struct MathCase {
     double (*reference)(double x);
     double max_ulps;  // times tail(x)
     double (*tail)(double x) = [](double) { return 1.0; };
-    bool cuda = true;  // has a twin there
 };
 
 // Whoever computes it: an instruction set, or CUDA's twin on the host.
@@ -53,12 +52,12 @@ struct MathDevice {
     }
 };
 
-inline std::vector<MathDevice> math_devices(const MathCase& c, const Options& options) {
+inline std::vector<MathDevice> math_devices(const Options& options) {
     std::vector<MathDevice> devices;
     for (const auto isa : isas(options)) {
         devices.push_back({pe::cpu::isa_name(isa), has_fma(isa), false, isa});
     }
-    if (options.cuda && c.cuda) devices.push_back({"cuda", true, true, {}});
+    if (options.cuda) devices.push_back({"cuda", true, true, {}});
     return devices;
 }
 
@@ -67,7 +66,7 @@ template <typename F>
 void check_special(const MathCase& c, const Options& options, std::vector<float> x, const F& f) {
     x.resize((x.size() + 15) / 16 * 16);
     std::vector<float> y(x.size());
-    for (const MathDevice& device : math_devices(c, options)) {
+    for (const MathDevice& device : math_devices(options)) {
         device.run({c.function, x.data(), y.data(), static_cast<int64_t>(x.size())});
         f(y);
     }
@@ -95,7 +94,7 @@ inline void check_one(const MathCase& c, float x, float y, double reference, Wor
 // Values on the first device with FMA and on the one without; the others' bits equal the former's.
 inline void sweep(const MathCase& c, const Options& options) {
     constexpr int64_t kChunk = 1 << 14;
-    const std::vector<MathDevice> devices = math_devices(c, options);
+    const std::vector<MathDevice> devices = math_devices(options);
     std::vector<float> x(kChunk), y(kChunk), fma(kChunk);
     std::vector<double> reference(kChunk);
     Worst worst[2];

@@ -206,7 +206,8 @@ def kernel_objects(variant: Variant) -> list[Object]:
             objects.append(kernel_object(variant, "", source, []))
     cuda = [f"-I{HERE / 'cuda_on_host'}", f"-I{ROOT / 'cuda'}", "-Wno-unknown-pragmas", *host_fma()]
     sources = [*sorted((ROOT / "cuda").glob("**/*.cu")), HERE / "cuda_probe.cpp"]
-    for source in [*sources, HERE / "cuda_on_host" / "cuda_on_host.cpp"]:
+    sources += [*sorted(HERE.glob("*.cu")), *sorted((HERE / "cuda_on_host").glob("*.cpp"))]
+    for source in sources:
         objects.append(kernel_object(variant, "cuda", source, cuda))
     return objects
 

@@ -33,15 +33,13 @@ void test_activations(const Options& options) {
     const MathCase silu{.name = "silu",
                         .function = pe::MathFunction::kSilu,
                         .reference = [](double x) { return times_sigmoid(x, x); },
-                        .max_ulps = 3.0,
-                        .cuda = false};
+                        .max_ulps = 3.0};
     // Below 0 the rounding of 2u counts |2u| times.
     const MathCase gelu{.name = "gelu_tanh",
                         .function = pe::MathFunction::kGeluTanh,
                         .reference = [](double x) { return times_sigmoid(x, gelu_argument(x)); },
                         .max_ulps = 3.0,
-                        .tail = [](double x) { return 1 + std::max(-gelu_argument(x), 0.0); },
-                        .cuda = false};
+                        .tail = [](double x) { return 1 + std::max(-gelu_argument(x), 0.0); }};
     for (const MathCase& c : {silu, gelu}) {
         check_limits(c, options);
         sweep(c, options);

@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "pyengine/dtype.h"
+
 namespace pe {
 
 constexpr int64_t kPanel = 32;
@@ -22,8 +24,8 @@ struct PackedMatrix {
     int64_t K = 0;
     float* scale = nullptr;  // i8 only: (panels * 32,)
 
-    int64_t panels() const { return (N + kPanel - 1) / kPanel; }
-    int64_t panel_bytes() const {
+    PE_HOST_DEVICE int64_t panels() const { return (N + kPanel - 1) / kPanel; }
+    PE_HOST_DEVICE int64_t panel_bytes() const {
         const int64_t pairs = (K + 1) / 2;
         switch (kind) {
             case PackedKind::kF32: return K * kPanel * 4;
@@ -32,7 +34,7 @@ struct PackedMatrix {
         }
         return 0;
     }
-    const char* panel(int64_t p) const {
+    PE_HOST_DEVICE const char* panel(int64_t p) const {
         return static_cast<const char*>(data) + p * panel_bytes();
     }
 };

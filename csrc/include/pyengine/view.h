@@ -15,7 +15,7 @@ struct MatrixView {
     int64_t cols = 0;
     int64_t row_stride = 0;
 
-    explicit operator bool() const { return data != nullptr; }
+    PE_HOST_DEVICE explicit operator bool() const { return data != nullptr; }
 };
 
 struct VectorView {
@@ -23,7 +23,7 @@ struct VectorView {
     DType dtype = DType::kF32;
     int64_t size = 0;
 
-    explicit operator bool() const { return data != nullptr; }
+    PE_HOST_DEVICE explicit operator bool() const { return data != nullptr; }
 };
 
 namespace {  // internal linkage: see isa.h

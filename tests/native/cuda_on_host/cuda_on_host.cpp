@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cuda_runtime.h"
+#include "fibers.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -32,8 +33,9 @@ struct Fiber {
     ucontext_t context;
     std::vector<char> stack = std::vector<char>(kStackBytes);
     State state = State::kReady;
-    uint32_t value = 0;    // offered to the warp's shuffle
-    void* fake = nullptr;  // ASan's handle of the fiber's stack
+    uint32_t value = 0;             // offered to the warp's shuffle
+    const void* offered = nullptr;  // to `share`
+    void* fake = nullptr;           // ASan's handle of the fiber's stack
 };
 
 std::vector<Fiber> fibers;
@@ -43,12 +45,6 @@ int current = 0;
 bool backwards = false;
 PE_ASAN(const void* scheduler_stack = nullptr;)
 PE_ASAN(size_t scheduler_stack_bytes = 0;)
-
-[[noreturn]] void fail(const char* what) {
-    fprintf(stderr, "cuda_on_host: %s (block %u,%u thread %d)\n", what, block_index.x,
-            block_index.y, current);
-    abort();
-}
 
 void yield(State state) {
     Fiber& self = fibers[static_cast<size_t>(current)];
@@ -62,6 +58,7 @@ void yield(State state) {
 void entry() {
     PE_ASAN(__sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes));
     (*body)();
+    check_no_copies_are_left();
     yield(State::kDone);
 }
 
@@ -136,9 +133,33 @@ void run_block(int threads) {
 
 }  // namespace
 
+[[noreturn]] void fail(const char* what) {
+    fprintf(stderr, "cuda_on_host: %s (block %u,%u thread %d)\n", what, block_index.x,
+            block_index.y, current);
+    abort();
+}
+
 void set_reversed(bool reversed) { backwards = reversed; }
 
+int thread() { return current; }
+
 int lane() { return current % kWarpLanes; }
+
+bool in_shared_memory(const void* p, int bytes) {
+    const char* first = static_cast<const char*>(p);
+    return first >= __start_pe_shared && first + bytes <= __stop_pe_shared;
+}
+
+void share(const void* offered, const std::function<void(const void* const*)>& read) {
+    fibers[static_cast<size_t>(current)].offered = offered;
+    yield(State::kAtShuffle);
+    const void* of_lane[kWarpLanes];
+    const int first = current / kWarpLanes * kWarpLanes;
+    for (int i = 0; i < kWarpLanes; ++i)
+        of_lane[i] = fibers[static_cast<size_t>(first + i)].offered;
+    read(of_lane);
+    yield(State::kAtShuffle);
+}
 
 void sync_threads() { yield(State::kAtBarrier); }
 

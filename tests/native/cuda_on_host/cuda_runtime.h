@@ -9,6 +9,8 @@
 #include <cstring>
 #include <functional>
 
+#include "tensor_cores.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -20,6 +22,7 @@
 using cudaError_t = int;
 using cudaStream_t = struct CUstream_st*;
 constexpr cudaError_t cudaSuccess = 0;
+constexpr cudaError_t cudaErrorInvalidValue = 1;
 constexpr cudaError_t cudaErrorInvalidConfiguration = 9;
 
 struct dim3 {

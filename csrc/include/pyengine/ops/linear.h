@@ -10,7 +10,9 @@
 //              tokens in order, so that a later call continues the chain. In bf16, dy is rounded (not for dbias) and tokens go in pairs:
 //              each group of rows starts a new pair, an odd one ends with a zero, so the split into calls changes nothing
 // determinism  cpu: an output has one f32 accumulator that walks K in order, whatever T, tile, threads; bf16 and i8 take pairs, the
-//              odd element first, as dpbf16ps does, and flush denormals: the same bits on every instruction set with FMA
+//              odd element first, as dpbf16ps does, and flush denormals: the same bits on every instruction set with FMA.
+//              cuda: f32 has the CPU's bits; bf16 and i8 walk K in steps of 16, each one mma, whatever T and tile; in the
+//              backward each group of rows starts a new step
 // source       the register tile of Goto and van de Geijn, ACM TOMS 34(3), 2008; silu gate: arXiv:2002.05202
 // proof        tests/reference/linear.py
 #pragma once
@@ -89,5 +91,17 @@ PE_CPU_KERNEL(linear_forward, LinearForwardArgs)
 PE_CPU_KERNEL(linear_backward, LinearBackwardArgs)
 PE_CPU_KERNEL(linear_activation_backward, LinearActivationBackwardArgs)
 }  // namespace cpu
+
+namespace cuda {
+// Return a cudaError_t; `stream` is a cudaStream_t.
+int64_t linear_backward_workspace_bytes(int64_t rows, int64_t N, int64_t K, int64_t groups,
+                                        DType x);
+int linear_pack(const LinearPackArgs& args, void* stream);
+int linear_pack_columns(const LinearPackColumnsArgs& args, void* stream);
+int linear_transpose(const LinearTransposeArgs& args, void* stream);
+int linear_forward(const LinearForwardArgs& args, void* stream);
+int linear_backward(const LinearBackwardArgs& args, void* stream);
+int linear_activation_backward(const LinearActivationBackwardArgs& args, void* stream);
+}  // namespace cuda
 
 }  // namespace pe
