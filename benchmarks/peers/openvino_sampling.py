@@ -1,12 +1,14 @@
-"""OpenVINO GenAI's ContinuousBatchingPipeline in float32."""
+"""OpenVINO GenAI's ContinuousBatchingPipeline."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 
-def sampler(model: Path) -> Callable[[list[list[int]], int], int]:
+
+def sampler(model: Path, dtype: str) -> Callable[[list[list[int]], int], int]:
     """Of a model that `optimum-cli export openvino --task text-generation-with-past
     --weight-format fp32` wrote. It draws among the 50 likeliest tokens, without log-probs."""
     import numpy as np
@@ -17,7 +19,7 @@ def sampler(model: Path) -> Callable[[list[list[int]], int], int]:
     scheduler.cache_size, scheduler.max_num_batched_tokens = 2, 2048
     scheduler.enable_prefix_caching = False
     pipeline = genai.ContinuousBatchingPipeline(
-        str(model), scheduler, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        str(model), scheduler, "CPU", {"INFERENCE_PRECISION_HINT": PRECISION[dtype]}
     )
 
     def sample(prompts: list[list[int]], new: int) -> int:

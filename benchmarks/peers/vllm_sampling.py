@@ -11,13 +11,13 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the model is a local folder
 
 
-def sampler(model: Path) -> Callable[[list[list[int]], int], int]:
-    """Of a Hugging Face folder, in float32. It draws from the whole vocabulary, with log-probs."""
+def sampler(model: Path, dtype: str) -> Callable[[list[list[int]], int], int]:
+    """Of a Hugging Face folder. It draws from the whole vocabulary, with log-probs."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(
         model=str(model),
-        dtype="float32",
+        dtype=dtype,
         max_model_len=1024,
         enable_prefix_caching=False,
         max_num_seqs=64,
