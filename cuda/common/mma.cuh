@@ -44,6 +44,10 @@ __device__ inline int mma_column(int lane, int i) { return lane % 4 * 2 + i % 2;
 
 #if defined(PE_CUDA_ON_HOST)
 
+inline uint32_t pair_of_bf16(float low, float high) {
+    return to_bf16(low).bits | uint32_t{to_bf16(high).bits} << 16;
+}
+
 inline void mma_bf16(FragmentC& c, const FragmentA& a, const FragmentB& b) {
     cuda_on_host::mma_m16n8k16_bf16(c.c, a.a, b.b);
 }
@@ -68,6 +72,13 @@ inline void wait_for_copies() {
 }
 
 #else
+
+// Both rounded to nearest even, the first in the lower half.
+__device__ inline uint32_t pair_of_bf16(float low, float high) {
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
 
 // c += a . b
 __device__ inline void mma_bf16(FragmentC& c, const FragmentA& a, const FragmentB& b) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/math.cuh"
+#include "common/mma.cuh"
 #include "pyengine/packed.h"
 
 namespace pe::cuda {
@@ -19,6 +20,47 @@ struct RowsOfX {
 
     __device__ static int chunk(int row, int c) { return (row * 4 + (c ^ (row / 2 % 4))) * 4; }
     __device__ const uint32_t* address(int row, int c) const { return word + chunk(row, c); }
+};
+
+// Rows of queries: HD elements each, of which 8 rows' chunks would meet in the same banks.
+template <int ROWS, int HD>
+struct RowsOfQ {
+    alignas(16) bf16 value[ROWS * HD];
+
+    __device__ static int place(int row, int c) { return row * HD + (c ^ row % 8) * 8; }
+    __device__ const bf16* chunk(int row, int c) const { return value + place(row, c); }
+    __device__ bf16& at(int row, int d) { return value[place(row, d / 8) + d % 8]; }
+};
+
+// Packed pairs, a row of WIDTH outputs each, as in panels and in pages. Four rows' words would meet in a bank.
+template <int PAIRS, int WIDTH>
+struct WordRows {
+    alignas(16) uint32_t word[PAIRS * WIDTH];
+
+    __device__ static int place(int pair, int c) { return pair * WIDTH + (c ^ pair % 4 * 2) * 4; }
+    __device__ uint32_t* chunk(int pair, int c) { return word + place(pair, c); }
+};
+
+// A lane's words of WordRows, as the B fragment of step `step` of 16 along the sum and tile `tile` of 8 outputs has them. Only four
+// places differ from lane to lane in more than a constant: they are worked out once.
+struct WordsOfLane {
+    int place[4];
+
+    template <int PAIRS, int WIDTH>
+    __device__ static WordsOfLane of(const WordRows<PAIRS, WIDTH>&, int lane) {
+        WordsOfLane words;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int n = i * 8 + lane / 4;
+            words.place[i] = WordRows<PAIRS, WIDTH>::place(lane % 4, n / 4) + n % 4;
+        }
+        return words;
+    }
+    template <int PAIRS, int WIDTH>
+    __device__ FragmentB fragment(const WordRows<PAIRS, WIDTH>& rows, int step, int tile) const {
+        const uint32_t* at = rows.word + place[tile % 4] + step * 8 * WIDTH + tile / 4 * 32;
+        return {{at[0], at[4 * WIDTH]}};
+    }
 };
 
 // A panel's packed rows in shared memory: 32 words (bf16) or half as many (int8) each.

@@ -1,4 +1,5 @@
-// attention on every instruction set: float64 values, bits, and memory that it must not look at.
+// attention on every instruction set and on CUDA's host twin: float64 values, bits, and memory that it must not look at.
+#include "cuda_runtime.h"
 #include "paged_case.h"
 #include "pyengine/ops/attention.h"
 #include "pyengine/ops/kv_cache.h"
@@ -14,12 +15,15 @@ struct Case {
     int64_t G = 3, pad = 5;
     std::vector<int64_t> lengths = {1, 70, 63, 130, 2};
     float scale = 0.2f;
+    int64_t window = 0;
 
     int64_t columns() const { return shape.heads * G * shape.head_dim; }
+    int64_t page_pad() const { return pad * 8; }  // CUDA takes pages on 16 bytes
     std::string text() const {
         return "attention of " + std::to_string(lengths.size()) + " sequences G " +
                std::to_string(G) + shape.text() + " dtypes " + std::to_string(static_cast<int>(q)) +
-               std::to_string(static_cast<int>(out)) + " scale " + std::to_string(scale);
+               std::to_string(static_cast<int>(out)) + " scale " + std::to_string(scale) +
+               " window " + std::to_string(window);
     }
 };
 
@@ -42,8 +46,8 @@ struct Inputs {
           q(c.q, start.back(), c.columns()),
           k(DType::kF32, start.back(), c.shape.heads * c.shape.head_dim),
           v(DType::kF32, start.back(), c.shape.heads * c.shape.head_dim),
-          keys(c.shape, pages(case_), c.pad),
-          values(c.shape, pages(case_), c.pad) {
+          keys(c.shape, pages(case_), c.page_pad()),
+          values(c.shape, pages(case_), c.page_pad()) {
         Rng rng(static_cast<uint64_t>(start.back() * 1000 + c.shape.head_dim));
         for (Matrix* m : {&q, &k, &v}) m->fill_normal(rng);
         const std::vector<int32_t> order = shuffled_pages(rng, pages(c));
@@ -76,7 +80,8 @@ struct Inputs {
     }
 
     // Writes these rows of `out`, which has the layout of q; in the call they follow each other.
-    void run(const std::vector<Part>& parts, const Matrix& out, const Matrix* lse = nullptr) const {
+    void run(const std::vector<Part>& parts, const Matrix& out, const Matrix* lse = nullptr,
+             bool on_cuda = false) const {
         std::vector<int32_t> cu = {0}, first;
         // Entries that must not be read are no pages.
         std::vector<int32_t> table(parts.size() * static_cast<size_t>(width), -1);
@@ -90,18 +95,24 @@ struct Inputs {
         const Matrix rows(c.q, cu.back(), c.columns(), c.pad);
         const Matrix got(c.out, cu.back(), c.columns(), c.pad);
         move(parts, cu, [&](int64_t whole, int64_t row) { copy_row(q, whole, rows, row); });
-        pe::cpu::attention_forward(
-            {.q = rows.view(),
-             .keys = keys.view(),
-             .values = values.view(),
-             .cu_seqlens = view_of(cu, DType::kI32),
-             .first_positions = view_of(first, DType::kI32),
-             .block_tables = {table.data(), DType::kI32, static_cast<int64_t>(parts.size()), width,
-                              width},
-             .num_heads = c.shape.heads * c.G,
-             .scale = c.scale,
-             .out = got.view(),
-             .lse = lse != nullptr ? lse->view() : pe::MatrixView{}});
+        const pe::AttentionForwardArgs args{
+            .q = rows.view(),
+            .keys = keys.view(),
+            .values = values.view(),
+            .cu_seqlens = view_of(cu, DType::kI32),
+            .first_positions = view_of(first, DType::kI32),
+            .block_tables = {table.data(), DType::kI32, static_cast<int64_t>(parts.size()), width,
+                             width},
+            .num_heads = c.shape.heads * c.G,
+            .scale = c.scale,
+            .window = c.window,
+            .out = got.view(),
+            .lse = lse != nullptr ? lse->view() : pe::MatrixView{}};
+        if (on_cuda) {
+            CHECK(pe::cuda::attention_forward(args, nullptr) == cudaSuccess, c.text());
+        } else {
+            pe::cpu::attention_forward(args);
+        }
         CHECK(got.padding_is_intact(), c.text() + " writes between rows");
         move(parts, cu, [&](int64_t whole, int64_t row) { copy_row(got, row, out, whole); });
     }
@@ -144,7 +155,8 @@ double check_values(const Inputs& in, const Matrix& out, const Matrix& lse, size
             const int64_t kv = head / c.G * hd;
             double largest = -INFINITY, score_error = 0, total = 0;
             weight.assign(static_cast<size_t>(t + 1), 0.0);
-            for (int64_t j = 0; j <= t; ++j) {
+            const int64_t oldest = c.window > 0 ? std::max<int64_t>(0, t + 1 - c.window) : 0;
+            for (int64_t j = oldest; j <= t; ++j) {
                 double score = 0, size = 0;
                 for (int64_t d = 0; d < hd; ++d) {
                     const double product =
@@ -158,7 +170,10 @@ double check_values(const Inputs& in, const Matrix& out, const Matrix& lse, size
                 score_error = std::max(
                     score_error, static_cast<double>(hd + 4) * kUnit * std::fabs(size * c.scale));
             }
-            for (double& w : weight) total += w = std::exp(w - largest);
+            for (int64_t j = oldest; j <= t; ++j) {
+                double& w = weight[static_cast<size_t>(j)];
+                total += w = std::exp(w - largest);
+            }
             const double exact_lse = largest + std::log(total);
             worst =
                 std::max(worst, SHARE(lse.get(base + t, head), exact_lse,
@@ -169,7 +184,7 @@ double check_values(const Inputs& in, const Matrix& out, const Matrix& lse, size
                 4 * score_error + (bf16 ? 0x1.0p-8 : 0.0) + static_cast<double>(t + 40) * 2 * kUnit;
             for (int64_t d = 0; d < hd; ++d) {
                 double value = 0, size = 0;
-                for (int64_t j = 0; j <= t; ++j) {
+                for (int64_t j = oldest; j <= t; ++j) {
                     const double term = weight[static_cast<size_t>(j)] / total *
                                         rounded(in.v.get(base + j, kv + d), c.shape.dtype);
                     value += term;
@@ -188,15 +203,22 @@ double check_values(const Inputs& in, const Matrix& out, const Matrix& lse, size
 // Bits: a second run, two threads, three chunks, each sequence's rows one by one, out over q.
 void check_bits(const Inputs& in, const Matrix& whole, const std::string& isa) {
     const Case& c = in.c;
+    const bool on_cuda = isa == "cuda";
     const auto repeat = [&](const std::vector<std::vector<Part>>& calls, const char* what) {
         const Matrix out(c.out, in.start.back(), c.columns());
-        for (const auto& parts : calls) in.run(parts, out);
+        for (const auto& parts : calls) in.run(parts, out, nullptr, on_cuda);
         CHECK(out.same_bits(whole), c.text() + " on " + isa + ": " + what);
     };
-    repeat({in.whole()}, "a second run");
-    pe::set_num_threads(2);
-    repeat({in.whole()}, "two threads");
-    pe::set_num_threads(1);
+    if (on_cuda) {
+        cuda_on_host::set_reversed(true);
+        repeat({in.whole()}, "threads in another order");
+        cuda_on_host::set_reversed(false);
+    } else {
+        repeat({in.whole()}, "a second run");
+        pe::set_num_threads(2);
+        repeat({in.whole()}, "two threads");
+        pe::set_num_threads(1);
+    }
     std::vector<std::vector<Part>> chunks(3), rows;
     for (const Part& p : in.whole()) {
         const int64_t a = p.end / 3, b = a + p.end / 2;
@@ -206,7 +228,8 @@ void check_bits(const Inputs& in, const Matrix& whole, const std::string& isa) {
         for (int64_t t = 0; t < p.end; ++t) rows.push_back({{p.s, t, t + 1}});
     }
     repeat(chunks, "in three chunks");
-    repeat(rows, "row by row");
+    // Each of these calls is a grid of its own, which takes the host's twin long.
+    if (!on_cuda || in.start.back() < 100) repeat(rows, "row by row");
 }
 
 double check_case(const Case& c, const Options& options) {
@@ -229,6 +252,16 @@ double check_case(const Case& c, const Options& options) {
         }
         fma.push_back(std::move(out));
     }
+    if (!options.cuda) return worst;
+    const Matrix out(c.out, in.start.back(), c.columns());
+    const Matrix lse(DType::kF32, in.start.back(), c.shape.heads * c.G, c.pad);
+    in.run(in.whole(), out, &lse, true);
+    CHECK(lse.padding_is_intact(), c.text() + " writes between rows of lse on CUDA");
+    for (size_t s = 0; s < c.lengths.size(); ++s)
+        worst = std::max(worst, check_values(in, out, lse, s));
+    if (c.shape.dtype == DType::kF32 && !fma.empty())
+        CHECK(out.same_bits(fma[0]), c.text() + ": CUDA against the CPU");
+    if (!options.small && c.G <= 3) check_bits(in, out, "cuda");
     return worst;
 }
 
@@ -247,6 +280,12 @@ void test_attention(const Options& options) {
                              .scale = 1.0f});
         }
         cases.push_back({.shape = {.dtype = dtype, .heads = 1, .head_dim = 256}, .lengths = {17}});
+        for (const int64_t window : {1, 20, 64, 100}) {
+            cases.push_back({.shape = {.dtype = dtype, .heads = 1, .head_dim = 16},
+                             .G = 1,
+                             .lengths = {130, 3},
+                             .window = window});
+        }
         for (const int64_t page_tokens : {32, 64}) {
             cases.push_back({.shape = {.dtype = dtype, .heads = 1, .page_tokens = page_tokens}});
         }

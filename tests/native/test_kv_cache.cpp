@@ -1,4 +1,5 @@
-// kv_cache on every instruction set: every element of the pool, written or not.
+// kv_cache on every instruction set and on CUDA's host twin: every element of the pool, written or not.
+#include "cuda_runtime.h"
 #include "paged_case.h"
 #include "pyengine/ops/kv_cache.h"
 
@@ -34,15 +35,17 @@ struct Inputs {
     }
 
     // Rows [begin, begin + n).
-    void write(const Pool& keys, const Pool& values, int64_t begin, int64_t n) {
+    void write(const Pool& keys, const Pool& values, int64_t begin, int64_t n, bool on_cuda) {
         pe::VectorView part = view_of(slots, DType::kI64);
         part.data = slots.data() + begin;
         part.size = n;
-        pe::cpu::kv_cache_write({.k = k.rows(begin, n),
-                                 .v = v.rows(begin, n),
-                                 .keys = keys.view(),
-                                 .values = values.view(),
-                                 .slots = part});
+        const pe::KvCacheWriteArgs args{.k = k.rows(begin, n),
+                                        .v = v.rows(begin, n),
+                                        .keys = keys.view(),
+                                        .values = values.view(),
+                                        .slots = part};
+        if (!on_cuda) return pe::cpu::kv_cache_write(args);
+        CHECK(pe::cuda::kv_cache_write(args, nullptr) == cudaSuccess, "launch");
     }
 };
 
@@ -69,10 +72,11 @@ void check_case(const Case& c, const Options& options) {
     Inputs in(c);
     Pool want_keys(c.shape, in.pages, c.pad), want_values(c.shape, in.pages, c.pad);
     expect(c, in, want_keys, want_values);
-    const auto check = [&](const std::vector<int64_t>& cuts, const std::string& what) {
+    const auto check = [&](const std::vector<int64_t>& cuts, const std::string& what,
+                           bool on_cuda = false) {
         const Pool keys(c.shape, in.pages, c.pad), values(c.shape, in.pages, c.pad);
         for (size_t i = 0; i + 1 < cuts.size(); ++i) {
-            in.write(keys, values, cuts[i], cuts[i + 1] - cuts[i]);
+            in.write(keys, values, cuts[i], cuts[i + 1] - cuts[i], on_cuda);
         }
         CHECK(keys.memory().same_bits(want_keys.memory()), c.text() + " keys " + what);
         CHECK(values.memory().same_bits(want_values.memory()), c.text() + " values " + what);
@@ -86,6 +90,12 @@ void check_case(const Case& c, const Options& options) {
         check({0, c.T}, name + " on two threads");
         pe::set_num_threads(1);
     }
+    if (!options.cuda) return;
+    check({0, c.T}, "cuda", true);
+    check({0, c.T / 3, c.T / 3 + c.T / 2, c.T}, "cuda in three calls", true);
+    cuda_on_host::set_reversed(true);
+    check({0, c.T}, "cuda with blocks in another order", true);
+    cuda_on_host::set_reversed(false);
 }
 
 }  // namespace

@@ -163,6 +163,8 @@ void share(const void* offered, const std::function<void(const void* const*)>& r
 
 void sync_threads() { yield(State::kAtBarrier); }
 
+void sync_warp() { yield(State::kAtShuffle); }
+
 // The second yield keeps a lane from offering its next value before all have read this one.
 uint32_t shuffle(uint32_t value, int source_lane) {
     fibers[static_cast<size_t>(current)].value = value;

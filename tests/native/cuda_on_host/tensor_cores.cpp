@@ -41,28 +41,43 @@ struct Operands {
     const uint32_t *a, *b;
 };
 
-}  // namespace
+// The maps the other way: which lane has an element, and as its which one.
+struct Holder {
+    int lane, i;
+};
 
-void mma_m16n8k16_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    const Operands mine{a, b};
-    float sums[4];
-    share(&mine, [&](const void* const* of_lane) {
-        double matrix_a[16][16], matrix_b[16][8];
+struct Holders {
+    Holder a[16][16], b[16][8];
+
+    Holders() {
         for (int lane = 0; lane < 32; ++lane) {
-            const auto& theirs = *static_cast<const Operands*>(of_lane[lane]);
             for (int i = 0; i < 8; ++i) {
                 const Place p = place_in_a(lane, i);
-                matrix_a[p.row][p.column] = element(theirs.a, i);
+                a[p.row][p.column] = {lane, i};
             }
             for (int i = 0; i < 4; ++i) {
                 const Place p = place_in_b(lane, i);
-                matrix_b[p.row][p.column] = element(theirs.b, i);
+                b[p.row][p.column] = {lane, i};
             }
         }
+    }
+};
+
+}  // namespace
+
+void mma_m16n8k16_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    static const Holders holders;
+    const Operands mine{a, b};
+    float sums[4];
+    share(&mine, [&](const void* const* of_lane) {
         for (int i = 0; i < 4; ++i) {
             const Place p = place_in_c(thread() % 32, i);
             double sum = c[i];
-            for (int k = 0; k < 16; ++k) sum += matrix_a[p.row][k] * matrix_b[k][p.column];
+            for (int k = 0; k < 16; ++k) {
+                const Holder left = holders.a[p.row][k], right = holders.b[k][p.column];
+                sum += element(static_cast<const Operands*>(of_lane[left.lane])->a, left.i) *
+                       element(static_cast<const Operands*>(of_lane[right.lane])->b, right.i);
+            }
             sums[i] = static_cast<float>(sum);
         }
     });

@@ -17,6 +17,8 @@
 //                acc = acc * f, then one chain over the block's keys; out = acc / l, and +0 for -0; lse = m + log(l)
 //              In bf16 pages p is rounded for the last chain, and both chains walk pairs, odd element first. Denormal
 //              numbers count as zero, as in the bf16 instructions.
+//              cuda: the same blocks and state, whatever shares a tile; f32 pages have the CPU's bits, chains of bf16 pages go
+//              in steps of 16, each one mma, and such pages start on 16 bytes
 // source       online softmax: arXiv:1805.02867, arXiv:2205.14135; pages: arXiv:2309.06180; grouped queries: arXiv:2305.13245
 // proof        tests/reference/attention.py
 #pragma once
