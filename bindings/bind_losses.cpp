@@ -97,7 +97,8 @@ void token(const py::object& policy_, const py::object& old, const py::object& r
         refuse(kToken, "old must be given with family '" + family + "'");
     if (reference.is_none() && args.penalty != TokenPenalty::kNone)
         refuse(kToken, "reference must be given with penalty '" + penalty + "'");
-    args.cu_seqlens = segment_bounds(kToken, "cu_seqlens", "N", cu_seqlens, N);
+    args.cu_seqlens =
+        segment_bounds(on_cpu(borrow(kToken, "cu_seqlens", cu_seqlens), {DType::kI64}), "N", N);
     const int64_t S = args.cu_seqlens.size - 1;
     args.per_token = per_token;
     if (per_token && args.family == TokenFamily::kClipped && args.level == TokenLevel::kSum)
@@ -152,7 +153,7 @@ void list(const py::object& policy_, const py::object& reference, const py::obje
     args.policy = vector(policy);
     args.reference = optional(kList, "reference", reference, {DType::kF32, DType::kF64}, "(S,)", S);
     args.values = required(kList, "values", values, {DType::kF32, DType::kF64}, "(S,)", S);
-    args.groups = segment_bounds(kList, "groups", "S", groups, S);
+    args.groups = segment_bounds(on_cpu(borrow(kList, "groups", groups), {DType::kI64}), "S", S);
     const int64_t G = args.groups.size - 1;
     args.index = places(index, S);
     args.weight = optional(kList, "weight", weight, {DType::kF64}, "(G,)", G);

@@ -18,35 +18,57 @@ constexpr const char* kPairwiseLoss = "pairwise_loss";
 
 // segment_sum
 
-void sum_forward(py::object values_, py::object weights, py::object cu_seqlens, py::object sums) {
+void sum_forward(py::object values_, py::object weights_, py::object cu_seqlens_, py::object sums_,
+                 uintptr_t stream) {
     const TensorArg values = borrow(kSegmentSum, "values", values_);
-    on_cpu(values, {DType::kF32});
+    const TensorArg weights = borrow_optional(kSegmentSum, "weights", weights_);
+    const TensorArg cu_seqlens = borrow(kSegmentSum, "cu_seqlens", cu_seqlens_);
+    const TensorArg sums = borrow(kSegmentSum, "sums", sums_);
+    for (const TensorArg* t : {&values, &weights}) check_dtype(*t, {DType::kF32});
     check_dims(values, "(N,)", 1);
+    check_same_device(values, {&weights, &cu_seqlens, &sums});
+    check_cuda_built(values);
     const int64_t N = values.shape[0];
-    SegmentSumArgs args{.values = vector(values), .weights = {}, .cu_seqlens = {}, .sums = {}};
-    args.weights =
-        sized(on_cpu(borrow_optional(kSegmentSum, "weights", weights), {DType::kF32}), "(N,)", N);
-    args.cu_seqlens = segment_bounds(kSegmentSum, "cu_seqlens", "N", cu_seqlens, N);
-    args.sums = sized(on_cpu(borrow(kSegmentSum, "sums", sums), {DType::kF64}), "(S,)",
-                      args.cu_seqlens.size - 1);
+    SegmentSumArgs args{.values = vector(values),
+                        .weights = sized(weights, "(N,)", N),
+                        .cu_seqlens = segment_bounds(cu_seqlens, "N", N),
+                        .sums = {}};
+    check_dtype(sums, {DType::kF64});
+    args.sums = sized(sums, "(S,)", args.cu_seqlens.size - 1);
     py::gil_scoped_release release;
+#ifdef PE_WITH_CUDA
+    if (values.is_cuda)
+        return check_cuda_status(kSegmentSum,
+                                 cuda::segment_sum_forward(args, reinterpret_cast<void*>(stream)));
+#endif
+    (void)stream;
     cpu::segment_sum_forward(args);
 }
 
-void sum_backward(py::object dsums, py::object weights, py::object cu_seqlens,
-                  py::object dvalues_) {
+void sum_backward(py::object dsums_, py::object weights_, py::object cu_seqlens_,
+                  py::object dvalues_, uintptr_t stream) {
+    const TensorArg dsums = borrow(kSegmentSum, "dsums", dsums_);
+    const TensorArg weights = borrow_optional(kSegmentSum, "weights", weights_);
+    const TensorArg cu_seqlens = borrow(kSegmentSum, "cu_seqlens", cu_seqlens_);
     const TensorArg dvalues = borrow(kSegmentSum, "dvalues", dvalues_);
-    on_cpu(dvalues, {DType::kF32});
+    for (const TensorArg* t : {&dvalues, &weights}) check_dtype(*t, {DType::kF32});
     check_dims(dvalues, "(N,)", 1);
+    check_same_device(dvalues, {&dsums, &weights, &cu_seqlens});
+    check_cuda_built(dvalues);
     const int64_t N = dvalues.shape[0];
-    SegmentSumBackwardArgs args{
-        .dsums = {}, .weights = {}, .cu_seqlens = {}, .dvalues = vector(dvalues)};
-    args.weights =
-        sized(on_cpu(borrow_optional(kSegmentSum, "weights", weights), {DType::kF32}), "(N,)", N);
-    args.cu_seqlens = segment_bounds(kSegmentSum, "cu_seqlens", "N", cu_seqlens, N);
-    args.dsums = sized(on_cpu(borrow(kSegmentSum, "dsums", dsums), {DType::kF64}), "(S,)",
-                       args.cu_seqlens.size - 1);
+    SegmentSumBackwardArgs args{.dsums = {},
+                                .weights = sized(weights, "(N,)", N),
+                                .cu_seqlens = segment_bounds(cu_seqlens, "N", N),
+                                .dvalues = vector(dvalues)};
+    check_dtype(dsums, {DType::kF64});
+    args.dsums = sized(dsums, "(S,)", args.cu_seqlens.size - 1);
     py::gil_scoped_release release;
+#ifdef PE_WITH_CUDA
+    if (dvalues.is_cuda)
+        return check_cuda_status(kSegmentSum,
+                                 cuda::segment_sum_backward(args, reinterpret_cast<void*>(stream)));
+#endif
+    (void)stream;
     cpu::segment_sum_backward(args);
 }
 
@@ -264,9 +286,9 @@ void loss(py::object operands_, py::object terms_, py::object weight, py::object
 
 void bind(py::module_& m) {
     m.def("segment_sum_forward", &sum_forward, py::arg("values"), py::arg("weights").none(true),
-          py::arg("cu_seqlens"), py::arg("sums"));
+          py::arg("cu_seqlens"), py::arg("sums"), py::arg("stream") = 0);
     m.def("segment_sum_backward", &sum_backward, py::arg("dsums"), py::arg("weights").none(true),
-          py::arg("cu_seqlens"), py::arg("dvalues"));
+          py::arg("cu_seqlens"), py::arg("dvalues"), py::arg("stream") = 0);
     m.def("pairwise_loss", &loss, py::arg("operands"), py::arg("terms"),
           py::arg("weight").none(true), py::arg("losses"), py::arg("slopes"),
           py::arg("dsums").none(true));

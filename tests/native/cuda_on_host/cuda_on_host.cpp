@@ -32,7 +32,7 @@ struct Fiber {
     ucontext_t context;
     std::vector<char> stack = std::vector<char>(kStackBytes);
     State state = State::kReady;
-    uint32_t value = 0;    // offered to the warp's shuffle
+    uint64_t value = 0;    // offered to the warp's shuffle
     void* fake = nullptr;  // ASan's handle of the fiber's stack
 };
 
@@ -143,11 +143,11 @@ int lane() { return current % kWarpLanes; }
 void sync_threads() { yield(State::kAtBarrier); }
 
 // The second yield keeps a lane from offering its next value before all have read this one.
-uint32_t shuffle(uint32_t value, int source_lane) {
+uint64_t shuffle(uint64_t value, int source_lane) {
     fibers[static_cast<size_t>(current)].value = value;
     yield(State::kAtShuffle);
     const int source = current / kWarpLanes * kWarpLanes + source_lane;
-    const uint32_t result = fibers[static_cast<size_t>(source)].value;
+    const uint64_t result = fibers[static_cast<size_t>(source)].value;
     yield(State::kAtShuffle);
     return result;
 }
