@@ -226,6 +226,7 @@ def token_loss(
     logps: Tensor,
     log_ratio: Tensor | None,
     kl: Tensor | None,
+    stream: int = 0,
 ) -> None: ...
 def listwise_loss(
     policy: Tensor,
