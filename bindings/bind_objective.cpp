@@ -145,13 +145,27 @@ double number(const char* name, py::handle object) {
     return value;
 }
 
+// C, S: of the first operand, below 0 before it.
+struct Sizes {
+    int64_t C = -1, S = -1;
+    bool indexed = false;
+    TensorArg first;  // its policy: all tensors are on that device
+};
+
+const TensorArg& beside_first(const Sizes& sizes, const TensorArg& t,
+                              std::initializer_list<DType> allowed) {
+    check_dtype(t, allowed);
+    check_same_device(sizes.first, {&t});
+    return t;
+}
+
 // A number, or a tensor of C of them.
-PairCoefficient coefficient(const char* name, py::handle object, int64_t C) {
+PairCoefficient coefficient(const char* name, py::handle object, const Sizes& sizes) {
     if (is_number(object))
         return {.data = nullptr, .dtype = DType::kF64, .value = number(name, object)};
     const TensorArg t = borrow(kPairwiseLoss, name, object);
-    on_cpu(t, {DType::kF32, DType::kF64});
-    const VectorView view = sized(t, "(C,)", C);
+    beside_first(sizes, t, {DType::kF32, DType::kF64});
+    const VectorView view = sized(t, "(C,)", sizes.C);
     return {.data = view.data, .dtype = view.dtype, .value = 0.0};
 }
 
@@ -191,12 +205,6 @@ double parameter(size_t i, PairFamily kind, py::handle object) {
     return x;
 }
 
-// C, S: of the first operand, below 0 before it.
-struct Sizes {
-    int64_t C = -1, S = -1;
-    bool indexed = false;
-};
-
 PairOperand operand(size_t k, py::handle object, Sizes* sizes) {
     const py::tuple parts = fields("operands", k, object, 3, "PairOperand");
     const auto take = [&](size_t part) {
@@ -204,8 +212,10 @@ PairOperand operand(size_t k, py::handle object, Sizes* sizes) {
     };
     const TensorArg policy = borrow(kPairwiseLoss, names().operand[k][0], parts[0]);
     const TensorArg reference = take(1), index = take(2);
-    for (const TensorArg* t : {&policy, &reference}) on_cpu(*t, {DType::kF32, DType::kF64});
-    on_cpu(index, {DType::kI64});
+    if (sizes->S < 0) sizes->first = policy;
+    for (const TensorArg* t : {&policy, &reference})
+        beside_first(*sizes, *t, {DType::kF32, DType::kF64});
+    beside_first(*sizes, index, {DType::kI64});
     check_dims(policy, index.present() ? "(S,)" : "(C,)", 1);
     if (index.present()) check_dims(index, "(C,)", 1);
     if (sizes->S < 0) {
@@ -224,7 +234,7 @@ PairOperand operand(size_t k, py::handle object, Sizes* sizes) {
     return result;
 }
 
-PairTerm term(size_t i, py::handle object, int K, int64_t C) {
+PairTerm term(size_t i, py::handle object, int K, const Sizes& sizes) {
     const py::tuple parts = fields("terms", i, object, 5, "PairTerm");
     const std::string where = "terms[" + std::to_string(i) + "].coefficients";
     const py::tuple coefficients = items(where.c_str(), parts[1]);
@@ -235,10 +245,10 @@ PairTerm term(size_t i, py::handle object, int K, int64_t C) {
     PairTerm result;
     result.family = family(i, parts[0]);
     for (size_t k = 0; k < coefficients.size(); ++k) {
-        result.coefficients[k] = coefficient(names().coefficient[i][k], coefficients[k], C);
+        result.coefficients[k] = coefficient(names().coefficient[i][k], coefficients[k], sizes);
     }
-    result.shift = coefficient(names().term[i][0], parts[2], C);
-    result.scale = coefficient(names().term[i][1], parts[3], C);
+    result.shift = coefficient(names().term[i][0], parts[2], sizes);
+    result.scale = coefficient(names().term[i][1], parts[3], sizes);
     result.parameter = parameter(i, result.family, parts[4]);
     return result;
 }
@@ -252,33 +262,40 @@ void take_weight(const py::object& weight, const TensorArg& dsums, const Sizes& 
     }
     const TensorArg t = borrow_optional(kPairwiseLoss, "weight", weight);
     if (!t.present()) refuse("weight must be given where the operands have an index");
-    on_cpu(t, {DType::kF32, DType::kF64});
+    beside_first(sizes, t, {DType::kF32, DType::kF64});
     const VectorView view = sized(t, "(C,)", sizes.C);
     if (!dsums.present()) {
         refuse("dsums must have shape (S,) = (" + std::to_string(sizes.S) + ",) but is None");
     }
     args->weight = {.data = view.data, .dtype = view.dtype, .value = 0.0};
-    args->dsums = sized(on_cpu(dsums, {DType::kF64}), "(S,)", sizes.S);
+    args->dsums = sized(beside_first(sizes, dsums, {DType::kF64}), "(S,)", sizes.S);
 }
 
 void loss(py::object operands_, py::object terms_, py::object weight, py::object losses,
-          py::object slopes_, py::object dsums) {
+          py::object slopes_, py::object dsums, uintptr_t stream) {
     PairwiseLossArgs args;
     Sizes sizes;
     const py::tuple operands = items("operands", operands_), terms = items("terms", terms_);
     args.K = count("operands", operands, kPairOperands);
     args.I = count("terms", terms, kPairTerms);
     for (size_t k = 0; k < operands.size(); ++k) args.operands[k] = operand(k, operands[k], &sizes);
+    check_cuda_built(sizes.first);
     args.C = sizes.C;
-    for (size_t i = 0; i < terms.size(); ++i) args.terms[i] = term(i, terms[i], args.K, sizes.C);
-    args.losses =
-        sized(on_cpu(borrow(kPairwiseLoss, "losses", losses), {DType::kF32}), "(C,)", sizes.C);
+    for (size_t i = 0; i < terms.size(); ++i) args.terms[i] = term(i, terms[i], args.K, sizes);
+    args.losses = sized(beside_first(sizes, borrow(kPairwiseLoss, "losses", losses), {DType::kF32}),
+                        "(C,)", sizes.C);
     const TensorArg slopes = borrow(kPairwiseLoss, "slopes", slopes_);
-    on_cpu(slopes, {DType::kF32});
+    beside_first(sizes, slopes, {DType::kF32});
     check_shape(slopes, "(K, C)", {args.K, sizes.C});
     args.slopes = matrix(slopes);
     take_weight(weight, borrow_optional(kPairwiseLoss, "dsums", dsums), sizes, &args);
     py::gil_scoped_release release;
+#ifdef PE_WITH_CUDA
+    if (sizes.first.is_cuda)
+        return check_cuda_status(kPairwiseLoss,
+                                 cuda::pairwise_loss(args, reinterpret_cast<void*>(stream)));
+#endif
+    (void)stream;
     cpu::pairwise_loss(args);
 }
 
@@ -291,7 +308,7 @@ void bind(py::module_& m) {
           py::arg("cu_seqlens"), py::arg("dvalues"), py::arg("stream") = 0);
     m.def("pairwise_loss", &loss, py::arg("operands"), py::arg("terms"),
           py::arg("weight").none(true), py::arg("losses"), py::arg("slopes"),
-          py::arg("dsums").none(true));
+          py::arg("dsums").none(true), py::arg("stream") = 0);
 }
 
 }  // namespace pe::bindings::objective

@@ -205,6 +205,7 @@ def pairwise_loss(
     losses: Tensor,
     slopes: Tensor,
     dsums: Tensor | None,
+    stream: int = 0,
 ) -> None: ...
 def token_loss(
     policy: Tensor,

@@ -13,6 +13,7 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
+#define __grid_constant__
 // One block runs at a time, so its shared memory is static. run.py renames the .bss of each .cu to
 // pe_shared, which is filled with NaN before each block.
 #define __shared__ static
@@ -39,6 +40,7 @@ inline dim3 thread_index, block_index;  // of the fiber that is running
 
 cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& thread);
 void sync_threads();
+bool any_of_block(bool value);
 uint64_t shuffle(uint64_t value, int source_lane);
 int lane();
 
@@ -61,6 +63,8 @@ T shuffle_as(T value, int source_lane) {
 #define blockIdx cuda_on_host::block_index
 
 inline void __syncthreads() { cuda_on_host::sync_threads(); }
+
+inline int __syncthreads_or(int value) { return cuda_on_host::any_of_block(value != 0); }
 
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
