@@ -40,6 +40,14 @@ void check(const char* op, const char* what, double x, bool valid, const char* r
     }
 }
 
+// Required and optional (size,) vectors of token_loss, on the device of `first`.
+VectorView beside(const TensorArg& first, const TensorArg& t, std::initializer_list<DType> allowed,
+                  const char* shape, int64_t size) {
+    check_dtype(t, allowed);
+    check_same_device(first, {&t});
+    return sized(t, shape, size);
+}
+
 // An optional (size,) vector.
 VectorView optional(const char* op, const char* name, const py::object& object,
                     std::initializer_list<DType> allowed, const char* shape, int64_t size) {
@@ -52,12 +60,12 @@ VectorView required(const char* op, const char* name, const py::object& object,
 }
 
 // An output that is there if and only if its input is.
-VectorView beside(const char* name, const py::object& object, const char* input, bool given,
-                  int64_t S) {
-    if (object.is_none() == given) {
-        refuse(kToken, std::string(name) + " must be given if " + input + " is, and only then");
+VectorView metric(const TensorArg& first, const TensorArg& t, const TensorArg& input, int64_t S) {
+    if (t.present() != input.present()) {
+        refuse(kToken,
+               std::string(t.name) + " must be given if " + input.name + " is, and only then");
     }
-    return optional(kToken, name, object, {DType::kF64}, "(S,)", S);
+    return beside(first, t, {DType::kF64}, "(S,)", S);
 }
 
 // token_loss
@@ -73,12 +81,12 @@ void take_numbers(double low, double high, const py::object& dual, double beta,
           "> 1 and finite, or None");
 }
 
-void token(const py::object& policy_, const py::object& old, const py::object& reference,
+void token(const py::object& policy_, const py::object& old_, const py::object& reference_,
            const py::object& cu_seqlens, const py::object& advantages, bool per_token,
            const py::object& factor, const std::string& family, const std::string& level,
            double low, double high, const py::object& dual, const std::string& penalty, double beta,
            const py::object& losses, const py::object& dlogps, const py::object& logps,
-           const py::object& log_ratio, const py::object& kl) {
+           const py::object& log_ratio, const py::object& kl, uintptr_t stream) {
     TokenLossArgs args;
     args.family =
         named<TokenFamily, 3>(kToken, "family", family, {"clipped", "log_prob", "tapered"});
@@ -87,30 +95,43 @@ void token(const py::object& policy_, const py::object& old, const py::object& r
                                           {"none", "k3", "log_ratio", "sum_log_ratio"});
     take_numbers(low, high, dual, beta, &args);
     const TensorArg policy = borrow(kToken, "policy", policy_);
-    on_cpu(policy, {DType::kF32});
+    check_dtype(policy, {DType::kF32});
     check_dims(policy, "(N,)", 1);
+    check_cuda_built(policy);
     const int64_t N = policy.shape[0];
+    const auto optional = [](const char* name, const py::object& object) {
+        return borrow_optional(kToken, name, object);
+    };
+    const TensorArg old = optional("old", old_), reference = optional("reference", reference_);
     args.policy = vector(policy);
-    args.old = optional(kToken, "old", old, {DType::kF32}, "(N,)", N);
-    args.reference = optional(kToken, "reference", reference, {DType::kF32}, "(N,)", N);
-    if (old.is_none() && args.family != TokenFamily::kLogProb)
+    args.old = beside(policy, old, {DType::kF32}, "(N,)", N);
+    args.reference = beside(policy, reference, {DType::kF32}, "(N,)", N);
+    if (!old.present() && args.family != TokenFamily::kLogProb)
         refuse(kToken, "old must be given with family '" + family + "'");
-    if (reference.is_none() && args.penalty != TokenPenalty::kNone)
+    if (!reference.present() && args.penalty != TokenPenalty::kNone)
         refuse(kToken, "reference must be given with penalty '" + penalty + "'");
-    args.cu_seqlens = segment_bounds(kToken, "cu_seqlens", "N", cu_seqlens, N);
+    const TensorArg bounds = borrow(kToken, "cu_seqlens", cu_seqlens);
+    check_same_device(policy, {&bounds});
+    args.cu_seqlens = segment_bounds(bounds, "N", N);
     const int64_t S = args.cu_seqlens.size - 1;
     args.per_token = per_token;
     if (per_token && args.family == TokenFamily::kClipped && args.level == TokenLevel::kSum)
         refuse(kToken, "per_token must be False where level 'sum' is clipped");
-    args.advantages = required(kToken, "advantages", advantages, {DType::kF32, DType::kF64},
-                               per_token ? "(N,)" : "(S,)", per_token ? N : S);
-    args.factor = optional(kToken, "factor", factor, {DType::kF64}, "(S,)", S);
-    args.losses = required(kToken, "losses", losses, {DType::kF64}, "(S,)", S);
-    args.dlogps = required(kToken, "dlogps", dlogps, {DType::kF32}, "(N,)", N);
-    args.logps = required(kToken, "logps", logps, {DType::kF64}, "(S,)", S);
-    args.log_ratio = beside("log_ratio", log_ratio, "old", !old.is_none(), S);
-    args.kl = beside("kl", kl, "reference", !reference.is_none(), S);
+    args.advantages =
+        beside(policy, borrow(kToken, "advantages", advantages), {DType::kF32, DType::kF64},
+               per_token ? "(N,)" : "(S,)", per_token ? N : S);
+    args.factor = beside(policy, optional("factor", factor), {DType::kF64}, "(S,)", S);
+    args.losses = beside(policy, borrow(kToken, "losses", losses), {DType::kF64}, "(S,)", S);
+    args.dlogps = beside(policy, borrow(kToken, "dlogps", dlogps), {DType::kF32}, "(N,)", N);
+    args.logps = beside(policy, borrow(kToken, "logps", logps), {DType::kF64}, "(S,)", S);
+    args.log_ratio = metric(policy, optional("log_ratio", log_ratio), old, S);
+    args.kl = metric(policy, optional("kl", kl), reference, S);
     py::gil_scoped_release release;
+#ifdef PE_WITH_CUDA
+    if (policy.is_cuda)
+        return check_cuda_status(kToken, cuda::token_loss(args, reinterpret_cast<void*>(stream)));
+#endif
+    (void)stream;
     cpu::token_loss(args);
 }
 
@@ -152,7 +173,7 @@ void list(const py::object& policy_, const py::object& reference, const py::obje
     args.policy = vector(policy);
     args.reference = optional(kList, "reference", reference, {DType::kF32, DType::kF64}, "(S,)", S);
     args.values = required(kList, "values", values, {DType::kF32, DType::kF64}, "(S,)", S);
-    args.groups = segment_bounds(kList, "groups", "S", groups, S);
+    args.groups = segment_bounds(on_cpu(borrow(kList, "groups", groups), {DType::kI64}), "S", S);
     const int64_t G = args.groups.size - 1;
     args.index = places(index, S);
     args.weight = optional(kList, "weight", weight, {DType::kF64}, "(G,)", G);
@@ -178,7 +199,7 @@ void bind(py::module_& m) {
           py::arg("cu_seqlens"), py::arg("advantages"), py::arg("per_token"), none("factor"),
           py::arg("family"), py::arg("level"), py::arg("low"), py::arg("high"), none("dual"),
           py::arg("penalty"), py::arg("beta"), py::arg("losses"), py::arg("dlogps"),
-          py::arg("logps"), none("log_ratio"), none("kl"));
+          py::arg("logps"), none("log_ratio"), none("kl"), py::arg("stream") = 0);
     m.def("listwise_loss", &list, py::arg("policy"), none("reference"), py::arg("values"),
           py::arg("groups"), none("index"), none("weight"), py::arg("family"), py::arg("beta"),
           py::arg("temperature"), py::arg("mean"), py::arg("losses"), py::arg("dsums"),

@@ -18,35 +18,57 @@ constexpr const char* kPairwiseLoss = "pairwise_loss";
 
 // segment_sum
 
-void sum_forward(py::object values_, py::object weights, py::object cu_seqlens, py::object sums) {
+void sum_forward(py::object values_, py::object weights_, py::object cu_seqlens_, py::object sums_,
+                 uintptr_t stream) {
     const TensorArg values = borrow(kSegmentSum, "values", values_);
-    on_cpu(values, {DType::kF32});
+    const TensorArg weights = borrow_optional(kSegmentSum, "weights", weights_);
+    const TensorArg cu_seqlens = borrow(kSegmentSum, "cu_seqlens", cu_seqlens_);
+    const TensorArg sums = borrow(kSegmentSum, "sums", sums_);
+    for (const TensorArg* t : {&values, &weights}) check_dtype(*t, {DType::kF32});
     check_dims(values, "(N,)", 1);
+    check_same_device(values, {&weights, &cu_seqlens, &sums});
+    check_cuda_built(values);
     const int64_t N = values.shape[0];
-    SegmentSumArgs args{.values = vector(values), .weights = {}, .cu_seqlens = {}, .sums = {}};
-    args.weights =
-        sized(on_cpu(borrow_optional(kSegmentSum, "weights", weights), {DType::kF32}), "(N,)", N);
-    args.cu_seqlens = segment_bounds(kSegmentSum, "cu_seqlens", "N", cu_seqlens, N);
-    args.sums = sized(on_cpu(borrow(kSegmentSum, "sums", sums), {DType::kF64}), "(S,)",
-                      args.cu_seqlens.size - 1);
+    SegmentSumArgs args{.values = vector(values),
+                        .weights = sized(weights, "(N,)", N),
+                        .cu_seqlens = segment_bounds(cu_seqlens, "N", N),
+                        .sums = {}};
+    check_dtype(sums, {DType::kF64});
+    args.sums = sized(sums, "(S,)", args.cu_seqlens.size - 1);
     py::gil_scoped_release release;
+#ifdef PE_WITH_CUDA
+    if (values.is_cuda)
+        return check_cuda_status(kSegmentSum,
+                                 cuda::segment_sum_forward(args, reinterpret_cast<void*>(stream)));
+#endif
+    (void)stream;
     cpu::segment_sum_forward(args);
 }
 
-void sum_backward(py::object dsums, py::object weights, py::object cu_seqlens,
-                  py::object dvalues_) {
+void sum_backward(py::object dsums_, py::object weights_, py::object cu_seqlens_,
+                  py::object dvalues_, uintptr_t stream) {
+    const TensorArg dsums = borrow(kSegmentSum, "dsums", dsums_);
+    const TensorArg weights = borrow_optional(kSegmentSum, "weights", weights_);
+    const TensorArg cu_seqlens = borrow(kSegmentSum, "cu_seqlens", cu_seqlens_);
     const TensorArg dvalues = borrow(kSegmentSum, "dvalues", dvalues_);
-    on_cpu(dvalues, {DType::kF32});
+    for (const TensorArg* t : {&dvalues, &weights}) check_dtype(*t, {DType::kF32});
     check_dims(dvalues, "(N,)", 1);
+    check_same_device(dvalues, {&dsums, &weights, &cu_seqlens});
+    check_cuda_built(dvalues);
     const int64_t N = dvalues.shape[0];
-    SegmentSumBackwardArgs args{
-        .dsums = {}, .weights = {}, .cu_seqlens = {}, .dvalues = vector(dvalues)};
-    args.weights =
-        sized(on_cpu(borrow_optional(kSegmentSum, "weights", weights), {DType::kF32}), "(N,)", N);
-    args.cu_seqlens = segment_bounds(kSegmentSum, "cu_seqlens", "N", cu_seqlens, N);
-    args.dsums = sized(on_cpu(borrow(kSegmentSum, "dsums", dsums), {DType::kF64}), "(S,)",
-                       args.cu_seqlens.size - 1);
+    SegmentSumBackwardArgs args{.dsums = {},
+                                .weights = sized(weights, "(N,)", N),
+                                .cu_seqlens = segment_bounds(cu_seqlens, "N", N),
+                                .dvalues = vector(dvalues)};
+    check_dtype(dsums, {DType::kF64});
+    args.dsums = sized(dsums, "(S,)", args.cu_seqlens.size - 1);
     py::gil_scoped_release release;
+#ifdef PE_WITH_CUDA
+    if (dvalues.is_cuda)
+        return check_cuda_status(kSegmentSum,
+                                 cuda::segment_sum_backward(args, reinterpret_cast<void*>(stream)));
+#endif
+    (void)stream;
     cpu::segment_sum_backward(args);
 }
 
@@ -123,13 +145,27 @@ double number(const char* name, py::handle object) {
     return value;
 }
 
+// C, S: of the first operand, below 0 before it.
+struct Sizes {
+    int64_t C = -1, S = -1;
+    bool indexed = false;
+    TensorArg first;  // its policy: all tensors are on that device
+};
+
+const TensorArg& beside_first(const Sizes& sizes, const TensorArg& t,
+                              std::initializer_list<DType> allowed) {
+    check_dtype(t, allowed);
+    check_same_device(sizes.first, {&t});
+    return t;
+}
+
 // A number, or a tensor of C of them.
-PairCoefficient coefficient(const char* name, py::handle object, int64_t C) {
+PairCoefficient coefficient(const char* name, py::handle object, const Sizes& sizes) {
     if (is_number(object))
         return {.data = nullptr, .dtype = DType::kF64, .value = number(name, object)};
     const TensorArg t = borrow(kPairwiseLoss, name, object);
-    on_cpu(t, {DType::kF32, DType::kF64});
-    const VectorView view = sized(t, "(C,)", C);
+    beside_first(sizes, t, {DType::kF32, DType::kF64});
+    const VectorView view = sized(t, "(C,)", sizes.C);
     return {.data = view.data, .dtype = view.dtype, .value = 0.0};
 }
 
@@ -169,12 +205,6 @@ double parameter(size_t i, PairFamily kind, py::handle object) {
     return x;
 }
 
-// C, S: of the first operand, below 0 before it.
-struct Sizes {
-    int64_t C = -1, S = -1;
-    bool indexed = false;
-};
-
 PairOperand operand(size_t k, py::handle object, Sizes* sizes) {
     const py::tuple parts = fields("operands", k, object, 3, "PairOperand");
     const auto take = [&](size_t part) {
@@ -182,8 +212,10 @@ PairOperand operand(size_t k, py::handle object, Sizes* sizes) {
     };
     const TensorArg policy = borrow(kPairwiseLoss, names().operand[k][0], parts[0]);
     const TensorArg reference = take(1), index = take(2);
-    for (const TensorArg* t : {&policy, &reference}) on_cpu(*t, {DType::kF32, DType::kF64});
-    on_cpu(index, {DType::kI64});
+    if (sizes->S < 0) sizes->first = policy;
+    for (const TensorArg* t : {&policy, &reference})
+        beside_first(*sizes, *t, {DType::kF32, DType::kF64});
+    beside_first(*sizes, index, {DType::kI64});
     check_dims(policy, index.present() ? "(S,)" : "(C,)", 1);
     if (index.present()) check_dims(index, "(C,)", 1);
     if (sizes->S < 0) {
@@ -202,7 +234,7 @@ PairOperand operand(size_t k, py::handle object, Sizes* sizes) {
     return result;
 }
 
-PairTerm term(size_t i, py::handle object, int K, int64_t C) {
+PairTerm term(size_t i, py::handle object, int K, const Sizes& sizes) {
     const py::tuple parts = fields("terms", i, object, 5, "PairTerm");
     const std::string where = "terms[" + std::to_string(i) + "].coefficients";
     const py::tuple coefficients = items(where.c_str(), parts[1]);
@@ -213,10 +245,10 @@ PairTerm term(size_t i, py::handle object, int K, int64_t C) {
     PairTerm result;
     result.family = family(i, parts[0]);
     for (size_t k = 0; k < coefficients.size(); ++k) {
-        result.coefficients[k] = coefficient(names().coefficient[i][k], coefficients[k], C);
+        result.coefficients[k] = coefficient(names().coefficient[i][k], coefficients[k], sizes);
     }
-    result.shift = coefficient(names().term[i][0], parts[2], C);
-    result.scale = coefficient(names().term[i][1], parts[3], C);
+    result.shift = coefficient(names().term[i][0], parts[2], sizes);
+    result.scale = coefficient(names().term[i][1], parts[3], sizes);
     result.parameter = parameter(i, result.family, parts[4]);
     return result;
 }
@@ -230,33 +262,40 @@ void take_weight(const py::object& weight, const TensorArg& dsums, const Sizes& 
     }
     const TensorArg t = borrow_optional(kPairwiseLoss, "weight", weight);
     if (!t.present()) refuse("weight must be given where the operands have an index");
-    on_cpu(t, {DType::kF32, DType::kF64});
+    beside_first(sizes, t, {DType::kF32, DType::kF64});
     const VectorView view = sized(t, "(C,)", sizes.C);
     if (!dsums.present()) {
         refuse("dsums must have shape (S,) = (" + std::to_string(sizes.S) + ",) but is None");
     }
     args->weight = {.data = view.data, .dtype = view.dtype, .value = 0.0};
-    args->dsums = sized(on_cpu(dsums, {DType::kF64}), "(S,)", sizes.S);
+    args->dsums = sized(beside_first(sizes, dsums, {DType::kF64}), "(S,)", sizes.S);
 }
 
 void loss(py::object operands_, py::object terms_, py::object weight, py::object losses,
-          py::object slopes_, py::object dsums) {
+          py::object slopes_, py::object dsums, uintptr_t stream) {
     PairwiseLossArgs args;
     Sizes sizes;
     const py::tuple operands = items("operands", operands_), terms = items("terms", terms_);
     args.K = count("operands", operands, kPairOperands);
     args.I = count("terms", terms, kPairTerms);
     for (size_t k = 0; k < operands.size(); ++k) args.operands[k] = operand(k, operands[k], &sizes);
+    check_cuda_built(sizes.first);
     args.C = sizes.C;
-    for (size_t i = 0; i < terms.size(); ++i) args.terms[i] = term(i, terms[i], args.K, sizes.C);
-    args.losses =
-        sized(on_cpu(borrow(kPairwiseLoss, "losses", losses), {DType::kF32}), "(C,)", sizes.C);
+    for (size_t i = 0; i < terms.size(); ++i) args.terms[i] = term(i, terms[i], args.K, sizes);
+    args.losses = sized(beside_first(sizes, borrow(kPairwiseLoss, "losses", losses), {DType::kF32}),
+                        "(C,)", sizes.C);
     const TensorArg slopes = borrow(kPairwiseLoss, "slopes", slopes_);
-    on_cpu(slopes, {DType::kF32});
+    beside_first(sizes, slopes, {DType::kF32});
     check_shape(slopes, "(K, C)", {args.K, sizes.C});
     args.slopes = matrix(slopes);
     take_weight(weight, borrow_optional(kPairwiseLoss, "dsums", dsums), sizes, &args);
     py::gil_scoped_release release;
+#ifdef PE_WITH_CUDA
+    if (sizes.first.is_cuda)
+        return check_cuda_status(kPairwiseLoss,
+                                 cuda::pairwise_loss(args, reinterpret_cast<void*>(stream)));
+#endif
+    (void)stream;
     cpu::pairwise_loss(args);
 }
 
@@ -264,12 +303,12 @@ void loss(py::object operands_, py::object terms_, py::object weight, py::object
 
 void bind(py::module_& m) {
     m.def("segment_sum_forward", &sum_forward, py::arg("values"), py::arg("weights").none(true),
-          py::arg("cu_seqlens"), py::arg("sums"));
+          py::arg("cu_seqlens"), py::arg("sums"), py::arg("stream") = 0);
     m.def("segment_sum_backward", &sum_backward, py::arg("dsums"), py::arg("weights").none(true),
-          py::arg("cu_seqlens"), py::arg("dvalues"));
+          py::arg("cu_seqlens"), py::arg("dvalues"), py::arg("stream") = 0);
     m.def("pairwise_loss", &loss, py::arg("operands"), py::arg("terms"),
           py::arg("weight").none(true), py::arg("losses"), py::arg("slopes"),
-          py::arg("dsums").none(true));
+          py::arg("dsums").none(true), py::arg("stream") = 0);
 }
 
 }  // namespace pe::bindings::objective

@@ -193,10 +193,10 @@ def lion_step(
 ) -> None: ...
 def adamw_sum_squares(grads: list[Tensor]) -> float: ...
 def segment_sum_forward(
-    values: Tensor, weights: Tensor | None, cu_seqlens: Tensor, sums: Tensor
+    values: Tensor, weights: Tensor | None, cu_seqlens: Tensor, sums: Tensor, stream: int = 0
 ) -> None: ...
 def segment_sum_backward(
-    dsums: Tensor, weights: Tensor | None, cu_seqlens: Tensor, dvalues: Tensor
+    dsums: Tensor, weights: Tensor | None, cu_seqlens: Tensor, dvalues: Tensor, stream: int = 0
 ) -> None: ...
 def pairwise_loss(
     operands: Sequence[tuple[Tensor, Tensor | None, Tensor | None]],
@@ -205,6 +205,7 @@ def pairwise_loss(
     losses: Tensor,
     slopes: Tensor,
     dsums: Tensor | None,
+    stream: int = 0,
 ) -> None: ...
 def token_loss(
     policy: Tensor,
@@ -226,6 +227,7 @@ def token_loss(
     logps: Tensor,
     log_ratio: Tensor | None,
     kl: Tensor | None,
+    stream: int = 0,
 ) -> None: ...
 def listwise_loss(
     policy: Tensor,

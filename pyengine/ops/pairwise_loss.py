@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyengine import _C
-from pyengine.runtime import check_tensors
+from pyengine.runtime import check_tensors, stream_handle
 
 
 class PairOperand(NamedTuple):
@@ -65,27 +65,32 @@ def pairwise_loss(
     rho, x and the sums over terms are float64; f and its derivative float32, finite for |x| up to
     1e4 (e^-x of "exp_logistic" ends at e^80, where its slope is 0). The slope of "hinge" at 0 is 0.
     An operand whose coefficient is the number 0 takes no part in a term. A comparison's bits depend
-    on nothing but the comparison; dsums are added in order of c, then k. All on the CPU. Not
-    differentiable: the caller owns autograd.
-    Raises TypeError (kind, dtype) or ValueError (shape, layout, range, device) with the argument.
+    on nothing but the comparison; dsums are added in order of c, then k. All on one device, and a
+    GPU gives the bits of a CPU with FMA. Not differentiable: the caller owns autograd.
+    Raises TypeError (kind, dtype) or ValueError (shape, layout, range, device) with the argument;
+    on a GPU indices are trusted to be in [0, S), since looking would wait for the device.
     Source: arXiv:2305.18290 (logistic), 2310.12036 (square), 2305.10425 (hinge), 2406.08414
     (exp_logistic), 2402.00856 (exo).
     """
-    K, C, S = _sizes(operands)
-    losses = torch.empty(C)
-    slopes = torch.empty(K, C)
-    dsums = None if S is None else torch.empty(S, dtype=torch.float64)
-    _C.pairwise_loss(operands, terms, weight, losses, slopes, dsums)
+    K, C, S, policy = _sizes(operands)
+    device = policy.device
+    losses = torch.empty(C, device=device)
+    slopes = torch.empty(K, C, device=device)
+    dsums = None if S is None else torch.empty(S, dtype=torch.float64, device=device)
+    _C.pairwise_loss(operands, terms, weight, losses, slopes, dsums, stream_handle(policy))
     return PairwiseLoss(losses, slopes, dsums)
 
 
-def _sizes(operands: Sequence[PairOperand]) -> tuple[int, int, int | None]:
-    """(K, C, S) of the results; what is no operand at all is left to the kernel's checks."""
+def _sizes(operands: Sequence[PairOperand]) -> tuple[int, int, int | None, Tensor]:
+    """(K, C, S) of the results, and the policy whose device they are on.
+
+    What is no operand at all is left to the kernel's checks.
+    """
     first: object = operands[0] if isinstance(operands, (list, tuple)) and operands else None
     if not isinstance(first, tuple) or len(first) != 3:
-        return 0, 0, None
+        return 0, 0, None, torch.empty(0)
     policy, _, index = first
     of = policy if index is None else index
     if not (isinstance(policy, Tensor) and isinstance(of, Tensor)):
         check_tensors("pairwise_loss", **{"operands[0].policy": policy, "operands[0].index": of})
-    return len(operands), of.numel(), None if index is None else policy.numel()
+    return len(operands), of.numel(), None if index is None else policy.numel(), policy

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyengine import _C
-from pyengine.runtime import check_tensors
+from pyengine.runtime import check_tensors, stream_handle
 
 TokenFamily = Literal["clipped", "log_prob", "tapered"]
 TokenLevel = Literal["token", "mean", "sum"]
@@ -71,22 +71,24 @@ def token_loss(
                 default: 1
     All is computed in float64; x is cut at -20 and 20 and k3's exponent at 80, where the slope
     ends. At the ends of a clip the slope is that inside it; at r == dual it is half of it. A
-    response's bits depend on nothing but the response: not on the others, the threads or the
-    instruction set. All on the CPU. Not differentiable: the caller owns autograd.
-    Raises TypeError (kind, dtype) or ValueError (shape, layout, range, device) with the argument.
+    response's bits depend on nothing but the response: not on the others, the threads, the
+    instruction set or the device. All on one device. Not differentiable: the caller owns autograd.
+    Raises TypeError (kind, dtype) or ValueError (shape, layout, range, device) with the argument;
+    on a GPU cu_seqlens is trusted to rise from 0 to N, since looking would wait for the device.
     Source: arXiv:1707.06347 (clipped), 1912.09729 (dual), 2402.03300 (k3), 2507.18071 (mean),
     2402.14740 (sum), 2503.14286 (tapered), 2312.00886 (log_ratio).
     """
     check_tensors("token_loss", policy=policy, cu_seqlens=cu_seqlens)
     S = max(cu_seqlens.numel() - 1, 0)
-    dlogps = torch.empty(policy.numel())
-    losses, logps, log_ratio, kl = torch.empty(4, S, dtype=torch.float64)
+    device = policy.device
+    dlogps = torch.empty(policy.numel(), device=device)
+    losses, logps, log_ratio, kl = torch.empty(4, S, dtype=torch.float64, device=device)
     log_ratio, kl = (
         None if old is None else log_ratio,
         None if reference is None else kl,
     )
     _C.token_loss(
         policy, old, reference, cu_seqlens, advantages, per_token, factor, *surrogate,
-        losses, dlogps, logps, log_ratio, kl,
+        losses, dlogps, logps, log_ratio, kl, stream_handle(policy),
     )  # fmt: skip
     return TokenLoss(losses, dlogps, logps, log_ratio, kl)

@@ -1,8 +1,9 @@
-// pairwise_loss on every instruction set: float64 values and slopes of each family, sums by response, bits, nothing
-// written outside.
+// pairwise_loss on every instruction set and on CUDA's twin: float64 values and slopes of each family, sums by response,
+// bits, nothing written outside.
 #include <algorithm>
 
 #include "check.h"
+#include "cuda_runtime.h"
 #include "pyengine/ops/pairwise_loss.h"
 
 namespace native {
@@ -59,13 +60,20 @@ struct Case {
     }
 };
 
+// The instruction set that is active, or CUDA on the host.
+using Device = void (*)(const pe::PairwiseLossArgs&);
+const Device kCpu = [](const pe::PairwiseLossArgs& a) { pe::cpu::pairwise_loss(a); };
+const Device kCuda = [](const pe::PairwiseLossArgs& a) {
+    CHECK(pe::cuda::pairwise_loss(a, nullptr) == cudaSuccess, "launch");
+};
+
 double scale_of(int i) { return 1.0 + 0.25 * i; }
 
 struct Result {
     Matrix losses, slopes;
     Wide dsums;
 
-    Result(const Case& c, int first, int terms)
+    Result(Device device, const Case& c, int first, int terms)
         : losses(floats(c.C)), slopes(DType::kF32, 2, c.C, 3), dsums(c.indexed ? c.S : 0) {
         pe::PairwiseLossArgs args;
         args.C = c.C, args.K = 2, args.I = terms;
@@ -86,7 +94,7 @@ struct Result {
         args.losses = losses.vector(), args.slopes = slopes.view();
         args.weight = {c.weight.f64(), DType::kF64, 0.0};
         if (c.indexed) args.dsums = dsums.doubles();
-        pe::cpu::pairwise_loss(args);
+        device(args);
     }
     bool same(const Result& other) const {
         return losses.same_bits(other.losses) && slopes.same_bits(other.slopes) &&
@@ -123,10 +131,10 @@ Exact exact(PairFamily family, double x) {
 }
 
 // Every term alone, against float64 with the rounding of x: 4 half ulps of what was added.
-double check_values(const Case& c) {
+double check_values(Device device, const Case& c) {
     double worst = 0;
     for (int i = 0; i < kCount; ++i) {
-        const Result r(c, i, 1);
+        const Result r(device, c, i, 1);
         CHECK(r.slopes.padding_is_intact(), "pairwise_loss: between the rows");
         for (int64_t n = 0; n < c.C; ++n) {
             const double x = c.x(n), scale = scale_of(i), size = 1 + std::fabs(x);
@@ -167,7 +175,7 @@ void check_dsums(const Case& c, const Result& r) {
 }
 
 // Far out: finite, whatever the family.
-void check_extremes() {
+void check_extremes(Device device) {
     Case c(40, false);
     for (int64_t n = 0; n < c.C; ++n) {
         c.reference.set(0, n, 0.0f), c.coefficient.set(0, n, 1.0f), c.shift.f64()[n] = 0.0;
@@ -175,12 +183,58 @@ void check_extremes() {
             2.0 * (n % 2 ? -1.0 : 1.0) * std::pow(10.0, 0.1 * static_cast<double>(n));
     }
     for (int i = 0; i < kCount; ++i) {
-        const Result r(c, i, 1);
+        const Result r(device, c, i, 1);
         for (int64_t n = 0; n < c.C; ++n) {
             CHECK(std::isfinite(r.losses.get(n)) && std::isfinite(r.slopes.get(0, n)),
                   "pairwise_loss family " + std::to_string(i) + ": finite");
         }
     }
+}
+
+// All operands and terms that there may be, in f32 and without references, one coefficient the number 0; three responses
+// that every comparison is about, in dsums that other blocks have no part of.
+struct Most {
+    static constexpr int64_t kC = 300, kS = 3;
+    Matrix policy = floats(kS), weight = floats(kC), losses = floats(kC);
+    Matrix slopes = Matrix(DType::kF32, pe::kPairOperands, kC);
+    Wide index = Wide(kC), dsums = Wide(kS);
+
+    explicit Most(Device device) {
+        Rng rng(7);
+        policy.fill_normal(rng, 3.0f), weight.fill_normal(rng);
+        for (int64_t c = 0; c < kC; ++c) index.i64()[c] = rng.below(kS);
+        pe::PairwiseLossArgs args;
+        args.C = kC, args.K = pe::kPairOperands, args.I = pe::kPairTerms;
+        for (auto& operand : args.operands)
+            operand.policy = policy.vector(), operand.index = index.integers();
+        for (int i = 0; i < args.I; ++i) {
+            pe::PairTerm& term = args.terms[i];
+            term.family = kFamilies[i % kCount], term.parameter = parameter_of(term.family);
+            term.scale.value = scale_of(i);
+            for (int k = 0; k < args.K; ++k) term.coefficients[k].value = 0.1 * (k - i);
+        }
+        args.losses = losses.vector(), args.slopes = slopes.view(), args.dsums = dsums.doubles();
+        args.weight = {weight.vector().data, DType::kF32, 0.0};
+        device(args);
+    }
+    bool same(const Most& other) const {
+        return losses.same_bits(other.losses) && slopes.same_bits(other.slopes) &&
+               dsums.same(other.dsums);
+    }
+};
+
+// `cpu`: of an instruction set with FMA, or null where this machine has none.
+double check_cuda(const Case& c, const Result* cpu, const Options& options) {
+    check_extremes(kCuda);
+    const double worst = c.C > 111 ? 0.0 : check_values(kCuda, c);
+    const Result all(kCuda, c, 0, kCount);
+    check_dsums(c, all);
+    if (cpu != nullptr) CHECK(all.same(*cpu), "pairwise_loss: cuda has the CPU's bits");
+    if (options.small) return worst;
+    cuda_on_host::set_reversed(true);
+    CHECK(Result(kCuda, c, 0, kCount).same(all), "pairwise_loss: threads in another order");
+    cuda_on_host::set_reversed(false);
+    return worst;
 }
 
 }  // namespace
@@ -194,18 +248,27 @@ void test_pairwise_loss(const Options& options) {
             std::vector<Result> fma;
             for (const auto isa : isas(options)) {
                 pe::cpu::set_active_isa(isa);
-                if (C < 9001) worst = std::max(worst, check_values(c));
-                check_extremes();
-                Result all(c, 0, kCount);
+                if (C < 9001) worst = std::max(worst, check_values(kCpu, c));
+                check_extremes(kCpu);
+                Result all(kCpu, c, 0, kCount);
                 check_dsums(c, all);
                 pe::set_num_threads(2);
-                CHECK(Result(c, 0, kCount).same(all), "pairwise_loss: two threads");
+                CHECK(Result(kCpu, c, 0, kCount).same(all), "pairwise_loss: two threads");
                 pe::set_num_threads(1);
                 if (!has_fma(isa)) continue;
                 if (!fma.empty()) CHECK(all.same(fma[0]), "pairwise_loss: sets with FMA");
                 fma.push_back(std::move(all));
             }
+            if (options.cuda && !(options.small && C > 4099)) {
+                const Result* cpu = fma.empty() ? nullptr : &fma[0];
+                worst = std::max(worst, check_cuda(c, cpu, options));
+            }
         }
+    }
+    for (const auto isa : isas(options)) {
+        pe::cpu::set_active_isa(isa);
+        if (options.cuda && has_fma(isa))
+            CHECK(Most(kCuda).same(Most(kCpu)), "pairwise_loss: most on cuda");
     }
     printf("  pairwise_loss %d families, largest error / bound %.3f\n", kCount, worst);
 }

@@ -1,7 +1,9 @@
-// segment_sum on every instruction set: exact products in order, bits, threads, nothing written outside.
+// segment_sum on every instruction set and on CUDA's twin: exact products in order, bits, threads, nothing written
+// outside.
 #include <algorithm>
 
 #include "check.h"
+#include "cuda_runtime.h"
 #include "pyengine/ops/segment_sum.h"
 
 namespace native {
@@ -33,20 +35,35 @@ struct Case {
     }
 };
 
+// The instruction set that is active, or CUDA on the host.
+struct Device {
+    void (*forward)(const pe::SegmentSumArgs&);
+    void (*backward)(const pe::SegmentSumBackwardArgs&);
+};
+
+const Device kCpu{[](const auto& a) { pe::cpu::segment_sum_forward(a); },
+                  [](const auto& a) { pe::cpu::segment_sum_backward(a); }};
+const Device kCuda{[](const auto& a) {
+                       CHECK(pe::cuda::segment_sum_forward(a, nullptr) == cudaSuccess, "launch");
+                   },
+                   [](const auto& a) {
+                       CHECK(pe::cuda::segment_sum_backward(a, nullptr) == cudaSuccess, "launch");
+                   }};
+
 struct Result {
     Wide sums;
     Matrix dvalues;
 
-    Result(const Case& c, bool weighted) : sums(c.S), dvalues(floats(c.N)) {
+    Result(const Device& device, const Case& c, bool weighted) : sums(c.S), dvalues(floats(c.N)) {
         const pe::VectorView weights = weighted ? c.weights.vector() : pe::VectorView{};
-        pe::cpu::segment_sum_forward({.values = c.values.vector(),
-                                      .weights = weights,
-                                      .cu_seqlens = c.cu_seqlens.integers(),
-                                      .sums = sums.doubles()});
-        pe::cpu::segment_sum_backward({.dsums = sums.doubles(),
-                                       .weights = weights,
-                                       .cu_seqlens = c.cu_seqlens.integers(),
-                                       .dvalues = dvalues.vector()});
+        device.forward({.values = c.values.vector(),
+                        .weights = weights,
+                        .cu_seqlens = c.cu_seqlens.integers(),
+                        .sums = sums.doubles()});
+        device.backward({.dsums = sums.doubles(),
+                         .weights = weights,
+                         .cu_seqlens = c.cu_seqlens.integers(),
+                         .dvalues = dvalues.vector()});
     }
     bool same(const Result& other) const {
         return sums.same(other.sums) && dvalues.same_bits(other.dvalues);
@@ -68,6 +85,33 @@ void check_values(const Case& c, const Result& r, bool weighted) {
     }
 }
 
+// The sum of segment s where there is no other.
+double alone(const Device& device, const Case& c, int64_t s) {
+    const int64_t begin = c.cu_seqlens.i64()[s], n = c.cu_seqlens.i64()[s + 1] - begin;
+    const auto part = [&](const Matrix& m) {
+        return pe::VectorView{static_cast<float*>(m.view().data) + begin, DType::kF32, n};
+    };
+    const Wide bounds(2), sum(1);
+    bounds.i64()[0] = 0, bounds.i64()[1] = n;
+    device.forward({.values = part(c.values),
+                    .weights = part(c.weights),
+                    .cu_seqlens = bounds.integers(),
+                    .sums = sum.doubles()});
+    return sum.f64()[0];
+}
+
+void check_cuda(const Case& c, bool weighted, const Result& cpu, const Options& options) {
+    const Result r(kCuda, c, weighted);
+    check_values(c, r, weighted);
+    CHECK(r.same(cpu), "segment_sum: cuda has the CPU's bits");
+    if (options.small) return;
+    cuda_on_host::set_reversed(true);
+    CHECK(Result(kCuda, c, weighted).same(cpu), "segment_sum: threads in another order");
+    cuda_on_host::set_reversed(false);
+    for (int64_t s = 0; weighted && s < std::min<int64_t>(c.S, 20); ++s)
+        CHECK(alone(kCuda, c, s) == cpu.sums.f64()[s], "segment_sum: without the others");
+}
+
 }  // namespace
 
 void test_segment_sum(const Options& options) {
@@ -83,15 +127,17 @@ void test_segment_sum(const Options& options) {
             for (const auto isa : isas(options)) {
                 pe::cpu::set_active_isa(isa);
                 pe::set_num_threads(1);
-                first.emplace_back(c, weighted);
+                first.emplace_back(kCpu, c, weighted);
                 check_values(c, first.back(), weighted);
                 CHECK(first.back().same(first[0]), "segment_sum: every instruction set");
                 pe::set_num_threads(2);
-                CHECK(Result(c, weighted).same(first[0]), "segment_sum: two threads");
+                CHECK(Result(kCpu, c, weighted).same(first[0]), "segment_sum: two threads");
             }
+            pe::set_num_threads(1);
+            if (options.cuda && !(options.small && c.S > 100))
+                check_cuda(c, weighted, first[0], options);
         }
     }
-    pe::set_num_threads(1);
     printf("  segment_sum %zu cases\n", cases.size());
 }
 

@@ -1,8 +1,9 @@
-// token_loss on every instruction set: float64 losses and slopes of each family, level and penalty, bits, threads, nothing
-// written outside.
+// token_loss on every instruction set and on CUDA's twin: float64 losses and slopes of each family, level and penalty, bits,
+// threads, nothing written outside.
 #include <algorithm>
 
 #include "check.h"
+#include "cuda_runtime.h"
 #include "pyengine/ops/token_loss.h"
 
 namespace native {
@@ -16,7 +17,7 @@ using pe::TokenPenalty;
 struct Case {
     int64_t S, N = 0;
     bool per_token;
-    Wide cu_seqlens, factor;
+    Wide cu_seqlens, factor, wide_advantages;
     Matrix policy, old, reference, advantages;
 
     Case(const std::vector<int64_t>& lengths, bool of_tokens)
@@ -25,6 +26,7 @@ struct Case {
           per_token(of_tokens),
           cu_seqlens(S + 1),
           factor(S),
+          wide_advantages(of_tokens ? N : S),
           policy(floats(N)),
           old(floats(N)),
           reference(floats(N)),
@@ -39,6 +41,8 @@ struct Case {
             reference.set(0, i, policy.get(i) + 0.3f * rng.normal());
         }
         for (int64_t i = 0; i < S; ++i) factor.f64()[i] = rng.uniform();
+        for (int64_t i = 0; i < wide_advantages.n; ++i)
+            wide_advantages.f64()[i] = static_cast<double>(advantages.get(i));
     }
     static int64_t total(const std::vector<int64_t>& lengths) {
         int64_t sum = 0;
@@ -60,11 +64,19 @@ struct Rule {
 
 constexpr double kLow = 0.15, kHigh = 0.25, kDual = 1.4, kBeta = 0.3;
 
+// The instruction set that is active, or CUDA on the host.
+using Device = void (*)(const pe::TokenLossArgs&);
+const Device kCpu = [](const pe::TokenLossArgs& a) { pe::cpu::token_loss(a); };
+const Device kCuda = [](const pe::TokenLossArgs& a) {
+    CHECK(pe::cuda::token_loss(a, nullptr) == cudaSuccess, "launch");
+};
+
 struct Result {
     Wide losses, logps, log_ratio, kl;
     Matrix dlogps;
 
-    Result(const Case& c, const Rule& r)
+    // `bare`: without what may be null, and with advantages in f64.
+    Result(Device device, const Case& c, const Rule& r, bool bare = false)
         : losses(c.S), logps(c.S), log_ratio(c.S), kl(c.S), dlogps(floats(c.N)) {
         pe::TokenLossArgs args;
         args.family = r.family, args.level = r.level, args.penalty = r.penalty;
@@ -76,7 +88,11 @@ struct Result {
         args.losses = losses.doubles(), args.dlogps = dlogps.vector();
         args.logps = logps.doubles(), args.log_ratio = log_ratio.doubles();
         args.kl = kl.doubles();
-        pe::cpu::token_loss(args);
+        if (bare) {
+            args.old = args.reference = args.factor = args.log_ratio = args.kl = {};
+            args.advantages = c.wide_advantages.doubles();
+        }
+        device(args);
     }
     bool same(const Result& o) const {
         return losses.same(o.losses) && logps.same(o.logps) && log_ratio.same(o.log_ratio) &&
@@ -145,18 +161,32 @@ void check_response(const Case& c, const Rule& r, const Result& got, int64_t s) 
     SHARE(got.kl.f64()[s], rho, 1e-12 * (1 + n), "token_loss kl");
 }
 
+// The CPU's result was held against float64.
+void check_cuda(const Case& c, const Rule& r, const Result& cpu, const Options& options) {
+    CHECK(Result(kCuda, c, r).same(cpu), "token_loss: cuda has the CPU's bits");
+    if (options.small) return;
+    cuda_on_host::set_reversed(true);
+    CHECK(Result(kCuda, c, r).same(cpu), "token_loss: threads in another order");
+    cuda_on_host::set_reversed(false);
+}
+
 void run(const Options& options, const Case& c, const Rule& r) {
     std::vector<Result> first;
     for (const auto isa : isas(options)) {
         pe::cpu::set_active_isa(isa);
         pe::set_num_threads(1);
-        first.emplace_back(c, r);
+        first.emplace_back(kCpu, c, r);
         for (int64_t s = 0; s < c.S; ++s) check_response(c, r, first.back(), s);
         CHECK(first.back().same(first[0]), "token_loss: every instruction set");
         pe::set_num_threads(2);
-        CHECK(Result(c, r).same(first[0]), "token_loss: two threads");
+        CHECK(Result(kCpu, c, r).same(first[0]), "token_loss: two threads");
     }
     pe::set_num_threads(1);
+    if (options.cuda) check_cuda(c, r, first[0], options);
+    if (r.family != TokenFamily::kLogProb || r.penalty != TokenPenalty::kNone) return;
+    const Result bare(kCpu, c, r, true);
+    CHECK(bare.losses.same(first[0].losses) && bare.logps.same(first[0].logps), "token_loss: bare");
+    if (options.cuda) CHECK(Result(kCuda, c, r, true).same(bare), "token_loss: bare on cuda");
 }
 
 }  // namespace

@@ -295,3 +295,31 @@ def test_both_ways_of_reading(reading: str) -> None:
     of, weight = indexed(33, 5), normal(33, 5)
     kept = [o._replace(policy=torch.nn.Parameter(o.policy)) for o in of]
     assert same(pairwise_loss(kept, ALL_TERMS, weight), pairwise_loss(of, ALL_TERMS, weight))
+
+
+# On a GPU
+
+
+def on_gpu(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.cuda()
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*(on_gpu(y) for y in x))
+    return [on_gpu(y) for y in x] if isinstance(x, (tuple, list)) else x
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("K", [1, 2, 8])
+@pytest.mark.parametrize("C", SIZES)
+def test_a_gpu_gives_the_bits_of_a_cpu_with_fma(C: int, K: int, dtype: torch.dtype) -> None:
+    if _C.isa() == "baseline":
+        pytest.skip("this CPU has no FMA")
+    shift, weight = normal(C, 6, dtype), normal(C, 5, dtype)
+    terms = [term(f, *(0.1 * (k - i) for k in range(K)), shift=shift, scale=0.3)
+             for i, f in enumerate(FAMILIES)]  # fmt: skip
+    for of, w in ((operands(C, K, dtype), None), (indexed(C, 300, K, dtype), weight)):
+        ours = pairwise_loss(on_gpu(of), on_gpu(terms), on_gpu(w))
+        there = PairwiseLoss(*(None if x is None else x.cpu() for x in ours))
+        assert same(there, pairwise_loss(of, terms, w))

@@ -169,8 +169,8 @@ def test_dsums_without_an_index() -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("field", ["policy", "reference", "index"])
-def test_on_a_gpu(field: str) -> None:
+def test_all_on_one_device(field: str) -> None:
     moved: Tensor = getattr(SIDE, field).cuda()
-    message = rf"\[pairwise_loss\] operands\[1\].{field} must be on the CPU but is on cuda:0"
+    message = rf"operands\[1\].{field} must be on cpu like operands\[0\].policy but is on cuda:0"
     with pytest.raises(ValueError, match=message):
         call(sides(1, **{field: moved}))

@@ -210,12 +210,30 @@ def test_gradient_output_checks(dvalues: Tensor, message: str) -> None:
         _C.segment_sum_backward(torch.zeros(2).double(), weights, cu_seqlens, dvalues)
 
 
+# On a GPU
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", ["values", "weights", "cu_seqlens"])
-def test_on_a_gpu(name: str) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_a_gpu_gives_the_same_bits(lengths: list[int], weighted: bool) -> None:
+    values, weights, cu_seqlens = make(lengths)
+    w = weights if weighted else None
+    on_gpu = None if w is None else w.cuda()
+    sums = segment_sum(values, cu_seqlens, w)
+    ours = segment_sum(values.cuda(), cu_seqlens.cuda(), on_gpu)
+    assert torch.equal(ours.cpu(), sums)
+    back = segment_sum_backward(ours, cu_seqlens.cuda(), on_gpu)
+    assert torch.equal(back.cpu(), segment_sum_backward(sums, cu_seqlens, w))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["weights", "cu_seqlens"])
+def test_all_on_one_device(name: str) -> None:
     given = arguments()
     given[name] = given[name].cuda()
-    message = rf"\[segment_sum\] {name} must be on the CPU but is on cuda:0"
+    message = rf"\[segment_sum\] {name} must be on cpu like values but is on cuda:0"
     with pytest.raises(ValueError, match=message):
         segment_sum(**given)

@@ -347,10 +347,40 @@ def test_output_checks(place: int, value: Any, message: str) -> None:
         )
 
 
+# On a GPU
+
+
+def on_gpu(given: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.cuda() if isinstance(v, Tensor) else v for k, v in given.items()}
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", ["policy", "old", "cu_seqlens", "advantages"])
-def test_on_a_gpu(name: str) -> None:
-    message = rf"\[token_loss\] {name} must be on the CPU but is on cuda:0"
+@each_surrogate
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_a_gpu_gives_the_same_bits(name: str, per_token: bool, lengths: list[int]) -> None:
+    if per_token and of_response(SURROGATES[name]):
+        pytest.skip("one loss a response has one advantage a response")
+    given = make(lengths, per_token=per_token)
+    ours = token_loss(SURROGATES[name], **on_gpu(given))
+    there = TokenLoss(*(None if x is None else x.cpu() for x in ours))
+    assert same(there, token_loss(SURROGATES[name], **given))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_does_without_what_may_be_left_out() -> None:
+    given = make(LENGTHS["each"], wide=False) | {"old": None, "reference": None, "factor": None}
+    ours = token_loss(SURROGATES["reinforce"], **on_gpu(given))
+    there = TokenLoss(*(None if x is None else x.cpu() for x in ours))
+    assert same(there, token_loss(SURROGATES["reinforce"], **given))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["old", "cu_seqlens", "advantages"])
+def test_all_on_one_device(name: str) -> None:
+    message = rf"\[token_loss\] {name} must be on cpu like policy but is on cuda:0"
     with pytest.raises(ValueError, match=message):
         token_loss(**(GIVEN | {name: GIVEN[name].cuda()}))

@@ -33,7 +33,7 @@ struct Fiber {
     ucontext_t context;
     std::vector<char> stack = std::vector<char>(kStackBytes);
     State state = State::kReady;
-    uint32_t value = 0;             // offered to the warp's shuffle
+    uint64_t value = 0;             // offered to the warp's shuffle or at the block's barrier
     const void* offered = nullptr;  // to `share`
     void* fake = nullptr;           // ASan's handle of the fiber's stack
 };
@@ -42,6 +42,7 @@ std::vector<Fiber> fibers;
 ucontext_t scheduler;
 const std::function<void()>* body = nullptr;
 int current = 0;
+int block_threads = 0;
 bool backwards = false;
 PE_ASAN(const void* scheduler_stack = nullptr;)
 PE_ASAN(size_t scheduler_stack_bytes = 0;)
@@ -118,6 +119,7 @@ __attribute__((no_sanitize("address"))) void poison_shared() {
 
 void run_block(int threads) {
     poison_shared();
+    block_threads = threads;
     for (int i = 0; i < threads; ++i) start(fibers[static_cast<size_t>(i)]);
     for (;;) {
         for (int w = 0; w < threads; w += kWarpLanes) {
@@ -165,12 +167,22 @@ void sync_threads() { yield(State::kAtBarrier); }
 
 void sync_warp() { yield(State::kAtShuffle); }
 
+// The second yield keeps a thread from offering its next value before all have read this one.
+bool any_of_block(bool value) {
+    fibers[static_cast<size_t>(current)].value = value;
+    yield(State::kAtBarrier);
+    bool any = false;
+    for (int i = 0; i < block_threads; ++i) any = any || fibers[static_cast<size_t>(i)].value != 0;
+    yield(State::kAtBarrier);
+    return any;
+}
+
 // The second yield keeps a lane from offering its next value before all have read this one.
-uint32_t shuffle(uint32_t value, int source_lane) {
+uint64_t shuffle(uint64_t value, int source_lane) {
     fibers[static_cast<size_t>(current)].value = value;
     yield(State::kAtShuffle);
     const int source = current / kWarpLanes * kWarpLanes + source_lane;
-    const uint32_t result = fibers[static_cast<size_t>(source)].value;
+    const uint64_t result = fibers[static_cast<size_t>(source)].value;
     yield(State::kAtShuffle);
     return result;
 }

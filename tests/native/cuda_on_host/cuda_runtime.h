@@ -16,6 +16,7 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
+#define __grid_constant__
 // One block runs at a time, so its shared memory is static. run.py renames the .bss of each .cu to
 // pe_shared, which is filled with NaN before each block.
 #define __shared__ static
@@ -44,15 +45,18 @@ inline dim3 thread_index, block_index;  // of the fiber that is running
 cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& thread);
 void sync_threads();
 void sync_warp();
-uint32_t shuffle(uint32_t value, int source_lane);
+bool any_of_block(bool value);
+uint64_t shuffle(uint64_t value, int source_lane);
 int lane();
 
 // Threads and blocks run backwards when set: a missing barrier then shows as different bits.
 void set_reversed(bool reversed);
 
-inline float shuffle_float(float value, int source_lane) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
+template <typename T>
+T shuffle_as(T value, int source_lane) {
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8);  // as CUDA has it
+    uint64_t bits = 0;
+    memcpy(&bits, &value, sizeof value);
     bits = shuffle(bits, source_lane);
     memcpy(&value, &bits, sizeof value);
     return value;
@@ -66,13 +70,16 @@ inline float shuffle_float(float value, int source_lane) {
 inline void __syncthreads() { cuda_on_host::sync_threads(); }
 inline void __syncwarp() { cuda_on_host::sync_warp(); }
 
-inline float __shfl_xor_sync(unsigned, float value, int mask) {
-    return cuda_on_host::shuffle_float(value, cuda_on_host::lane() ^ mask);
+inline int __syncthreads_or(int value) { return cuda_on_host::any_of_block(value != 0); }
+
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+    return cuda_on_host::shuffle_as(value, cuda_on_host::lane() ^ mask);
 }
 
 inline float __shfl_up_sync(unsigned, float value, int delta) {
     const int lane = cuda_on_host::lane();
-    return cuda_on_host::shuffle_float(value, lane < delta ? lane : lane - delta);
+    return cuda_on_host::shuffle_as(value, lane < delta ? lane : lane - delta);
 }
 
 template <typename... Params, typename... Args>

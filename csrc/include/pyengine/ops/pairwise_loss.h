@@ -8,7 +8,8 @@
 //              an operand whose coefficient is the number 0 takes no part in a term
 // gradient     slopes[k,c] = d losses[c] / d rho_k[c] is assigned (=); where there are indices, dsums[j] is assigned the sum
 //              of weight[c] slopes[k,c] over all c, then k, with index_k[c] = j
-// determinism  cpu: bitwise for any thread count; a comparison is computed alone; dsums are added in one order
+// determinism  cpu: bitwise for any thread count; a comparison is computed alone; dsums are added in one order; cuda: the bits
+//              of instruction sets with FMA, no atomics
 // source       arXiv:2305.18290 (logistic), 2310.12036 (square), 2305.10425 (hinge), 2406.08414 (exp_logistic), 2402.00856 (exo)
 // proof        tests/reference/pairwise_loss.py
 #pragma once
@@ -67,5 +68,10 @@ struct PairwiseLossArgs {
 namespace cpu {
 PE_CPU_KERNEL_UP_TO_AVX512(pairwise_loss, PairwiseLossArgs)
 }  // namespace cpu
+
+namespace cuda {
+// Returns a cudaError_t; `stream` is a cudaStream_t.
+int pairwise_loss(const PairwiseLossArgs& args, void* stream);
+}  // namespace cuda
 
 }  // namespace pe

@@ -16,7 +16,8 @@
 // metrics      logps, log_ratio and kl are assigned (=) the sum of policy, the mean of d and the sum of rho, the latter
 //              two where old and reference are given. A response without tokens has 0 everywhere
 // determinism  cpu: bitwise for any thread count and batch, the same bits on every instruction set: nothing is fused,
-//              token n of a response goes on with chain n mod 8, and the chains are joined in one order
+//              token n of a response goes on with chain n mod 8, and the chains are joined in one order; cuda: the same
+//              bits: e^x is no library's
 // source       arXiv:1707.06347 (clipped), 1912.09729 (dual), 2402.03300 (k3), 2507.18071 (mean), 2402.14740 (sum),
 //              2503.14286 (tapered), 2312.00886 (log_ratio)
 // proof        tests/reference/token_loss.py
@@ -55,5 +56,10 @@ struct TokenLossArgs {
 namespace cpu {
 PE_CPU_KERNEL_UP_TO_AVX512(token_loss, TokenLossArgs)
 }  // namespace cpu
+
+namespace cuda {
+// Returns a cudaError_t; `stream` is a cudaStream_t.
+int token_loss(const TokenLossArgs& args, void* stream);
+}  // namespace cuda
 
 }  // namespace pe
