@@ -65,6 +65,7 @@ int main(int argc, char** argv) {
     timed("rope", [&] { native::test_rope(options); });
     timed("linear_logprob", [&] { native::test_linear_logprob(options); });
     timed("linear_kl", [&] { native::test_linear_kl(options); });
+    timed("lion", [&] { native::test_lion(options); });
     timed("kv_cache", [&] { native::test_kv_cache(options); });
     timed("attention", [&] { native::test_attention(options); });
     timed("attention_backward", [&] { native::test_attention_backward(options); });
