@@ -157,6 +157,7 @@ def adamw_step(
     eps: float,
     weight_decay: float,
     grad_scale: float,
+    stream: int = 0,
 ) -> None: ...
 def adamw_step_8bit(
     param: Tensor,
@@ -172,6 +173,7 @@ def adamw_step_8bit(
     eps: float,
     weight_decay: float,
     grad_scale: float,
+    stream: int = 0,
 ) -> None: ...
 def adamw_steps(
     entries: Sequence[tuple[Tensor, ...]],
@@ -182,6 +184,7 @@ def adamw_steps(
     eps: float,
     weight_decay: float,
     grad_scale: float,
+    stream: int = 0,
 ) -> None: ...
 def lion_step(
     entries: Sequence[tuple[Tensor, ...]],
@@ -190,8 +193,10 @@ def lion_step(
     beta2: float,
     weight_decay: float,
     grad_scale: float,
+    stream: int = 0,
 ) -> None: ...
 def adamw_sum_squares(grads: list[Tensor]) -> float: ...
+def adamw_square_parts(grads: list[Tensor], parts: Tensor, stream: int = 0) -> None: ...
 def segment_sum_forward(
     values: Tensor, weights: Tensor | None, cu_seqlens: Tensor, sums: Tensor, stream: int = 0
 ) -> None: ...

@@ -291,11 +291,9 @@ void adamw_step_8bit(const AdamW8bitArgs& a) {
 
 void adamw_sum_squares(const AdamWSumSquaresArgs& a) {
     const int64_t n = a.grad.size;
-    const int64_t part = (n + 16 * kAdamWSquaresParts - 1) / (16 * kAdamWSquaresParts) * 16;
     const int threads = n < kLeastPerTask ? 1 : num_threads();
     parallel_tasks(kAdamWSquaresParts, threads, [&](int64_t i) {
-        const int64_t begin = i * part < n ? i * part : n;
-        const int64_t end = begin + part < n ? begin + part : n;
+        const int64_t begin = adamw_squares_begin(n, i), end = adamw_squares_begin(n, i + 1);
         a.partial[i] = sum_squares(ptr<float>(a.grad) + begin, end - begin);
     });
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyengine import _C
+from pyengine.runtime import stream_handle
 
 
 def lion(
@@ -25,8 +26,8 @@ def lion(
 
     c = b1 m + (1-b1) g, p = (1 - lr weight_decay) p - lr sign(c), m = b2 m + (1-b2) g
 
-    param, grad, exp_avg  float32 on the CPU, contiguous, of one shape
-    Bitwise the same for any thread count. Not differentiable.
+    param, grad, exp_avg  float32, contiguous, of one shape, on one device
+    Bitwise the same for any thread count, and on a GPU. Not differentiable.
     Raises TypeError (kind, dtype) or ValueError (shape, layout, range, device) with the argument.
     Source: arXiv:2302.06675, algorithm 2.
     """
@@ -46,5 +47,6 @@ def lion_steps(
     grad_scale: float = 1.0,
 ) -> Callable[[], None]:
     """`lion` of many tensors (param, grad, exp_avg) as one call into C++: see `adamw_steps`."""
+    stream = stream_handle(entries[0][0]) if entries else 0
     given = [(param.detach(), grad.detach(), m) for param, grad, m in entries]
-    return partial(_C.lion_step, given, lr, *betas, weight_decay, grad_scale)
+    return partial(_C.lion_step, given, lr, *betas, weight_decay, grad_scale, stream)

@@ -257,6 +257,7 @@ void test_linear(const Options& options);
 void test_linear_backward(const Options& options);
 void test_linear_kl(const Options& options);
 void test_mma(const Options& options);
+void test_lion(const Options& options);
 void test_rope(const Options& options);
 void test_scheduler(const Options& options);
 void test_segment_sum(const Options& options);

@@ -66,6 +66,7 @@ int main(int argc, char** argv) {
     timed("linear_logprob", [&] { native::test_linear_logprob(options); });
     timed("linear_kl", [&] { native::test_linear_kl(options); });
     timed("mma", [&] { native::test_mma(options); });
+    timed("lion", [&] { native::test_lion(options); });
     timed("kv_cache", [&] { native::test_kv_cache(options); });
     timed("attention", [&] { native::test_attention(options); });
     timed("attention_backward", [&] { native::test_attention_backward(options); });

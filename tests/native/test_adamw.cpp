@@ -1,7 +1,10 @@
-// adamw on every instruction set: float64 values, bits, 8-bit codes, nothing written outside.
+// adamw on every instruction set and on CUDA's twin: float64 values, bits, 8-bit codes, nothing
+// written outside.
 #include <algorithm>
+#include <array>
 
 #include "check.h"
+#include "cuda_runtime.h"
 #include "pyengine/ops/adamw.h"
 #include "pyengine/ops/adamw_codes.h"
 
@@ -9,6 +12,24 @@ namespace native {
 namespace {
 
 using pe::DType;
+
+// One device: an instruction set, or CUDA on the host.
+struct Device {
+    std::string name;
+    bool fma;
+    void (*step)(const pe::AdamWArgs&);
+    void (*step_8bit)(const pe::AdamW8bitArgs&);
+    void (*sum_squares)(const pe::AdamWSumSquaresArgs&);
+};
+
+const Device kCpu{"cpu", true, [](const auto& a) { pe::cpu::adamw_step(a); },
+                  [](const auto& a) { pe::cpu::adamw_step_8bit(a); },
+                  [](const auto& a) { pe::cpu::adamw_sum_squares(a); }};
+const Device kCuda{
+    "cuda", true,
+    [](const auto& a) { CHECK(pe::cuda::adamw_step(a, nullptr) == cudaSuccess, "launch"); },
+    [](const auto& a) { CHECK(pe::cuda::adamw_step_8bit(a, nullptr) == cudaSuccess, "launch"); },
+    [](const auto& a) { CHECK(pe::cuda::adamw_sum_squares(a, nullptr) == cudaSuccess, "launch"); }};
 
 const pe::AdamWScalars kScalars{.grad_scale = 0.5f,
                                 .decay = 0.999f,
@@ -83,22 +104,36 @@ struct State {
     }
 };
 
-void step(State& s) {
-    pe::cpu::adamw_step({.param = s.param.vector(),
-                         .grad = s.grad.vector(),
-                         .exp_avg = s.m.vector(),
-                         .exp_avg_sq = s.v.vector(),
-                         .scalars = kScalars});
+// Values [begin, end) of a vector, whatever its elements.
+pe::VectorView part(const pe::VectorView& v, int64_t begin, int64_t end) {
+    return {static_cast<char*>(v.data) + begin * pe::dtype_bytes(v.dtype), v.dtype, end - begin};
 }
 
-void step_8bit(State& s) {
-    pe::cpu::adamw_step_8bit({.param = s.param.vector(),
-                              .grad = s.grad.vector(),
-                              .exp_avg = s.m_codes.view(),
-                              .exp_avg_absmax = s.m_absmax.vector(),
-                              .exp_avg_sq = s.v_codes.view(),
-                              .exp_avg_sq_absmax = s.v_absmax.vector(),
-                              .scalars = kScalars});
+// Both kinds of step on elements [begin, end): begin is a multiple of 256.
+void step(const Device& device, State& s, int64_t begin, int64_t end,
+          const pe::AdamWScalars& scalars = kScalars) {
+    device.step({.param = part(s.param.vector(), begin, end),
+                 .grad = part(s.grad.vector(), begin, end),
+                 .exp_avg = part(s.m.vector(), begin, end),
+                 .exp_avg_sq = part(s.v.vector(), begin, end),
+                 .scalars = scalars});
+}
+
+void step_8bit(const Device& device, State& s, int64_t begin, int64_t end,
+               const pe::AdamWScalars& scalars = kScalars) {
+    const int64_t block = begin / pe::kAdamWBlock;
+    device.step_8bit({.param = part(s.param.vector(), begin, end),
+                      .grad = part(s.grad.vector(), begin, end),
+                      .exp_avg = part(s.m_codes.view(), begin, end),
+                      .exp_avg_absmax = part(s.m_absmax.vector(), block, s.m_absmax.cols()),
+                      .exp_avg_sq = part(s.v_codes.view(), begin, end),
+                      .exp_avg_sq_absmax = part(s.v_absmax.vector(), block, s.v_absmax.cols()),
+                      .scalars = scalars});
+}
+
+void both(const Device& device, State& s, int64_t begin, int64_t end) {
+    step(device, s, begin, end);
+    step_8bit(device, s, begin, end);
 }
 
 struct Exact {
@@ -119,10 +154,10 @@ double p_bound(const Exact& e, double p, double m_size) {
     return 8 * kUnit * (std::fabs(p) + kScalars.step_size * m_size / root);
 }
 
-double check_values(int64_t n) {
+double check_values(const Device& device, int64_t n) {
     const State before(n);
     State after(n);
-    step(after);
+    step(device, after, 0, n);
     double worst = 0;
     for (int64_t i = 0; i < n; ++i) {
         const double p = before.param.get(i), g = before.grad.get(i), m = before.m.get(i);
@@ -137,10 +172,10 @@ double check_values(int64_t n) {
 }
 
 // An 8-bit moment is at most half a gap of its neighbours away from what it should be.
-double check_values_8bit(int64_t n) {
+double check_values_8bit(const Device& device, int64_t n) {
     const State before(n);
     State after(n);
-    step_8bit(after);
+    step_8bit(device, after, 0, n);
     double worst = 0;
     for (int64_t i = 0; i < n; ++i) {
         const std::string what = "adamw 8 bits n " + std::to_string(n) + " at " + std::to_string(i);
@@ -159,17 +194,19 @@ double check_values_8bit(int64_t n) {
     return worst;
 }
 
-double check_norm(int64_t n) {
-    const State s(n);
-    double partial[pe::kAdamWSquaresParts], total = 0;
+using Squares = std::array<double, pe::kAdamWSquaresParts>;
+
+Squares check_norm(const Device& device, const Matrix& grad) {
+    Squares partial;
+    double total = 0;
     long double exact_sum = 0;
-    pe::cpu::adamw_sum_squares({.grad = s.grad.vector(), .partial = partial});
+    device.sum_squares({.grad = grad.vector(), .partial = partial.data()});
     for (const double x : partial) total += x;
-    for (int64_t i = 0; i < n; ++i)
-        exact_sum += static_cast<long double>(s.grad.get(i)) * s.grad.get(i);
+    for (int64_t i = 0; i < grad.cols(); ++i)
+        exact_sum += static_cast<long double>(grad.get(i)) * grad.get(i);
     const auto want = static_cast<double>(exact_sum);
-    SHARE(total, want, 1e-14 * want, "adamw_sum_squares n " + std::to_string(n));
-    return total;
+    SHARE(total, want, 1e-14 * want, "adamw_sum_squares n " + std::to_string(grad.cols()));
+    return partial;
 }
 
 // As many values as there are codes, ascending, and a decade begins after the middle of its neighbours.
@@ -187,15 +224,114 @@ void check_table(const pe::AdamWCodes& codes, int count) {
     CHECK(value(codes, count - 1) == 1.0f, "the last value is 1");
 }
 
-void check_bits(int64_t n) {
-    State one(n), two(n);
-    step(one), step_8bit(one);
-    const double norm = check_norm(n);
+// Again, in two calls, with two threads or with threads in another order.
+void check_bits(const Device& device, int64_t n, const State& whole, const Squares& squares) {
+    const auto repeat = [&](int64_t cut, const char* what) {
+        State s(n);
+        if (cut > 0) both(device, s, 0, cut);
+        both(device, s, cut, n);
+        const std::string text = "adamw on " + device.name + " n " + std::to_string(n) + ": ";
+        CHECK(s.same(whole), text + what);
+        CHECK(check_norm(device, s.grad) == squares, text + "squares, " + what);
+    };
+    repeat(n / 3 / pe::kAdamWBlock * pe::kAdamWBlock, "in two calls");
+    if (device.name == "cuda") {
+        cuda_on_host::set_reversed(true);
+        repeat(0, "threads in another order");
+        cuda_on_host::set_reversed(false);
+        return;
+    }
     pe::set_num_threads(2);
-    step(two), step_8bit(two);
-    CHECK(one.same(two), "adamw: two threads, n " + std::to_string(n));
-    CHECK(check_norm(n) == norm, "adamw_sum_squares: two threads");
+    repeat(0, "two threads");
     pe::set_num_threads(1);
+}
+
+// Moments that are the gradient and its square: beside every middle of two magnitudes, at 0, and
+// beyond what float holds. 1, once in every block, makes the absmax 1.
+State beside_thresholds(int64_t n) {
+    State s(n);
+    s.m_absmax.fill(0.0f);
+    s.v_absmax.fill(0.0f);
+    for (int64_t i = 0; i < n; ++i) {
+        const bool is_signed = i % 2 == 0;  // else the root, whose square is beside a middle of v's
+        const pe::AdamWCodes& codes = is_signed ? pe::kSignedCodes : pe::kUnsignedCodes;
+        const int place = static_cast<int>(i / 6 % (is_signed ? 128 : 255));
+        float x = (value(codes, place) + value(codes, place + 1)) / 2;
+        x = i / 2 % 3 == 0 ? x : std::nextafter(x, i / 2 % 3 == 1 ? 0.0f : 2.0f);
+        if (!is_signed) x = std::sqrt(x);
+        s.grad.set(0, i, i % 256 == 0 ? 1.0f : i % 256 == 7 ? 0.0f : i % 5 == 0 ? -x : x);
+    }
+    return s;
+}
+
+void check_codes(const Device& device) {
+    constexpr int64_t n = 1600;
+    const pe::AdamWScalars scalars{.eps = 1e-6f};
+    State s = beside_thresholds(n), by_cpu = beside_thresholds(n);
+    step_8bit(kCpu, by_cpu, 0, n, scalars);
+    step_8bit(device, s, 0, n, scalars);
+    CHECK(s.same(by_cpu), "codes on " + device.name + " beside every threshold");
+    for (int64_t i = 0; i < n; ++i) {  // no other place is nearer
+        const double x = std::fabs(s.grad.get(i)) / s.m_absmax.get(i / pe::kAdamWBlock);
+        const double off = std::fabs(std::fabs(s.m_value(i)) - x);
+        for (int place = 0; place < 128; ++place)
+            CHECK(off <= std::fabs(value(pe::kSignedCodes, place) - x), "the nearest code");
+    }
+    // An absmax stays finite, and one value that is not spoils no other's code.
+    State bad = beside_thresholds(n), bad_by_cpu = beside_thresholds(n);
+    for (State* t : {&bad, &bad_by_cpu}) {
+        t->grad.set(0, 3, 1e30f);
+        t->grad.set(0, 300, INFINITY);
+        t->grad.set(0, 600, NAN);
+    }
+    step_8bit(kCpu, bad_by_cpu, 0, n, scalars);
+    step_8bit(device, bad, 0, n, scalars);
+    CHECK(bad.m_codes.same(bad_by_cpu.m_codes) && bad.v_codes.same(bad_by_cpu.v_codes) &&
+              bad.m_absmax.same_bits(bad_by_cpu.m_absmax) &&
+              bad.v_absmax.same_bits(bad_by_cpu.v_absmax),
+          "codes on " + device.name + " beside values that are not finite");
+}
+
+// Parts of several slabs on CUDA, the last of them not full.
+void check_long_norm(const Options& options) {
+    Matrix grad = floats(300'001);
+    Rng rng(11);
+    grad.fill_normal(rng);
+    const Squares squares = check_norm(kCpu, grad);
+    if (!options.cuda) return;
+    for (const bool reversed : {false, true}) {
+        cuda_on_host::set_reversed(reversed);
+        CHECK(check_norm(kCuda, grad) == squares, "adamw_sum_squares: a long gradient");
+    }
+    cuda_on_host::set_reversed(false);
+}
+
+double check_size(int64_t n, const Options& options) {
+    const bool large = n > 10'000;  // once on CUDA's twin: fibers are slow
+    double worst = 0;
+    std::vector<State> fma;
+    std::vector<Squares> squares;
+    const auto check = [&](const Device& device) {
+        worst = std::max({worst, check_values(device, n), check_values_8bit(device, n)});
+        State s(n);
+        both(device, s, 0, n);
+        squares.push_back(check_norm(device, s.grad));
+        CHECK(squares.back() == squares[0], "adamw_sum_squares: all devices have the same bits");
+        if (device.name != "cuda" || !(large || options.small))
+            check_bits(device, n, s, squares[0]);
+        if (!device.fma) return;
+        if (!fma.empty()) CHECK(s.same(fma[0]), "adamw: " + device.name + " and others with FMA");
+        fma.push_back(std::move(s));
+    };
+    for (const auto isa : isas(options)) {
+        pe::cpu::set_active_isa(isa);
+        Device device = kCpu;
+        device.name = pe::cpu::isa_name(isa);
+        device.fma = has_fma(isa);
+        check(device);
+    }
+    if (options.cuda && !(large && options.small)) check(kCuda);
+    return worst;
 }
 
 }  // namespace
@@ -207,19 +343,13 @@ void test_adamw(const Options& options) {
     double worst = 0;
     std::vector<int64_t> sizes(std::begin(kSizes), std::end(kSizes));
     for (const int64_t n : {255, 256, 257, 40000}) sizes.push_back(n);
-    for (const int64_t n : sizes) {
-        std::vector<State> fma;
-        for (const auto isa : isas(options)) {
-            pe::cpu::set_active_isa(isa);
-            worst = std::max({worst, check_values(n), check_values_8bit(n)});
-            check_bits(n);
-            State s(n);
-            step(s), step_8bit(s);
-            if (!has_fma(isa)) continue;
-            if (!fma.empty()) CHECK(s.same(fma[0]), "adamw: instruction sets with FMA");
-            fma.push_back(std::move(s));
-        }
+    for (const int64_t n : sizes) worst = std::max(worst, check_size(n, options));
+    for (const auto isa : isas(options)) {
+        pe::cpu::set_active_isa(isa);
+        check_codes(kCpu);
     }
+    if (options.cuda) check_codes(kCuda);
+    check_long_norm(options);
     printf("  adamw %zu sizes, largest error / bound %.3f\n", sizes.size(), worst);
 }
 

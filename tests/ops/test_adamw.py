@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from torch import Tensor
 import pyengine as pe
 from pyengine import _C
 from pyengine.ops import Moment8bit, adamw, adamw_grad_norm, adamw_steps
+from pyengine.ops.adamw import SQUARES_PARTS
 
 SIZES = (0, 1, 31, 32, 33, 111, 4099)
 EIGHT_BIT_SIZES = (0, 1, 255, 256, 257, 4099)
@@ -462,3 +465,31 @@ def test_nothing_is_written_where_one_of_many_tensors_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^\[adamw\] step must be >= 1 but is 0"):
         adamw_steps([(p, g, m, v)], **(HYPER | {"step": 0}))()
     assert torch.equal(p, before)
+
+
+# A GPU
+
+
+def test_parts_of_the_norm_add_up_to_its_bits() -> None:
+    grads = [make(n, n)[1] for n in (0, 33, 70001)]
+    parts = torch.empty(3, SQUARES_PARTS, dtype=torch.float64)
+    _C.adamw_square_parts(grads, parts)
+    total = reduce(operator.add, parts.flatten().tolist(), 0.0)
+    assert total == _C.adamw_sum_squares(grads)
+    with pytest.raises(ValueError, match=r"^\[adamw\] parts must have shape \(gradients, 64\) = "):
+        _C.adamw_square_parts(grads, parts[:2])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("n", [*EIGHT_BIT_SIZES, 300_001])
+def test_cuda_gives_the_bits_of_the_cpu(n: int) -> None:
+    wide, (p, g, m, v) = make(n), make_8bit(n)
+    there = [t.cuda() for t in wide]
+    narrow = p.cuda(), g.cuda(), *(Moment8bit(*(t.cuda() for t in x)) for x in (m, v))
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(run(*there), run(*wide), strict=True))
+    results = zip(run_8bit(*narrow), run_8bit(p, g, m, v), strict=True)
+    assert all(torch.equal(a.cpu(), b) for a, b in results)
+    assert adamw_grad_norm([there[1], narrow[1]]) == adamw_grad_norm([wide[1], g])
+    with pytest.raises(ValueError, match=r"^\[adamw\] grad must be on cuda:0 like param but is on"):
+        run(there[0], wide[1], *there[2:])

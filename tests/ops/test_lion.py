@@ -118,3 +118,16 @@ def test_nothing_is_written_where_one_of_many_tensors_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^\[lion\] an entry must be 3 tensors but is 2"):
         _C.lion_step([(p, g)], 0.1, 0.9, 0.99, 0.0, 1.0)
     assert torch.equal(p, before)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("n", [0, 1, 255, 256, 257, 4099])
+def test_cuda_gives_the_bits_of_the_cpu(n: int) -> None:
+    tensors = make(n)
+    there = [t.cuda() for t in tensors]
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(run(*there), run(*tensors), strict=True))
+    with pytest.raises(
+        ValueError, match=r"^\[lion\] param must be on cpu like the first param but"
+    ):
+        lion_steps([tensors, tuple(there)], **HYPER)()

@@ -4,7 +4,7 @@
 // aliasing     param, exp_avg, exp_avg_sq and absmax are updated in place; no two arguments overlap
 // gradient     none; grad is read as grad * grad_scale, so that clipping takes no pass of its own
 // determinism  cpu: bitwise for any thread count: an element (a block of 256) is computed alone; adamw_sum_squares adds exact
-//              squares in f64 in an order fixed by n, the same bits on every instruction set
+//              squares in f64 in an order fixed by n, the same bits on every instruction set; cuda: the CPU's bits (with FMA), NaN apart
 // source       arXiv:1711.05101, algorithm 2; 8 bits: arXiv:2110.02861, sections 2.1 to 2.3; arXiv:2309.01507 on zero
 // proof        tests/reference/adamw.py
 #pragma once
@@ -54,10 +54,27 @@ struct AdamWSumSquaresArgs {
     double* partial = nullptr;  // (64,)
 };
 
+namespace {  // internal linkage: see isa.h
+
+// Where the i-th of the 64 parts of n values begins, and that before it ends: whole rows of 16 values.
+PE_HOST_DEVICE inline int64_t adamw_squares_begin(int64_t n, int64_t i) {
+    const int64_t part = (n + 16 * kAdamWSquaresParts - 1) / (16 * kAdamWSquaresParts) * 16;
+    return i * part < n ? i * part : n;
+}
+
+}  // namespace
+
 namespace cpu {
 PE_CPU_KERNEL_UP_TO_AVX512(adamw_step, AdamWArgs)
 PE_CPU_KERNEL_UP_TO_AVX512(adamw_step_8bit, AdamW8bitArgs)
 PE_CPU_KERNEL_UP_TO_AVX512(adamw_sum_squares, AdamWSumSquaresArgs)
 }  // namespace cpu
+
+namespace cuda {
+// Return a cudaError_t; `stream` is a cudaStream_t.
+int adamw_step(const AdamWArgs& args, void* stream);
+int adamw_step_8bit(const AdamW8bitArgs& args, void* stream);
+int adamw_sum_squares(const AdamWSumSquaresArgs& args, void* stream);
+}  // namespace cuda
 
 }  // namespace pe

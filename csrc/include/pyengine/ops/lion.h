@@ -3,7 +3,7 @@
 // dtypes       f32
 // aliasing     param and exp_avg are updated in place; no two arguments overlap
 // gradient     none; grad is read as grad * grad_scale, so that clipping takes no pass of its own
-// determinism  cpu: bitwise for any thread count: an element is computed alone
+// determinism  cpu: bitwise for any thread count: an element is computed alone; cuda: the CPU's bits (with FMA), NaN apart
 // source       arXiv:2302.06675, algorithm 2
 // proof        tests/reference/lion.py
 #pragma once
@@ -32,5 +32,9 @@ struct LionArgs {
 namespace cpu {
 PE_CPU_KERNEL_UP_TO_AVX512(lion_step, LionArgs)
 }  // namespace cpu
+
+namespace cuda {
+int lion_step(const LionArgs& args, void* stream);  // a cudaError_t; `stream` is a cudaStream_t
+}  // namespace cuda
 
 }  // namespace pe
