@@ -256,7 +256,13 @@ def rope(
 ) -> None: ...
 def kv_elements_per_page(num_kv_heads: int, head_dim: int, page_tokens: int) -> int: ...
 def kv_cache_write(
-    k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor, page_tokens: int
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    page_tokens: int,
+    stream: int = 0,
 ) -> None: ...
 def attention_forward(
     q: Tensor,

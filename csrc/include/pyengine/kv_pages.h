@@ -32,7 +32,9 @@ namespace {  // internal linkage: see isa.h
 
 constexpr bool valid_page_tokens(int64_t n) { return n == 16 || n == 32 || n == 64; }
 
-constexpr int64_t padded_head_dim(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+PE_HOST_DEVICE constexpr int64_t padded_head_dim(int64_t head_dim) {
+    return (head_dim + 15) / 16 * 16;
+}
 
 // Of the keys, and as many of the values.
 constexpr int64_t kv_elements_per_page(int64_t heads, int64_t head_dim, int64_t page_tokens) {
