@@ -26,7 +26,8 @@ void sum_forward(py::object values_, py::object weights, py::object cu_seqlens, 
     SegmentSumArgs args{.values = vector(values), .weights = {}, .cu_seqlens = {}, .sums = {}};
     args.weights =
         sized(on_cpu(borrow_optional(kSegmentSum, "weights", weights), {DType::kF32}), "(N,)", N);
-    args.cu_seqlens = segment_bounds(kSegmentSum, "cu_seqlens", "N", cu_seqlens, N);
+    args.cu_seqlens = segment_bounds(
+        on_cpu(borrow(kSegmentSum, "cu_seqlens", cu_seqlens), {DType::kI64}), "N", N);
     args.sums = sized(on_cpu(borrow(kSegmentSum, "sums", sums), {DType::kF64}), "(S,)",
                       args.cu_seqlens.size - 1);
     py::gil_scoped_release release;
@@ -43,7 +44,8 @@ void sum_backward(py::object dsums, py::object weights, py::object cu_seqlens,
         .dsums = {}, .weights = {}, .cu_seqlens = {}, .dvalues = vector(dvalues)};
     args.weights =
         sized(on_cpu(borrow_optional(kSegmentSum, "weights", weights), {DType::kF32}), "(N,)", N);
-    args.cu_seqlens = segment_bounds(kSegmentSum, "cu_seqlens", "N", cu_seqlens, N);
+    args.cu_seqlens = segment_bounds(
+        on_cpu(borrow(kSegmentSum, "cu_seqlens", cu_seqlens), {DType::kI64}), "N", N);
     args.dsums = sized(on_cpu(borrow(kSegmentSum, "dsums", dsums), {DType::kF64}), "(S,)",
                        args.cu_seqlens.size - 1);
     py::gil_scoped_release release;

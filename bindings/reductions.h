@@ -19,13 +19,13 @@ inline VectorView sized(const TensorArg& t, const char* shape, int64_t size) {
     return vector(t);
 }
 
-// (S + 1,) bounds that rise from 0 to N, which messages call `total`.
-inline VectorView segment_bounds(const char* op, const char* name, const char* total,
-                                 const py::object& bounds_, int64_t N) {
-    const TensorArg bounds = borrow(op, name, bounds_);
-    on_cpu(bounds, {DType::kI64});
+// (S + 1,) bounds that rise from 0 to N, which messages call `total`. That they do is checked on the CPU only: elsewhere it
+// would have to wait for the device.
+inline VectorView segment_bounds(const TensorArg& bounds, const char* total, int64_t N) {
+    check_dtype(bounds, {DType::kI64});
     check_dims(bounds, *total == 'N' ? "(S + 1,)" : "(G + 1,)", 1);
     const VectorView view = vector(bounds);
+    if (bounds.is_cuda && view.size > 0) return view;
     const auto* bound = ptr<uint64_t>(view);
     uint64_t signs = 0;  // the top bit: of a bound below 0, or of a fall between two that are not
     for (int64_t i = 1; i < view.size; ++i) signs |= bound[i] | (bound[i] - bound[i - 1]);
@@ -37,8 +37,9 @@ inline VectorView segment_bounds(const char* op, const char* name, const char* t
     return view;
 }
 
-// Every index in [0, S), without a branch for each.
+// Every index in [0, S), without a branch for each. On the CPU only, as segment_bounds.
 inline void check_indices(const TensorArg& index, const VectorView& view, int64_t S) {
+    if (index.is_cuda) return;
     const auto* j = ptr<int64_t>(view);
     uint64_t signs = 0;  // the top bit: of an index below 0, or of one above S - 1
     for (int64_t c = 0; c < view.size; ++c)

@@ -241,7 +241,10 @@ def listwise_loss(
     losses: Tensor,
     dsums: Tensor,
     ranking: Tensor | None,
+    workspace: Tensor | None = None,
+    stream: int = 0,
 ) -> None: ...
+def listwise_loss_workspace_bytes(S: int) -> int: ...
 def philox_uniform(
     seed: Tensor, request: Tensor, sample: Tensor, position: Tensor, u: Tensor, stream: int = 0
 ) -> None: ...

@@ -1,6 +1,6 @@
 // Runs a grid block by block, a block's threads as fibers that yield at barriers and shuffles. It
 // refuses what a GPU leaves undefined: a barrier that not all threads of the block reach, a shuffle
-// that not all lanes of the warp reach, an empty or oversized launch. Shared memory starts as NaN
+// or __syncwarp that not all lanes of the warp reach, an empty or oversized launch. Shared memory starts as NaN
 // in every block.
 #include <ucontext.h>
 
@@ -108,7 +108,8 @@ void run_warp(int begin, int end) {
         run_ready(begin, end);
         const int waiting = count(State::kAtShuffle, begin, end);
         if (waiting == 0) return;
-        if (waiting != end - begin) fail("a shuffle that not all lanes of the warp reach");
+        if (waiting != end - begin)
+            fail("a shuffle or __syncwarp that not all lanes of the warp reach");
         release(begin, end);
     }
 }
@@ -141,6 +142,8 @@ void set_reversed(bool reversed) { backwards = reversed; }
 int lane() { return current % kWarpLanes; }
 
 void sync_threads() { yield(State::kAtBarrier); }
+
+void sync_warp() { yield(State::kAtShuffle); }
 
 // The second yield keeps a lane from offering its next value before all have read this one.
 uint32_t shuffle(uint32_t value, int source_lane) {

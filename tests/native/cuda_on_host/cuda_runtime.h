@@ -20,6 +20,7 @@
 using cudaError_t = int;
 using cudaStream_t = struct CUstream_st*;
 constexpr cudaError_t cudaSuccess = 0;
+constexpr cudaError_t cudaErrorInvalidValue = 1;
 constexpr cudaError_t cudaErrorInvalidConfiguration = 9;
 
 struct dim3 {
@@ -39,6 +40,7 @@ inline dim3 thread_index, block_index;  // of the fiber that is running
 
 cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& thread);
 void sync_threads();
+void sync_warp();
 uint32_t shuffle(uint32_t value, int source_lane);
 int lane();
 
@@ -59,6 +61,7 @@ inline float shuffle_float(float value, int source_lane) {
 #define blockIdx cuda_on_host::block_index
 
 inline void __syncthreads() { cuda_on_host::sync_threads(); }
+inline void __syncwarp(unsigned = 0xffffffffu) { cuda_on_host::sync_warp(); }
 
 inline float __shfl_xor_sync(unsigned, float value, int mask) {
     return cuda_on_host::shuffle_float(value, cuda_on_host::lane() ^ mask);
