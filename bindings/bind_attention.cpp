@@ -59,8 +59,10 @@ KvPages pages(const TensorArg& t, int64_t heads, int64_t head_dim, int64_t page_
             .page_tokens = page_tokens};
 }
 
-// All in range and different, and the tokens of a pair next to each other, as the kernel wants them.
+// All in range and different, and the tokens of a pair next to each other, as the kernel wants them. On the CPU only:
+// elsewhere it would have to wait for the device.
 void check_slots(const TensorArg& t, const VectorView& slots, int64_t end) {
+    if (t.is_cuda) return;
     const int64_t* slot = ptr<int64_t>(slots);
     for (int64_t i = 0; i < slots.size; ++i) {
         if (slot[i] >= 0 && slot[i] < end) continue;
@@ -83,7 +85,7 @@ void check_slots(const TensorArg& t, const VectorView& slots, int64_t end) {
 }
 
 void write(py::object k_, py::object v_, py::object keys_, py::object values_, py::object slots_,
-           int64_t page_tokens) {
+           int64_t page_tokens, uintptr_t stream) {
     const TensorArg k = borrow(kCache, "k", k_), v = borrow(kCache, "v", v_);
     const TensorArg keys = borrow(kCache, "keys", keys_),
                     values = borrow(kCache, "values", values_);
@@ -98,7 +100,7 @@ void write(py::object k_, py::object v_, py::object keys_, py::object values_, p
     check_shape(v, "(T, K, hd)", {T, heads, head_dim});
     check_shape(slots, "(T,)", {T});
     check_same_device(k, {&v, &keys, &values, &slots});
-    check_cpu(k);
+    check_cuda_built(k);
     const KvCacheWriteArgs args{.k = heads_matrix(k),
                                 .v = heads_matrix(v),
                                 .keys = pages(keys, heads, head_dim, page_tokens),
@@ -108,6 +110,12 @@ void write(py::object k_, py::object v_, py::object keys_, py::object values_, p
     check_shape(values, "(P, E)", {keys.shape[0], keys.shape[1]});
     check_slots(slots, args.slots, keys.shape[0] * page_tokens);
     py::gil_scoped_release release;
+#ifdef PE_WITH_CUDA
+    if (k.is_cuda)
+        return check_cuda_status(kCache,
+                                 cuda::kv_cache_write(args, reinterpret_cast<void*>(stream)));
+#endif
+    (void)stream;
     cpu::kv_cache_write(args);
 }
 
@@ -223,7 +231,7 @@ void bind(py::module_& m) {
     m.def("kv_elements_per_page", &elements_per_page, py::arg("num_kv_heads"), py::arg("head_dim"),
           py::arg("page_tokens"));
     m.def("kv_cache_write", &write, py::arg("k"), py::arg("v"), py::arg("keys"), py::arg("values"),
-          py::arg("slots"), py::arg("page_tokens"));
+          py::arg("slots"), py::arg("page_tokens"), py::arg("stream") = 0);
     m.def("attention_forward", &forward, py::arg("q"), py::arg("keys"), py::arg("values"),
           py::arg("cu_seqlens"), py::arg("first_positions"), py::arg("block_tables"),
           py::arg("num_kv_heads"), py::arg("page_tokens"), py::arg("scale").none(true),

@@ -40,23 +40,12 @@ void check(const char* op, const char* what, double x, bool valid, const char* r
     }
 }
 
-// Required and optional (size,) vectors of token_loss, on the device of `first`.
+// Required and optional (size,) vectors, on the device of `first`.
 VectorView beside(const TensorArg& first, const TensorArg& t, std::initializer_list<DType> allowed,
                   const char* shape, int64_t size) {
     check_dtype(t, allowed);
     check_same_device(first, {&t});
     return sized(t, shape, size);
-}
-
-// An optional (size,) vector.
-VectorView optional(const char* op, const char* name, const py::object& object,
-                    std::initializer_list<DType> allowed, const char* shape, int64_t size) {
-    return sized(on_cpu(borrow_optional(op, name, object), allowed), shape, size);
-}
-
-VectorView required(const char* op, const char* name, const py::object& object,
-                    std::initializer_list<DType> allowed, const char* shape, int64_t size) {
-    return sized(on_cpu(borrow(op, name, object), allowed), shape, size);
 }
 
 // An output that is there if and only if its input is.
@@ -137,12 +126,10 @@ void token(const py::object& policy_, const py::object& old_, const py::object& 
 
 // listwise_loss
 
-// Every response once.
-VectorView places(const py::object& object, int64_t S) {
-    const TensorArg index = borrow_optional(kList, "index", object);
-    on_cpu(index, {DType::kI64});
-    const VectorView view = sized(index, "(S,)", S);
-    if (!view) return view;
+// Every response once, which is checked on the CPU only, as segment_bounds.
+VectorView places(const TensorArg& first, const TensorArg& index, int64_t S) {
+    const VectorView view = beside(first, index, {DType::kI64}, "(S,)", S);
+    if (!view || index.is_cuda) return view;
     check_indices(index, view, S);
     std::vector<char> seen(static_cast<size_t>(S), 0);
     for (int64_t k = 0; k < S; ++k) {
@@ -154,10 +141,38 @@ VectorView places(const py::object& object, int64_t S) {
     return view;
 }
 
+// Of a GPU's workspace for S responses; the CPU's is made here.
+int64_t list_workspace_bytes([[maybe_unused]] int64_t S) {
+#ifdef PE_WITH_CUDA
+    ListwiseLossArgs args;
+    args.policy.size = S;
+    return cuda::listwise_loss_bytes(args);
+#else
+    return 0;
+#endif
+}
+
+#ifdef PE_WITH_CUDA
+void* list_workspace(const TensorArg& policy, const TensorArg& workspace) {
+    const int64_t need = list_workspace_bytes(policy.shape[0]);
+    if (!workspace.present()) refuse(kList, "workspace must be given on a GPU");
+    check_same_device(policy, {&workspace});
+    check_dims(workspace, "(bytes,)", 1);
+    vector(workspace);
+    const int64_t have = workspace.shape[0] * dtype_bytes(workspace.dtype);
+    if (have < need) {
+        value_error(workspace,
+                    "must have " + std::to_string(need) + " bytes but has " + std::to_string(have));
+    }
+    return workspace.data;
+}
+#endif
+
 void list(const py::object& policy_, const py::object& reference, const py::object& values,
           const py::object& groups, const py::object& index, const py::object& weight,
           const std::string& family, double beta, double temperature, bool mean,
-          const py::object& losses, const py::object& dsums, const py::object& ranking_) {
+          const py::object& losses, const py::object& dsums, const py::object& ranking_,
+          const py::object& workspace_, uintptr_t stream) {
     ListwiseLossArgs args;
     args.family = named<ListFamily, 6>(
         kList, "family", family,
@@ -167,22 +182,43 @@ void list(const py::object& policy_, const py::object& reference, const py::obje
     check(kList, "temperature", temperature, temperature > 0.0 && std::isfinite(temperature),
           "> 0 and finite");
     const TensorArg policy = borrow(kList, "policy", policy_);
-    on_cpu(policy, {DType::kF32, DType::kF64});
+    const auto given = [&](const char* name, const py::object& object,
+                           std::initializer_list<DType> allowed, const char* shape, int64_t size) {
+        return beside(policy, borrow(kList, name, object), allowed, shape, size);
+    };
+    const auto optional = [](const char* name, const py::object& object) {
+        return borrow_optional(kList, name, object);
+    };
+    check_dtype(policy, {DType::kF32, DType::kF64});
     check_dims(policy, "(S,)", 1);
+    check_cuda_built(policy);
     const int64_t S = policy.shape[0];
     args.policy = vector(policy);
-    args.reference = optional(kList, "reference", reference, {DType::kF32, DType::kF64}, "(S,)", S);
-    args.values = required(kList, "values", values, {DType::kF32, DType::kF64}, "(S,)", S);
-    args.groups = segment_bounds(on_cpu(borrow(kList, "groups", groups), {DType::kI64}), "S", S);
+    args.reference =
+        beside(policy, optional("reference", reference), {DType::kF32, DType::kF64}, "(S,)", S);
+    args.values = given("values", values, {DType::kF32, DType::kF64}, "(S,)", S);
+    const TensorArg bounds = borrow(kList, "groups", groups);
+    check_same_device(policy, {&bounds});
+    args.groups = segment_bounds(bounds, "S", S);
     const int64_t G = args.groups.size - 1;
-    args.index = places(index, S);
-    args.weight = optional(kList, "weight", weight, {DType::kF64}, "(G,)", G);
-    args.losses = required(kList, "losses", losses, {DType::kF64}, "(G,)", G);
-    args.dsums = required(kList, "dsums", dsums, {DType::kF64}, "(S,)", S);
-    const TensorArg ranking = borrow_optional(kList, "ranking", ranking_);
-    on_cpu(ranking, {DType::kF64});
+    args.index = places(policy, optional("index", index), S);
+    args.weight = beside(policy, optional("weight", weight), {DType::kF64}, "(G,)", G);
+    args.losses = given("losses", losses, {DType::kF64}, "(G,)", G);
+    args.dsums = given("dsums", dsums, {DType::kF64}, "(S,)", S);
+    const TensorArg ranking = optional("ranking", ranking_);
+    check_dtype(ranking, {DType::kF64});
+    check_same_device(policy, {&ranking});
     check_shape(ranking, "(3, G)", {3, G});
     args.ranking = matrix(ranking);
+#ifdef PE_WITH_CUDA
+    if (policy.is_cuda) {
+        args.workspace = list_workspace(policy, optional("workspace", workspace_));
+        py::gil_scoped_release release;
+        return check_cuda_status(kList, cuda::listwise_loss(args, reinterpret_cast<void*>(stream)));
+    }
+#endif
+    (void)stream;
+    if (!workspace_.is_none()) refuse(kList, "workspace must be None on the CPU");
     args.threads = num_threads();
     const auto bytes = static_cast<size_t>(cpu::listwise_loss_bytes(args));
     const auto workspace = std::make_unique_for_overwrite<char[]>(bytes);
@@ -203,7 +239,8 @@ void bind(py::module_& m) {
     m.def("listwise_loss", &list, py::arg("policy"), none("reference"), py::arg("values"),
           py::arg("groups"), none("index"), none("weight"), py::arg("family"), py::arg("beta"),
           py::arg("temperature"), py::arg("mean"), py::arg("losses"), py::arg("dsums"),
-          none("ranking"));
+          none("ranking"), py::arg("workspace") = py::none(), py::arg("stream") = 0);
+    m.def("listwise_loss_workspace_bytes", &list_workspace_bytes, py::arg("S"));
 }
 
 }  // namespace pe::bindings::losses

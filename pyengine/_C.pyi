@@ -248,7 +248,10 @@ def listwise_loss(
     losses: Tensor,
     dsums: Tensor,
     ranking: Tensor | None,
+    workspace: Tensor | None = None,
+    stream: int = 0,
 ) -> None: ...
+def listwise_loss_workspace_bytes(S: int) -> int: ...
 def philox_uniform(
     seed: Tensor, request: Tensor, sample: Tensor, position: Tensor, u: Tensor, stream: int = 0
 ) -> None: ...
@@ -263,7 +266,13 @@ def rope(
 ) -> None: ...
 def kv_elements_per_page(num_kv_heads: int, head_dim: int, page_tokens: int) -> int: ...
 def kv_cache_write(
-    k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor, page_tokens: int
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    page_tokens: int,
+    stream: int = 0,
 ) -> None: ...
 def attention_forward(
     q: Tensor,

@@ -142,7 +142,7 @@ void share_exponentials(const Chunk& c) {
         const double most = most_of(x, begin, end);
         for (int64_t k = begin; k < end; ++k) x[k] -= most;
     });
-    flat(x, x, c.places, exp_of);
+    flat(x, x, c.places, exp_of<dvec>);
     c.each([&](int64_t, int64_t begin, int64_t end) {
         const double inverse = 1.0 / sum_of(x, begin, end);
         for (int64_t k = begin; k < end; ++k) x[k] *= inverse;
@@ -161,13 +161,13 @@ void cross_entropy(const Chunk& c) {
         const double most = w.b[begin] = most_of(w.s, begin, end);
         for (int64_t k = begin; k < end; ++k) w.a[k] = w.s[k] - most;
     });
-    flat(w.a, w.a, c.places, exp_of);
+    flat(w.a, w.a, c.places, exp_of<dvec>);
     c.each([&](int64_t g, int64_t begin, int64_t end) {
         const double z = w.c[g - c.first] = sum_of(w.a, begin, end);
         const double share = sum_of(w.x, begin, end) / z;
         for (int64_t k = begin; k < end; ++k) w.d[k] = share * w.a[k] - w.x[k];
     });
-    flat(w.c, w.c, c.last - c.first, log_of);
+    flat(w.c, w.c, c.last - c.first, log_of<dvec>);
     c.each([&](int64_t g, int64_t begin, int64_t end) {
         const double lse = w.b[begin] + w.c[g - c.first];
         double loss = 0.0;
@@ -181,7 +181,7 @@ void nca(const Chunk& c) {
     const Scratch& w = c.w;
     make_labels(c);
     for (int64_t k = 0; k < c.places; k += kDoubles) {
-        const Softplus f = softplus_minus(load(w.s + k));
+        const Softplus<dvec> f = softplus_minus(load(w.s + k));
         store(w.a + k, f.value);
         store(w.b + k, f.minus_slope);
     }
@@ -210,7 +210,7 @@ void plackett_luce(const Chunk& c) {
             w.b[k] = leads ? w.a[k] : w.b[k + 1];
         }
     });
-    flat(w.c, w.c, c.places, exp_of);
+    flat(w.c, w.c, c.places, exp_of<dvec>);
     c.each([&](int64_t, int64_t begin, int64_t end) {
         double z = w.x[end - 1] = 1.0;
         for (int64_t k = end - 2; k >= begin; --k) {
@@ -218,7 +218,7 @@ void plackett_luce(const Chunk& c) {
             w.x[k] = z;
         }
     });
-    flat(w.x, w.d, c.places, log_of);
+    flat(w.x, w.d, c.places, log_of<dvec>);
     c.each([&](int64_t g, int64_t begin, int64_t end) {
         double loss = 0.0;
         for (int64_t k = begin; k < end; ++k) loss += w.b[k] - w.a[k] + w.d[k];
@@ -243,7 +243,7 @@ struct Pairs {
     void flush(const Chunk& c) {
         for (int i = n; i % kDoubles != 0; ++i) gap[i] = 0.0;
         for (int i = 0; i < n; i += kDoubles) {
-            const Softplus f = softplus_minus(load(gap + i));
+            const Softplus<dvec> f = softplus_minus(load(gap + i));
             store(gap + i, f.value);
             store(slope + i, f.minus_slope);
         }
@@ -256,8 +256,6 @@ struct Pairs {
         n = 0;
     }
 };
-
-PE_INLINE double distance(double a, double b) { return __builtin_fabs(a - b); }
 
 // Pairs with values that differ; weight(i, j) of each. b at a group's first place: how many there are.
 template <typename W>
@@ -294,15 +292,9 @@ PE_INLINE void over_pairs(const Chunk& c, const W& weight) {
 // a: gains, b: discounts of the places' ranks, c: 1 / log(1 + rank) of the `known` first ranks.
 void lambda_pairs(const Chunk& c, int64_t* known) {
     const Scratch& w = c.w;
-    flat(w.x, w.a, c.places, [](dvec x) {
-        x = x > all(1000.0) ? all(1000.0) : x;
-        x = x < all(-1000.0) ? all(-1000.0) : x;
-        return exp_of(x * 0.69314718055994531);
-    });
+    flat(w.x, w.a, c.places, gain_of<dvec>);
     c.each([&](int64_t, int64_t begin, int64_t end) {
-        for (; *known < end - begin; ++*known) {
-            w.c[*known] = 1.0 / log64(static_cast<double>(*known + 2));
-        }
+        for (; *known < end - begin; ++*known) w.c[*known] = discount_of(*known);
         sort(w.s, begin, end - begin, w.order + begin);
         for (int64_t k = begin; k < end; ++k) w.b[w.order[k]] = w.c[k - begin];
     });

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyengine import _C
+from pyengine.runtime import check_tensors, stream_handle
 
 
 def kv_cache(
@@ -20,13 +21,17 @@ def kv_cache(
     page_tokens   16, 32 or 64
     Slots 2i and 2i + 1 may come in one call only as neighbouring rows in that order. An even slot
     clears the value of its odd partner unless that comes with it. Not differentiable.
-    Raises TypeError (dtype) or ValueError (shape, layout, range, device), naming the argument.
+    Raises TypeError (kind, dtype) or ValueError (shape, layout, range, device) with the argument;
+    on a GPU slots are trusted to be different, since looking would wait for the device, and a row
+    whose slot is outside the pages is not written.
     Source: arXiv:2309.06180 (paged keys and values).
     """
+    check_tensors("kv_cache", k=k, v=v, keys=keys, values=values)
     for name, x in (("k", k), ("v", v), ("keys", keys), ("values", values)):
         if torch.is_grad_enabled() and x.requires_grad:
             raise ValueError(f"[kv_cache] {name} must not require a gradient: the op has none")
-    _C.kv_cache_write(k.detach(), v.detach(), keys, values, slots, page_tokens)
+    stream = stream_handle(k)
+    _C.kv_cache_write(k.detach(), v.detach(), keys, values, slots, page_tokens, stream)
     torch.autograd.graph.increment_version((keys, values))
 
 

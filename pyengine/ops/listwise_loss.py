@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyengine import _C
-from pyengine.runtime import check_tensors
+from pyengine.runtime import check_tensors, stream_handle
 
 ListFamily = Literal["plackett_luce", "softmax", "infonca", "nca", "pairs", "lambda_pairs"]
 
@@ -67,20 +67,26 @@ def listwise_loss(
                value, and which part of the pairs with different values is in order (0 without one)
     Equal values are in the order of their places, NaN is before all. A group of no responses has a
     loss of 0. All is computed in float64. A group's bits depend on nothing but the group: not on
-    the others, the threads or the instruction set. All on the CPU. Not differentiable: the caller
-    owns autograd.
-    Raises TypeError (kind, dtype) or ValueError (shape, layout, range, device) with the argument.
+    the others, the threads, the instruction set or the device. All on one device. Not
+    differentiable: the caller owns autograd.
+    Raises TypeError (kind, dtype) or ValueError (shape, layout, range, device) with the argument;
+    on a GPU the values of groups and index are trusted, since looking would wait for the device.
     Source: Plackett, 1975 (plackett_luce); arXiv:2402.01878 (softmax, pairs, lambda_pairs),
     2402.05369 (infonca, nca).
     """
     check_tensors("listwise_loss", policy=policy, groups=groups)
     G = max(groups.numel() - 1, 0)
-    losses = torch.empty(G, dtype=torch.float64)
-    dsums = torch.empty(policy.numel(), dtype=torch.float64)
-    ranks = torch.empty(3, G, dtype=torch.float64) if ranking else None
+    S, device = policy.numel(), policy.device
+    losses = torch.empty(G, dtype=torch.float64, device=device)
+    dsums = torch.empty(S, dtype=torch.float64, device=device)
+    ranks = torch.empty(3, G, dtype=torch.float64, device=device) if ranking else None
+    workspace = None
+    if policy.is_cuda:
+        size = _C.listwise_loss_workspace_bytes(S)
+        workspace = torch.empty(size, dtype=torch.uint8, device=device)
     family, temperature, mean = surrogate
     _C.listwise_loss(
         policy, reference, values, groups, index, weight, family, beta, temperature, mean,
-        losses, dsums, ranks,
+        losses, dsums, ranks, workspace, stream_handle(policy),
     )  # fmt: skip
     return ListwiseLoss(losses, dsums, ranks)

@@ -1,9 +1,10 @@
-// listwise_loss on every instruction set: float64 losses, slopes by differences, bits, threads, nothing written outside
-// memory and workspace.
+// listwise_loss on every instruction set and on CUDA's twin: float64 losses, slopes by differences, bits, threads, nothing
+// written outside memory and workspace.
 #include <algorithm>
 #include <numeric>
 
 #include "check.h"
+#include "cuda_runtime.h"
 #include "pyengine/ops/listwise_loss.h"
 
 namespace native {
@@ -44,11 +45,35 @@ struct Case {
     }
 };
 
+// Group g of another case, in the order of its places.
+Case alone(const Case& c, int64_t g) {
+    const int64_t begin = c.groups.i64()[g], n = c.groups.i64()[g + 1] - begin;
+    Case part({n});
+    part.weight.f64()[0] = c.weight.f64()[g];
+    for (int64_t k = 0; k < n; ++k) {
+        const int64_t j = c.index.i64()[begin + k];
+        part.policy.f64()[k] = c.policy.f64()[j], part.index.i64()[k] = k;
+        part.reference.set(0, k, c.reference.get(j)), part.values.set(0, k, c.values.get(j));
+    }
+    return part;
+}
+
+// The instruction set that is active, or CUDA on the host.
+struct Device {
+    int64_t (*bytes)(const pe::ListwiseLossArgs&);
+    void (*loss)(const pe::ListwiseLossArgs&);
+};
+
+const Device kCpu{pe::cpu::listwise_loss_bytes, [](const auto& a) { pe::cpu::listwise_loss(a); }};
+const Device kCuda{pe::cuda::listwise_loss_bytes, [](const auto& a) {
+                       CHECK(pe::cuda::listwise_loss(a, nullptr) == cudaSuccess, "launch");
+                   }};
+
 struct Result {
     Wide losses, dsums;
     Wide ranking;
 
-    Result(const Case& c, ListFamily family, bool mean)
+    Result(const Device& device, const Case& c, ListFamily family, bool mean)
         : losses(c.G), dsums(c.S), ranking(3 * c.G) {
         pe::ListwiseLossArgs args;
         args.family = family, args.mean = mean;
@@ -59,9 +84,9 @@ struct Result {
         args.losses = losses.doubles(), args.dsums = dsums.doubles();
         args.ranking = {ranking.f64(), DType::kF64, 3, c.G, c.G};
         args.threads = pe::num_threads();
-        const Memory workspace(pe::cpu::listwise_loss_bytes(args));
+        const Memory workspace(device.bytes(args));
         args.workspace = workspace.data();
-        pe::cpu::listwise_loss(args);
+        device.loss(args);
     }
     bool same(const Result& o) const {
         return losses.same(o.losses) && dsums.same(o.dsums) && ranking.same(o.ranking);
@@ -157,18 +182,40 @@ void check_group(const Case& c, const Result& r, ListFamily family, bool mean, i
     }
 }
 
+// CUDA's twin against the CPU: in one batch, backwards, and each group without the others.
+void check_cuda(const Options& options, const Case& c, ListFamily family, bool mean,
+                const Result& cpu) {
+    const bool large = c.S + c.G > 500;  // once, or not at all: fibers are slow
+    if (large && (options.small || mean)) return;
+    CHECK(Result(kCuda, c, family, mean).same(cpu), "listwise_loss: cuda has the CPU's bits");
+    if (large || options.small) return;
+    cuda_on_host::set_reversed(true);
+    CHECK(Result(kCuda, c, family, mean).same(cpu), "listwise_loss: threads in another order");
+    cuda_on_host::set_reversed(false);
+    for (int64_t g = 0; g < c.G; ++g) {
+        const Case part = alone(c, g);
+        const Result r(kCuda, part, family, mean);
+        CHECK(r.losses.f64()[0] == cpu.losses.f64()[g], "listwise_loss: a group alone");
+        for (int64_t k = 0; k < part.S; ++k) {
+            const int64_t j = c.index.i64()[c.groups.i64()[g] + k];
+            CHECK(r.dsums.f64()[k] == cpu.dsums.f64()[j], "listwise_loss: a group alone, dsums");
+        }
+    }
+}
+
 void run(const Options& options, const Case& c, ListFamily family, bool mean) {
     std::vector<Result> first;
     for (const auto isa : isas(options)) {
         pe::cpu::set_active_isa(isa);
         pe::set_num_threads(1);
-        first.emplace_back(c, family, mean);
+        first.emplace_back(kCpu, c, family, mean);
         for (int64_t g = 0; g < c.G; ++g) check_group(c, first.back(), family, mean, g);
         CHECK(first.back().same(first[0]), "listwise_loss: every instruction set");
         pe::set_num_threads(2);
-        CHECK(Result(c, family, mean).same(first[0]), "listwise_loss: two threads");
+        CHECK(Result(kCpu, c, family, mean).same(first[0]), "listwise_loss: two threads");
     }
     pe::set_num_threads(1);
+    if (options.cuda) check_cuda(options, c, family, mean, first[0]);
 }
 
 }  // namespace

@@ -246,3 +246,32 @@ def test_gradients_are_refused() -> None:
 def test_elements_per_page_checks(args: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match=r"\[kv_cache\] (num_kv_heads|page_tokens) must"):
         kv_elements_per_page(*args)
+
+
+# On a GPU
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("T", [0, 1, 33, 70])
+@pytest.mark.parametrize("page_tokens", [16, 64])
+@pytest.mark.parametrize("dtypes", list(itertools.product((F32, BF16), repeat=2)), ids=str)
+def test_a_gpu_writes_the_same_bits(
+    T: int, page_tokens: int, dtypes: tuple[torch.dtype, ...]
+) -> None:
+    args = make(T, page_tokens=page_tokens, dtype=dtypes[0], pages=dtypes[1])
+    there = {name: x.cuda() if isinstance(x, Tensor) else x for name, x in args.items()}
+    pe.ops.kv_cache(**there)
+    pe.ops.kv_cache(**args)
+    assert torch.equal(there["keys"].cpu(), args["keys"])
+    assert torch.equal(there["values"].cpu(), args["values"])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["v", "keys", "values", "slots"])
+def test_all_on_one_device(name: str) -> None:
+    args = make()
+    message = rf"\[kv_cache\] {name} must be on cpu like k but is on cuda:0"
+    with pytest.raises(ValueError, match=message):
+        pe.ops.kv_cache(**(args | {name: args[name].cuda()}))

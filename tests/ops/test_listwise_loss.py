@@ -304,10 +304,51 @@ def test_output_checks(place: int, value: Any, message: str) -> None:
         )
 
 
+def test_the_cpu_takes_no_workspace() -> None:
+    losses, dsums, workspace = TWO.clone(), SEVEN.double(), torch.zeros(8)
+    with pytest.raises(ValueError, match="workspace must be None on the CPU"):
+        _C.listwise_loss(
+            SEVEN, None, SEVEN, GIVEN["groups"], None, None, "infonca", 1.0, 1.0, False,
+            losses, dsums, None, workspace,
+        )  # fmt: skip
+
+
+# On a GPU
+
+
+def on_gpu(given: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.cuda() if isinstance(v, Tensor) else v for k, v in given.items()}
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", ["policy", "values", "groups", "index"])
-def test_on_a_gpu(name: str) -> None:
-    message = rf"\[listwise_loss\] {name} must be on the CPU but is on cuda:0"
+@each_family
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_a_gpu_gives_the_same_bits(family: ListFamily, mean: bool, sizes: list[int]) -> None:
+    given = make(sizes, indexed=True)
+    s = ListSurrogate(family, 0.7, mean)
+    there = listwise_loss(s, **on_gpu(given), ranking=True)
+    ours = ListwiseLoss(*(None if x is None else x.cpu() for x in there))
+    assert same(ours, listwise_loss(s, **given, ranking=True))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@each_family
+def test_a_gpu_does_without_what_may_be_left_out(family: ListFamily) -> None:
+    given = make([4, 0, 5, 8], reference=None, weight=None)
+    there = listwise_loss(ListSurrogate(family), **on_gpu(given))
+    here = listwise_loss(ListSurrogate(family), **given)
+    assert there.ranking is None
+    assert torch.equal(there.losses.cpu(), here.losses)
+    assert torch.equal(there.dsums.cpu(), here.dsums)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["values", "groups", "reference", "index", "weight"])
+def test_all_on_one_device(name: str) -> None:
+    message = rf"\[listwise_loss\] {name} must be on cpu like policy but is on cuda:0"
     with pytest.raises(ValueError, match=message):
         listwise_loss(**(GIVEN | {name: GIVEN[name].cuda()}))

@@ -5,9 +5,10 @@
 // dtypes       k, v each f32 or bf16; keys, values the same, f32 or bf16; slots i64; values are rounded to the pages' dtype
 // aliasing     none
 // gradient     none
-// determinism  bitwise for any thread count; cuda: the same bytes. Padding of head_dim is written as zeros. In bf16 pages a
-//              token at an even offset clears the value of its odd partner unless that comes with it, so that attention,
-//              which walks pairs, never multiplies by what an earlier owner of the page left there
+// determinism  bitwise for any thread count, the same bits on cuda, where a row whose slot is outside the pages is not
+//              written: nobody has looked at it. Padding of head_dim is written as zeros. In bf16 pages a token at an even
+//              offset clears the value of its odd partner unless that comes with it, so that attention, which walks
+//              pairs, never multiplies by what an earlier owner of the page left there
 // source       paged keys and values: arXiv:2309.06180
 // proof        tests/reference/kv_cache.py
 #pragma once

@@ -15,7 +15,7 @@
 // metrics      ranking is assigned (=) the scores of the first and of the last by falling x, and which part of the pairs with
 //              x_i > x_j has s_i > s_j, 0 without a pair. Ties are in the order of k, NaN is before all. A group of none has 0
 // determinism  cpu: bitwise for any thread count; a group is computed alone, its sums in one order; the same bits on every
-//              instruction set: nothing is fused
+//              instruction set and on cuda: nothing is fused
 // source       Plackett 1975 (plackett_luce), arXiv:2402.01878 (softmax, pairs, lambda_pairs), 2402.05369 (infonca, nca)
 // proof        tests/reference/listwise_loss.py
 #pragma once
@@ -40,14 +40,20 @@ struct ListwiseLossArgs {
     VectorView weight;  // or null
     VectorView losses;
     VectorView dsums;
-    MatrixView ranking;  // or null
-    int threads = 1;
-    void* workspace = nullptr;  // listwise_loss_bytes(args)
+    MatrixView ranking;         // or null
+    int threads = 1;            // ignored on CUDA
+    void* workspace = nullptr;  // listwise_loss_bytes(args) of the device
 };
 
 namespace cpu {
 PE_CPU_KERNEL_UP_TO_AVX512(listwise_loss, ListwiseLossArgs)
 int64_t listwise_loss_bytes(const ListwiseLossArgs& args);
 }  // namespace cpu
+
+namespace cuda {
+// Returns a cudaError_t; `stream` is a cudaStream_t.
+int listwise_loss(const ListwiseLossArgs& args, void* stream);
+int64_t listwise_loss_bytes(const ListwiseLossArgs& args);
+}  // namespace cuda
 
 }  // namespace pe
