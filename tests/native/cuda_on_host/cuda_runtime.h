@@ -39,6 +39,7 @@ inline dim3 thread_index, block_index;  // of the fiber that is running
 
 cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& thread);
 void sync_threads();
+void sync_warp();
 uint32_t shuffle(uint32_t value, int source_lane);
 int lane();
 
@@ -57,8 +58,10 @@ inline float shuffle_float(float value, int source_lane) {
 
 #define threadIdx cuda_on_host::thread_index
 #define blockIdx cuda_on_host::block_index
+inline dim3 blockDim, gridDim;  // of the launch
 
 inline void __syncthreads() { cuda_on_host::sync_threads(); }
+inline void __syncwarp() { cuda_on_host::sync_warp(); }
 
 inline float __shfl_xor_sync(unsigned, float value, int mask) {
     return cuda_on_host::shuffle_float(value, cuda_on_host::lane() ^ mask);
