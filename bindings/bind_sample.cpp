@@ -36,17 +36,11 @@ void check_ids(const TensorArg& t, int64_t end) {
     }
 }
 
-void check_on_cpu(const TensorArg& t) {
-    if (t.is_cuda) {
-        value_error(t, "must be on the CPU but is on " + t.device_text() +
-                           ": sample has no CUDA kernel yet");
-    }
-}
-
 struct Logits {
     std::vector<MatrixView> views;
     std::vector<float> coefficients;
     int64_t R = 0, V = 0;
+    TensorArg first;  // all other tensors are on its device
 };
 
 Logits borrow_logits(const py::list& tensors, const std::vector<double>& coefficients) {
@@ -63,11 +57,11 @@ Logits borrow_logits(const py::list& tensors, const std::vector<double>& coeffic
         const TensorArg t = borrow(kOp, "logits", tensors[static_cast<size_t>(m)]);
         check_dtype(t, {DType::kF32});
         check_dims(t, "(R, V)", 2);
-        check_on_cpu(t);
-        if (m == 0) logits.R = t.shape[0], logits.V = t.shape[1];
+        if (m == 0) logits.R = t.shape[0], logits.V = t.shape[1], logits.first = t;
         if (logits.V < 1 || logits.V > INT32_MAX)
             value_error(t, "must have V in [1, 2^31) but got shape " + t.shape_text());
         check_shape(t, "(R, V)", {logits.R, logits.V});
+        check_same_device(logits.first, {&t});
         logits.views.push_back(matrix(t));
         const auto c = static_cast<float>(coefficients[static_cast<size_t>(m)]);
         if (!std::isfinite(c))
@@ -75,88 +69,91 @@ Logits borrow_logits(const py::list& tensors, const std::vector<double>& coeffic
                    "] = " + text(static_cast<double>(c)));
         logits.coefficients.push_back(c);
     }
+    check_cuda_built(logits.first);
     return logits;
 }
 
-// One tensor per field of SampleParams.
-std::vector<SampleParams> read_params(const Logits& logits, int64_t B, py::handle rows_,
-                                      py::handle uniform_, py::handle temperature_,
-                                      py::handle top_k_, py::handle top_p_, py::handle min_p_) {
-    const TensorArg rows = borrow(kOp, "rows", rows_), uniform = borrow(kOp, "uniform", uniform_);
-    const TensorArg temperature = borrow(kOp, "temperature", temperature_);
-    const TensorArg top_k = borrow(kOp, "top_k", top_k_), top_p = borrow(kOp, "top_p", top_p_);
-    const TensorArg min_p = borrow(kOp, "min_p", min_p_);
-    for (const TensorArg* t : {&rows, &top_k}) check_dtype(*t, {DType::kI64});
-    for (const TensorArg* t : {&uniform, &temperature, &top_p, &min_p})
-        check_dtype(*t, {DType::kF64});
-    for (const TensorArg* t : {&rows, &uniform, &temperature, &top_k, &top_p, &min_p}) {
-        check_shape(*t, "(B,)", {B});
-        check_on_cpu(*t);
-        vector(*t);
+// One tensor per field of SampleParams, and of LogitAdjust: compressed rows, draw b's changes are [offsets[b], offsets[b + 1]).
+struct Columns {
+    TensorArg rows, uniform, temperature, top_k, top_p, min_p;
+    TensorArg offsets, ids, repetition, subtract, bias;  // absent: no changes
+    int64_t B, N = 0;
+
+    void check_params(const Logits& logits) const {
+        for (const TensorArg* t : {&rows, &top_k}) check_dtype(*t, {DType::kI64});
+        for (const TensorArg* t : {&uniform, &temperature, &top_p, &min_p})
+            check_dtype(*t, {DType::kF64});
+        for (const TensorArg* t : {&rows, &uniform, &temperature, &top_k, &top_p, &min_p}) {
+            check_shape(*t, "(B,)", {B});
+            check_same_device(logits.first, {t});
+            vector(*t);
+        }
     }
-    check_ids(rows, logits.R);
-    check_each<double>(uniform, "in [0, 1)", [](double u) { return u >= 0.0 && u < 1.0; });
-    check_each<double>(temperature, "0 or in [1e-30, 1e30]",
+
+    void check_adjust(const Logits& logits) {
+        if (!offsets.present()) return;
+        for (const TensorArg* t : {&offsets, &ids}) check_dtype(*t, {DType::kI64});
+        for (const TensorArg* t : {&repetition, &subtract, &bias}) check_dtype(*t, {DType::kF32});
+        check_shape(offsets, "(B + 1,)", {B + 1});
+        check_dims(ids, "(N,)", 1);
+        N = ids.shape[0];
+        for (const TensorArg* t : {&repetition, &subtract, &bias}) check_shape(*t, "(N,)", {N});
+        for (const TensorArg* t : {&offsets, &ids, &repetition, &subtract, &bias}) {
+            check_same_device(logits.first, {t});
+            vector(*t);
+        }
+    }
+};
+
+// What follows reads values, on the CPU only: on CUDA it would wait for the device. There sample gives status 1 to a row that
+// is not there, and passes over changes of words that are not.
+std::vector<SampleParams> read_params(const Logits& logits, const Columns& c) {
+    check_ids(c.rows, logits.R);
+    check_each<double>(c.uniform, "in [0, 1)", [](double u) { return u >= 0.0 && u < 1.0; });
+    check_each<double>(c.temperature, "0 or in [1e-30, 1e30]",
                        [](double t) { return t == 0.0 || (t >= 1e-30 && t <= 1e30); });
-    check_each<int64_t>(top_k, ">= 0", [](int64_t k) { return k >= 0; });
-    check_each<double>(top_p, "in (0, 1]", [](double p) { return p > 0.0 && p <= 1.0; });
-    check_each<double>(min_p, "in [0, 1]", [](double p) { return p >= 0.0 && p <= 1.0; });
-    std::vector<SampleParams> params(static_cast<size_t>(B));
+    check_each<int64_t>(c.top_k, ">= 0", [](int64_t k) { return k >= 0; });
+    check_each<double>(c.top_p, "in (0, 1]", [](double p) { return p > 0.0 && p <= 1.0; });
+    check_each<double>(c.min_p, "in [0, 1]", [](double p) { return p >= 0.0 && p <= 1.0; });
+    std::vector<SampleParams> params(static_cast<size_t>(c.B));
     for (size_t b = 0; b < params.size(); ++b) {
-        params[b].temperature = static_cast<const double*>(temperature.data)[b];
-        params[b].top_p = static_cast<const double*>(top_p.data)[b];
-        params[b].min_p = static_cast<const double*>(min_p.data)[b];
-        params[b].top_k = static_cast<const int64_t*>(top_k.data)[b];
-        params[b].uniform = static_cast<const double*>(uniform.data)[b];
-        params[b].row = static_cast<const int64_t*>(rows.data)[b];
+        params[b].temperature = static_cast<const double*>(c.temperature.data)[b];
+        params[b].top_p = static_cast<const double*>(c.top_p.data)[b];
+        params[b].min_p = static_cast<const double*>(c.min_p.data)[b];
+        params[b].top_k = static_cast<const int64_t*>(c.top_k.data)[b];
+        params[b].uniform = static_cast<const double*>(c.uniform.data)[b];
+        params[b].row = static_cast<const int64_t*>(c.rows.data)[b];
     }
     return params;
 }
 
-// Compressed rows: draw b's changes are [offsets[b], offsets[b + 1]).
-std::vector<LogitAdjust> read_adjust(int64_t V, std::vector<SampleParams>& params,
-                                     py::handle offsets_, py::handle ids_, py::handle repetition_,
-                                     py::handle subtract_, py::handle bias_) {
-    if (offsets_.is_none()) return {};
-    const TensorArg offsets = borrow(kOp, "adjust_offsets", offsets_);
-    const TensorArg ids = borrow(kOp, "adjust_ids", ids_);
-    const TensorArg repetition = borrow(kOp, "adjust_repetition", repetition_);
-    const TensorArg subtract = borrow(kOp, "adjust_subtract", subtract_);
-    const TensorArg bias = borrow(kOp, "adjust_bias", bias_);
-    for (const TensorArg* t : {&offsets, &ids}) check_dtype(*t, {DType::kI64});
-    for (const TensorArg* t : {&repetition, &subtract, &bias}) check_dtype(*t, {DType::kF32});
-    const auto B = static_cast<int64_t>(params.size());
-    check_shape(offsets, "(B + 1,)", {B + 1});
-    check_dims(ids, "(N,)", 1);
-    const int64_t N = ids.shape[0];
-    for (const TensorArg* t : {&repetition, &subtract, &bias}) check_shape(*t, "(N,)", {N});
-    for (const TensorArg* t : {&offsets, &ids, &repetition, &subtract, &bias}) {
-        check_on_cpu(*t);
-        vector(*t);
-    }
-    check_ids(ids, V);
-    check_each<float>(repetition, "> 0 and finite",
+std::vector<LogitAdjust> read_adjust(int64_t V, const Columns& c,
+                                     std::vector<SampleParams>& params) {
+    if (!c.offsets.present()) return {};
+    const int64_t B = c.B, N = c.N;
+    check_ids(c.ids, V);
+    check_each<float>(c.repetition, "> 0 and finite",
                       [](float x) { return x > 0.0f && std::isfinite(x); });
-    check_each<float>(subtract, "finite", [](float x) { return std::isfinite(x); });
-    check_each<float>(bias, "finite or -inf", [](float x) { return x < INFINITY; });
-    const int64_t* offset = static_cast<const int64_t*>(offsets.data);
-    const int64_t* id = static_cast<const int64_t*>(ids.data);
+    check_each<float>(c.subtract, "finite", [](float x) { return std::isfinite(x); });
+    check_each<float>(c.bias, "finite or -inf", [](float x) { return x < INFINITY; });
+    const int64_t* offset = static_cast<const int64_t*>(c.offsets.data);
+    const int64_t* id = static_cast<const int64_t*>(c.ids.data);
     if (offset[0] != 0 || offset[B] != N) {
-        value_error(offsets, "must begin with 0 and end with N = " + std::to_string(N) +
-                                 " but are " + std::to_string(offset[0]) + " and " +
-                                 std::to_string(offset[B]));
+        value_error(c.offsets, "must begin with 0 and end with N = " + std::to_string(N) +
+                                   " but are " + std::to_string(offset[0]) + " and " +
+                                   std::to_string(offset[B]));
     }
     for (int64_t b = 0; b < B; ++b) {
         if (offset[b] > offset[b + 1]) {
-            value_error(offsets, "must not descend but do after draw " + std::to_string(b));
+            value_error(c.offsets, "must not descend but do after draw " + std::to_string(b));
         }
     }
     for (int64_t b = 0; b < B; ++b) {
         for (int64_t i = offset[b] + 1; i < offset[b + 1]; ++i) {
             if (id[i - 1] >= id[i])
-                value_error(ids, "must ascend within a draw but adjust_ids[" + std::to_string(i) +
-                                     "] = " + std::to_string(id[i]) + " follows " +
-                                     std::to_string(id[i - 1]));
+                value_error(c.ids, "must ascend within a draw but adjust_ids[" + std::to_string(i) +
+                                       "] = " + std::to_string(id[i]) + " follows " +
+                                       std::to_string(id[i - 1]));
         }
         params[static_cast<size_t>(b)].adjust_begin = offset[b];
         params[static_cast<size_t>(b)].adjust_end = offset[b + 1];
@@ -164,28 +161,62 @@ std::vector<LogitAdjust> read_adjust(int64_t V, std::vector<SampleParams>& param
     std::vector<LogitAdjust> adjust(static_cast<size_t>(N));
     for (size_t i = 0; i < adjust.size(); ++i) {
         adjust[i] = {.id = static_cast<int32_t>(id[i]),
-                     .repetition = static_cast<const float*>(repetition.data)[i],
-                     .subtract = static_cast<const float*>(subtract.data)[i],
-                     .bias = static_cast<const float*>(bias.data)[i]};
+                     .repetition = static_cast<const float*>(c.repetition.data)[i],
+                     .subtract = static_cast<const float*>(c.subtract.data)[i],
+                     .bias = static_cast<const float*>(c.bias.data)[i]};
     }
     return adjust;
 }
 
-// The threads that the workspace has room for: set_num_threads may have been called since it was sized.
-int threads_that_fit(const TensorArg& workspace, int64_t V) {
-    check_dims(workspace, "(bytes,)", 1);
-    check_on_cpu(workspace);
-    vector(workspace);
+void check_bytes(const TensorArg& workspace, int64_t need) {
     const int64_t have = workspace.shape[0] * dtype_bytes(workspace.dtype);
-    int threads = num_threads();
-    while (threads > 1 && cpu::sample_workspace_bytes(V, threads) > have) --threads;
-    const int64_t need = cpu::sample_workspace_bytes(V, threads);
     if (need > have) {
         value_error(workspace,
                     "must have " + std::to_string(need) + " bytes but has " + std::to_string(have));
     }
+}
+
+// The threads that the workspace has room for: set_num_threads may have been called since it was sized.
+int threads_that_fit(const TensorArg& workspace, int64_t V) {
+    const int64_t have = workspace.shape[0] * dtype_bytes(workspace.dtype);
+    int threads = num_threads();
+    while (threads > 1 && cpu::sample_workspace_bytes(V, threads) > have) --threads;
+    check_bytes(workspace, cpu::sample_workspace_bytes(V, threads));
     return threads;
 }
+
+#ifdef PE_WITH_CUDA
+// Of B draws with N changes: the structs that columns are made into, and then sample's own.
+int64_t cuda_workspace_bytes(int64_t V, int64_t B, int64_t N) {
+    return B * static_cast<int64_t>(sizeof(SampleParams)) +
+           N * static_cast<int64_t>(sizeof(LogitAdjust)) + cuda::sample_workspace_bytes(V, B);
+}
+
+void sample_on_cuda(SampleArgs args, const Columns& c, const TensorArg& workspace, void* stream) {
+    check_bytes(workspace, cuda_workspace_bytes(args.logits[0].cols, c.B, c.N));
+    auto* params = static_cast<SampleParams*>(workspace.data);
+    auto* adjust = reinterpret_cast<LogitAdjust*>(params + c.B);
+    const cuda::SampleColumns columns{.rows = vector(c.rows),
+                                      .uniform = vector(c.uniform),
+                                      .temperature = vector(c.temperature),
+                                      .top_k = vector(c.top_k),
+                                      .top_p = vector(c.top_p),
+                                      .min_p = vector(c.min_p),
+                                      .adjust_offsets = vector(c.offsets),
+                                      .adjust_ids = vector(c.ids),
+                                      .adjust_repetition = vector(c.repetition),
+                                      .adjust_subtract = vector(c.subtract),
+                                      .adjust_bias = vector(c.bias),
+                                      .params = params,
+                                      .adjust = adjust};
+    args.params = params;
+    args.adjust = adjust;
+    args.workspace = adjust + c.N;
+    py::gil_scoped_release release;
+    const int status = cuda::sample_params(columns, stream);
+    check_cuda_status(kOp, status != 0 ? status : cuda::sample(args, stream));
+}
+#endif
 
 void sample(const py::list& logits_, const std::vector<double>& coefficients, py::object rows,
             py::object uniform, py::object temperature, py::object top_k, py::object top_p,
@@ -193,7 +224,7 @@ void sample(const py::list& logits_, const std::vector<double>& coefficients, py
             py::object adjust_repetition, py::object adjust_subtract, py::object adjust_bias,
             py::object token_ids_, py::object logprobs_, py::object sampling_logprobs_,
             py::object kept_mass_, py::object entropy_, py::object top_ids_,
-            py::object top_logprobs_, py::object status_, py::object workspace_) {
+            py::object top_logprobs_, py::object status_, py::object workspace_, uintptr_t stream) {
     const Logits logits = borrow_logits(logits_, coefficients);
     const auto M = static_cast<int64_t>(logits.views.size());
     const TensorArg token_ids = borrow(kOp, "token_ids", token_ids_);
@@ -226,40 +257,69 @@ void sample(const py::list& logits_, const std::vector<double>& coefficients, py
                                      "] but got shape " + top_ids.shape_text());
         }
     }
-    for (const TensorArg* t : {&token_ids, &logprobs, &sampling_logprobs, &kept_mass, &entropy,
-                               &top_ids, &top_logprobs, &status})
-        if (t->present()) check_on_cpu(*t);
-    std::vector<SampleParams> params =
-        read_params(logits, B, rows, uniform, temperature, top_k, top_p, min_p);
-    const std::vector<LogitAdjust> adjust =
-        read_adjust(logits.V, params, adjust_offsets, adjust_ids, adjust_repetition,
-                    adjust_subtract, adjust_bias);
-    const SampleArgs args{.logits = logits.views.data(),
-                          .coefficients = logits.coefficients.data(),
-                          .models = M,
-                          .params = params.data(),
-                          .draws = B,
-                          .adjust = adjust.data(),
-                          .token_ids = vector(token_ids),
-                          .logprobs = matrix(logprobs),
-                          .sampling_logprobs = vector(sampling_logprobs),
-                          .kept_mass = vector(kept_mass),
-                          .entropy = vector(entropy),
-                          .top_ids = matrix(top_ids),
-                          .top_logprobs = matrix(top_logprobs),
-                          .status = vector(status),
-                          .workspace = workspace.data,
-                          .threads = threads_that_fit(workspace, logits.V)};
+    check_same_device(logits.first, {&token_ids, &logprobs, &sampling_logprobs, &kept_mass,
+                                     &entropy, &top_ids, &top_logprobs, &status, &workspace});
+    check_dims(workspace, "(bytes,)", 1);
+    vector(workspace);
+    const auto given = [&](const char* name, const py::object& tensor) {
+        return adjust_offsets.is_none() ? borrow_optional(kOp, name, adjust_offsets)
+                                        : borrow(kOp, name, tensor);
+    };
+    Columns columns{.rows = borrow(kOp, "rows", rows),
+                    .uniform = borrow(kOp, "uniform", uniform),
+                    .temperature = borrow(kOp, "temperature", temperature),
+                    .top_k = borrow(kOp, "top_k", top_k),
+                    .top_p = borrow(kOp, "top_p", top_p),
+                    .min_p = borrow(kOp, "min_p", min_p),
+                    .offsets = given("adjust_offsets", adjust_offsets),
+                    .ids = given("adjust_ids", adjust_ids),
+                    .repetition = given("adjust_repetition", adjust_repetition),
+                    .subtract = given("adjust_subtract", adjust_subtract),
+                    .bias = given("adjust_bias", adjust_bias),
+                    .B = B};
+    columns.check_params(logits);
+    columns.check_adjust(logits);
+    SampleArgs args{.logits = logits.views.data(),
+                    .coefficients = logits.coefficients.data(),
+                    .models = M,
+                    .draws = B,
+                    .token_ids = vector(token_ids),
+                    .logprobs = matrix(logprobs),
+                    .sampling_logprobs = vector(sampling_logprobs),
+                    .kept_mass = vector(kept_mass),
+                    .entropy = vector(entropy),
+                    .top_ids = matrix(top_ids),
+                    .top_logprobs = matrix(top_logprobs),
+                    .status = vector(status),
+                    .workspace = workspace.data};
+#ifdef PE_WITH_CUDA
+    if (logits.first.is_cuda)
+        return sample_on_cuda(args, columns, workspace, reinterpret_cast<void*>(stream));
+#endif
+    (void)stream;
+    std::vector<SampleParams> params = read_params(logits, columns);
+    const std::vector<LogitAdjust> adjust = read_adjust(logits.V, columns, params);
+    args.params = params.data();
+    args.adjust = adjust.data();
+    args.threads = threads_that_fit(workspace, logits.V);
     py::gil_scoped_release release;
     cpu::sample(args);
 }
 
-int64_t workspace_bytes(int64_t V) { return cpu::sample_workspace_bytes(V, num_threads()); }
+// On CUDA for B draws with N changes.
+int64_t workspace_bytes(int64_t V, int64_t B, int64_t N, bool cuda) {
+#ifdef PE_WITH_CUDA
+    if (cuda) return cuda_workspace_bytes(V, B, N);
+#endif
+    (void)B, (void)N, (void)cuda;
+    return cpu::sample_workspace_bytes(V, num_threads());
+}
 
 }  // namespace
 
 void bind(py::module_& m) {
-    m.def("sample_workspace_bytes", &workspace_bytes, py::arg("V"));
+    m.def("sample_workspace_bytes", &workspace_bytes, py::arg("V"), py::arg("B") = 0,
+          py::arg("N") = 0, py::arg("cuda") = false);
     m.def("sample", &sample, py::arg("logits"), py::arg("coefficients"), py::arg("rows"),
           py::arg("uniform"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
           py::arg("min_p"), py::arg("adjust_offsets").none(true), py::arg("adjust_ids").none(true),
@@ -267,7 +327,7 @@ void bind(py::module_& m) {
           py::arg("adjust_bias").none(true), py::arg("token_ids"), py::arg("logprobs"),
           py::arg("sampling_logprobs"), py::arg("kept_mass"), py::arg("entropy").none(true),
           py::arg("top_ids").none(true), py::arg("top_logprobs").none(true), py::arg("status"),
-          py::arg("workspace"));
+          py::arg("workspace"), py::arg("stream") = 0);
 }
 
 }  // namespace pe::bindings::sample

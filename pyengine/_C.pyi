@@ -308,7 +308,7 @@ def attention_backward(
     workspace: Tensor,
     window: int | None = None,
 ) -> None: ...
-def sample_workspace_bytes(V: int) -> int: ...
+def sample_workspace_bytes(V: int, B: int = 0, N: int = 0, cuda: bool = False) -> int: ...
 def sample(
     logits: list[Tensor],
     coefficients: list[float],
@@ -332,6 +332,7 @@ def sample(
     top_logprobs: Tensor | None,
     status: Tensor,
     workspace: Tensor,
+    stream: int = 0,
 ) -> None: ...
 def kv_page_elements(layers: int, heads: int, head_dim: int, page_tokens: int) -> int: ...
 

@@ -32,10 +32,7 @@ void mix(const SampleArgs& a, int64_t row, int64_t V, float* z) {
 
 void adjust(const LogitAdjust* begin, const LogitAdjust* end, float* z) {
     for (const LogitAdjust* change = begin; change != end; ++change) {
-        float& x = z[change->id];
-        x = x > 0.0f ? x / change->repetition : x * change->repetition;
-        x = x - change->subtract;
-        x = x + change->bias;
+        z[change->id] = adjusted_logit(z[change->id], *change);
     }
 }
 
@@ -50,9 +47,7 @@ struct Distribution {
 
     float logprob(int64_t token) const {
         if (greedy >= 0) return token == greedy ? 0.0f : -kInfinity;
-        const float x = z[token];
-        const bool kept = x > boundary.z || (x == boundary.z && token <= boundary.id);
-        return kept ? x - lse : -kInfinity;
+        return boundary.keeps(z[token], token) ? z[token] - lse : -kInfinity;
     }
 };
 

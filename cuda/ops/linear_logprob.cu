@@ -11,11 +11,11 @@
 
 #include "common/gemm_tile.cuh"
 #include "common/launch.cuh"
+#include "common/log_softmax.cuh"
 
 namespace pe::cuda {
 namespace {
 
-constexpr int kVocabBlock = 256;
 constexpr int kTokens = 64;
 constexpr int kDhiddenTokens = 32, kDhiddenColumns = 64;
 constexpr int kDweightWords = 64, kDweightColumns = 128;
@@ -38,12 +38,6 @@ struct Wave {
     int64_t rows;
 };
 
-// (largest logit, sum of exp(logit - largest)) of a token and a vocab block.
-struct Link {
-    float largest;
-    float total;
-};
-
 // Workspace of the forward pass: links (blocks, rows), tokens innermost, then the target's logit
 // (rows,).
 struct Links {
@@ -51,14 +45,11 @@ struct Links {
     float* picked;
 };
 
-// A lane's words: 16 apart, 8 of them, lanes 0-15 the first 128 words of the block and lanes 16-31
-// the rest.
+// A lane's words of a link.
 struct ChainColumns {
     static constexpr int kCols = kVocabBlock;
-    static constexpr int kPerLane = kCols / kWarp;
-    __device__ static int column(int lane, int j) {
-        return (lane / 16 * kPerLane + j) * 16 + lane % 16;
-    }
+    static constexpr int kPerLane = kLaneWords;
+    __device__ static int column(int lane, int j) { return link_word(lane, j); }
     __device__ static int place(int column) {
         const int group = column / 16, lane = group / kPerLane * 16 + column % 16,
                   j = group % kPerLane;
@@ -94,29 +85,14 @@ __global__ void __launch_bounds__(kTileThreads, 2)
         if (t >= wave.rows) continue;  // the whole warp
         const int64_t target = ptr<int64_t>(a.targets)[wave.begin + t];
         float x[LogitTile::kCols];
-        float largest = -infinity();
 #pragma unroll
         for (int j = 0; j < LogitTile::kCols; ++j) {
             const int64_t v = first + LogitTile::lane_column(j);
             x[j] = v < V ? tile.acc[i][j] : -infinity();
-            largest = max_of(x[j], largest);
             if (v == target && v < V) out.picked[t] = x[j];
         }
-        largest = warp_max(largest);
-        const float shift = largest == -infinity() ? 0.0f : largest;
-#pragma unroll
-        for (int j = 0; j < LogitTile::kCols; ++j) x[j] = exp_f32(x[j] - shift);
-        float sum = 0.0f;
-#pragma unroll
-        for (int j = 0; j < LogitTile::kCols; ++j) sum = sum + x[j];
-        const float lower = __shfl_up_sync(kAllLanes, sum, 16);
-        if (lane >= 16) {
-            sum = lower;
-#pragma unroll
-            for (int j = 0; j < LogitTile::kCols; ++j) sum = sum + x[j];
-        }
-        const float total = fold16(sum);
-        if (lane == 16) out.link[int64_t{blockIdx.y} * wave.rows + t] = {largest, total};
+        const Link link = link_of(x);
+        if (lane == 16) out.link[int64_t{blockIdx.y} * wave.rows + t] = link;
     }
 }
 
@@ -125,20 +101,11 @@ __global__ void __launch_bounds__(kTileThreads)
     linear_logprob_join_kernel(LinearLogprobForwardArgs a, Wave wave, Links in, int64_t blocks) {
     const int64_t t = int64_t{blockIdx.x} * kTileThreads + threadIdx.x;
     if (t >= wave.rows) return;
-    float largest = -infinity(), total = 0.0f;
+    Link chain = no_words();
 #pragma unroll 4
-    for (int64_t block = 0; block < blocks; ++block) {
-        const Link link = in.link[block * wave.rows + t];
-        if (link.largest > largest) {
-            total = total * exp_f32(largest - link.largest) + link.total;
-            largest = link.largest;
-        } else if (link.largest != -infinity()) {
-            total += link.total * exp_f32(link.largest - largest);
-        } else {
-            total += link.total;  // 0, or NaN that must not be lost
-        }
-    }
-    const float lse = largest + log_f32(total);
+    for (int64_t block = 0; block < blocks; ++block)
+        chain = joined(chain, in.link[block * wave.rows + t]);
+    const float lse = log_sum_exp(chain);
     const int64_t target = ptr<int64_t>(a.targets)[wave.begin + t];
     const bool known = target >= 0 && target < a.weight.rows;
     ptr<float>(a.lse)[wave.begin + t] = lse;

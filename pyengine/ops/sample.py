@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyengine import _C
+from pyengine.runtime import stream_handle
 
 
 class LogitAdjustments(NamedTuple):
@@ -85,7 +86,9 @@ def sample(
     Each of temperature, top_k, top_p and min_p is a number for all or (B,): float64, top_k int64.
     Returns Sampled. A draw depends on its row and parameters alone: not on the other draws, nor on
     the threads; logprobs are the bits of linear_logprob.
-    Raises TypeError (dtype) or ValueError (shape, layout, range, device), naming the argument.
+    Raises TypeError (dtype) or ValueError (shape, layout, range, device), naming the argument. On a
+    GPU values are not looked at: a row that is not there gets status 1, and changes of words that
+    are not are passed over.
     Source: top_p arXiv:1904.09751, min_p arXiv:2407.01082, repetition penalty arXiv:1909.05858.
     """
     models = [logits] if isinstance(logits, Tensor) else list(logits)
@@ -94,28 +97,38 @@ def sample(
             "[sample] logits must have shape (R, V) and uniform (B,) but got "
             f"{[tuple(z.shape) for z in models]} and {tuple(uniform.shape)}"
         )
-    B, M = uniform.shape[0], len(models)
+    B, M, device = uniform.shape[0], len(models), models[0].device
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    def for_all(value: float | Tensor, dtype: torch.dtype) -> Tensor:
+        if isinstance(value, Tensor):
+            return value
+        return torch.full((B,), value, dtype=dtype, device=device)
+
     out = Sampled(
-        token_ids=torch.empty(B, dtype=torch.int64),
-        logprobs=torch.empty(B, M),
-        sampling_logprobs=torch.empty(B),
-        kept_mass=torch.empty(B),
-        status=torch.empty(B, dtype=torch.int32),
-        entropy=torch.empty(B) if entropy else None,
-        top_ids=torch.empty(B, top_logprobs, dtype=torch.int64) if top_logprobs else None,
-        top_logprobs=torch.empty(B, top_logprobs) if top_logprobs else None,
+        token_ids=empty(B, dtype=torch.int64),
+        logprobs=empty(B, M),
+        sampling_logprobs=empty(B),
+        kept_mass=empty(B),
+        status=empty(B, dtype=torch.int32),
+        entropy=empty(B) if entropy else None,
+        top_ids=empty(B, top_logprobs, dtype=torch.int64) if top_logprobs else None,
+        top_logprobs=empty(B, top_logprobs) if top_logprobs else None,
     )
     offsets, ids, repetition, subtract, bias = adjustments or (None,) * 5
-    size = _C.sample_workspace_bytes(models[0].shape[1])
+    N = 0 if ids is None else ids.numel()
+    size = _C.sample_workspace_bytes(models[0].shape[1], B, N, models[0].is_cuda)
     _C.sample(
         [z.detach() for z in models],
         [1.0] + [0.0] * (M - 1) if coefficients is None else list(coefficients),
-        torch.arange(B) if rows is None else rows,
+        torch.arange(B, device=device) if rows is None else rows,
         uniform,
-        _for_all(temperature, B, torch.float64),
-        _for_all(top_k, B, torch.int64),
-        _for_all(top_p, B, torch.float64),
-        _for_all(min_p, B, torch.float64),
+        for_all(temperature, torch.float64),
+        for_all(top_k, torch.int64),
+        for_all(top_p, torch.float64),
+        for_all(min_p, torch.float64),
         offsets,
         ids,
         repetition,
@@ -129,10 +142,7 @@ def sample(
         out.top_ids,
         out.top_logprobs,
         out.status,
-        torch.empty((size + 7) // 8, dtype=torch.float64),
+        empty((size + 7) // 8, dtype=torch.float64),
+        stream_handle(models[0]),
     )
     return out
-
-
-def _for_all(value: float | Tensor, B: int, dtype: torch.dtype) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.full((B,), value, dtype=dtype)

@@ -1,9 +1,10 @@
-// sample on every instruction set against float64: kept sets, tokens, log-probs, ties; memory of exactly the stated size,
-// draws alone and together, 1 to 3 threads, calls inside a task.
+// sample on every instruction set and on CUDA's twin against float64: kept sets, tokens, log-probs, ties; memory of exactly
+// the stated size, draws alone and together, 1 to 3 threads, calls inside a task.
 #include <algorithm>
 #include <numeric>
 
 #include "check.h"
+#include "cuda_runtime.h"
 #include "pyengine/ops/sample.h"
 
 namespace native {
@@ -66,6 +67,11 @@ struct Batch {
         }
     }
     int64_t draws() const { return static_cast<int64_t>(params.size()); }
+    void keep_every(int64_t n) {
+        std::vector<pe::SampleParams> kept;
+        for (int64_t i = 0; i < draws(); i += n) kept.push_back(params[static_cast<size_t>(i)]);
+        params = kept;
+    }
 };
 
 struct Outputs {
@@ -95,8 +101,17 @@ struct Outputs {
     }
 };
 
+template <typename T>
+T* from(const Memory& memory, int64_t i) {
+    return static_cast<T*>(memory.data()) + i;
+}
+
+// Draws from `begin` on; their outputs from place `at` on.
 pe::SampleArgs arguments(const Batch& b, const Outputs& out, int64_t begin, int64_t draws,
-                         const Memory& workspace, int threads) {
+                         const Memory& workspace, int threads, int64_t at = 0) {
+    const auto part = [&](const Matrix& m) {
+        return pe::VectorView{static_cast<float*>(m.view().data) + at, DType::kF32, draws};
+    };
     pe::SampleArgs a;
     a.logits = b.views.data();
     a.coefficients = b.coefficients.data();
@@ -104,14 +119,14 @@ pe::SampleArgs arguments(const Batch& b, const Outputs& out, int64_t begin, int6
     a.params = b.params.data() + begin;
     a.draws = draws;
     a.adjust = b.adjust.data();
-    a.token_ids = {out.tokens.data(), DType::kI64, draws};
-    a.logprobs = out.logprobs.view();
-    a.sampling_logprobs = out.sampling.vector();
-    a.kept_mass = out.kept.vector();
-    a.entropy = out.entropy.vector();
-    a.top_ids = {out.top_ids.data(), DType::kI64, draws, b.k, b.k};
-    a.top_logprobs = out.top_logprobs.view();
-    a.status = {out.status.data(), DType::kI32, draws};
+    a.token_ids = {from<int64_t>(out.tokens, at), DType::kI64, draws};
+    a.logprobs = out.logprobs.rows(at, draws);
+    a.sampling_logprobs = part(out.sampling);
+    a.kept_mass = part(out.kept);
+    a.entropy = part(out.entropy);
+    a.top_ids = {from<int64_t>(out.top_ids, at * b.k), DType::kI64, draws, b.k, b.k};
+    a.top_logprobs = out.top_logprobs.rows(at, draws);
+    a.status = {from<int32_t>(out.status, at), DType::kI32, draws};
     a.workspace = workspace.data();
     a.threads = threads;
     return a;
@@ -123,6 +138,13 @@ Outputs run(const Batch& b, int threads) {
     pe::cpu::sample(arguments(b, out, 0, b.draws(), workspace, threads));
     CHECK(out.logprobs.padding_is_intact(), "sample wrote between the rows of logprobs");
     return out;
+}
+
+// Draws [begin, end) on CUDA's twin.
+void run_cuda(const Batch& b, const Outputs& out, int64_t begin, int64_t end) {
+    const Memory workspace(pe::cuda::sample_workspace_bytes(b.V, end - begin));
+    const pe::SampleArgs a = arguments(b, out, begin, end - begin, workspace, 1, begin);
+    CHECK(pe::cuda::sample(a, nullptr) == cudaSuccess, "launch");
 }
 
 // The total order of a row.
@@ -269,6 +291,143 @@ void check_batch(const Options& options, int64_t V, int64_t M, float grid) {
     }
 }
 
+// CUDA's twin makes the CPU's bits: at once, and again in parts, with threads and blocks in another order.
+void check_cuda(const Options& options, const Batch& b, const std::string& text) {
+    const std::string what = "sample V " + std::to_string(b.V) + " M " + std::to_string(b.M) + text;
+    const auto cuda = [&](const std::vector<int64_t>& cuts) {
+        Outputs out(b, b.draws());
+        for (size_t i = 0; i + 1 < cuts.size(); ++i) run_cuda(b, out, cuts[i], cuts[i + 1]);
+        CHECK(out.logprobs.padding_is_intact(), what + " wrote between the rows of logprobs");
+        return out;
+    };
+    const Outputs whole = cuda({0, b.draws()});
+    for (int64_t i = 0; i < b.draws(); ++i) {
+        if (b.params[static_cast<size_t>(i)].forced < 0)
+            check_draw(b, whole, i, what + " draw " + std::to_string(i));
+    }
+    pe::cpu::set_active_isa(pe::cpu::best_isa());
+    if (has_fma(pe::cpu::active_isa()))
+        CHECK(whole.same_bits(run(b, 1)), what + ": the CPU's bits");
+    if (options.small || b.V > 10000) return;
+    cuda_on_host::set_reversed(true);
+    const bool same = whole.same_bits(cuda({0, 1, b.draws() / 3 + 1, b.draws()}));
+    cuda_on_host::set_reversed(false);
+    CHECK(same, what + " in parts, threads in another order");
+}
+
+void check_cuda(const Options& options, int64_t V, int64_t M, float grid, int64_t every) {
+    Batch b(V, M, grid, static_cast<uint64_t>(V * 10 + M));
+    b.keep_every(options.small ? 3 * every : every);
+    check_cuda(options, b, " cuda, every " + std::to_string(every));
+}
+
+// Of equal logits top_k k and top_p k / V keep the first k, exactly.
+void check_cuda_ties(const Options& options) {
+    Batch b(1024, 1, 0.0f, 1);
+    b.logits[0].fill(-1.25f);
+    b.params.clear();
+    for (const int64_t k : {1, 255, 256, 257, 1000, 1024}) {
+        const double share = static_cast<double>(k) / 1024;
+        for (const int64_t top_k : {k, int64_t{0}, int64_t{1023}}) {
+            pe::SampleParams p;
+            p.top_k = top_k;
+            p.top_p = top_k == k ? 1.0 : top_k == 0 ? share : share * 1024 / 1023;
+            p.uniform = 1.0 - 0x1.0p-53;
+            if (p.top_p <= 1.0) b.params.push_back(p);
+        }
+    }
+    check_cuda(options, b, " cuda, equal logits");
+}
+
+// top_p a little above and below what the likeliest words hold: closer than f32's exponentials can tell.
+void check_cuda_boundaries(const Options& options) {
+    Batch b(60, 1, 0.0f, 2);
+    b.params.clear();
+    std::vector<float> z;
+    for (int64_t j = 0; j < b.V; ++j) z.push_back(b.logits[0].get(0, j));
+    const double all = log_sum_exp(z);
+    double before = 0;
+    for (const int64_t id : ordered(z)) {
+        for (const double sign : {-1.0, 1.0}) {
+            pe::SampleParams p;
+            p.top_p = before * (1 + sign * 1e-10);
+            p.uniform = 1.0 - 0x1.0p-53;
+            if (before > 0 && before < 0.99) b.params.push_back(p);
+        }
+        before += std::exp(static_cast<double>(z[static_cast<size_t>(id)]) - all);
+    }
+    CHECK(b.draws() >= 20, "boundaries");
+    check_cuda(options, b, " cuda, boundaries of top_p");
+}
+
+// Given tokens, kept and not; every word in order; rows that are not finite.
+void check_cuda_special(const Options& options) {
+    Batch b(700, 2, 0.5f, 3);
+    b.k = 700;
+    b.keep_every(9);
+    for (size_t i = 0; i < b.params.size(); i += 2) b.params[i].forced = static_cast<int64_t>(i);
+    check_cuda(options, b, " cuda, given tokens");
+    for (const float bad : {NAN, kInf}) {
+        b.logits[1].set(1, 650, bad);
+        b.logits[0].set(2, 0, bad);
+        const Outputs cuda(b, b.draws()), cpu = run(b, 1);
+        run_cuda(b, cuda, 0, b.draws());
+        CHECK(cuda.same_bits(cpu), "sample cuda, a row with " + std::to_string(bad));
+    }
+    b.keep_every(b.draws());
+    for (const int64_t row : {int64_t{-1}, b.R, INT64_MAX}) {
+        b.params[0].row = row;
+        const Outputs cuda(b, 1);
+        run_cuda(b, cuda, 0, 1);
+        CHECK(!cuda.fine(0) && cuda.token(0) == -1, "sample cuda, row " + std::to_string(row));
+    }
+}
+
+// Parameters that lie on the device as columns.
+void check_cuda_columns() {
+    const Batch b(300, 1, 0.0f, 5);
+    const int64_t B = b.draws(), N = static_cast<int64_t>(b.adjust.size());
+    std::vector<double> uniform, temperature, top_p, min_p;
+    std::vector<int64_t> rows, top_k, offsets{0}, ids;
+    std::vector<float> repetition, subtract, bias;
+    for (const pe::SampleParams& p : b.params) {
+        uniform.push_back(p.uniform), temperature.push_back(p.temperature);
+        top_p.push_back(p.top_p), min_p.push_back(p.min_p);
+        rows.push_back(p.row), top_k.push_back(p.top_k), offsets.push_back(p.adjust_end);
+    }
+    for (const pe::LogitAdjust& a : b.adjust) {
+        ids.push_back(a.id), repetition.push_back(a.repetition);
+        subtract.push_back(a.subtract), bias.push_back(a.bias);
+    }
+    const auto column = [](auto& values, DType dtype) {
+        return pe::VectorView{values.data(), dtype, static_cast<int64_t>(values.size())};
+    };
+    const Memory params(B * static_cast<int64_t>(sizeof(pe::SampleParams)));
+    const Memory adjust(N * static_cast<int64_t>(sizeof(pe::LogitAdjust)));
+    pe::cuda::SampleColumns c{
+        .rows = column(rows, DType::kI64),
+        .uniform = column(uniform, DType::kF64),
+        .temperature = column(temperature, DType::kF64),
+        .top_k = column(top_k, DType::kI64),
+        .top_p = column(top_p, DType::kF64),
+        .min_p = column(min_p, DType::kF64),
+        .adjust_offsets = column(offsets, DType::kI64),
+        .adjust_ids = column(ids, DType::kI64),
+        .adjust_repetition = column(repetition, DType::kF32),
+        .adjust_subtract = column(subtract, DType::kF32),
+        .adjust_bias = column(bias, DType::kF32),
+        .params = from<pe::SampleParams>(params, 0),
+        .adjust = from<pe::LogitAdjust>(adjust, 0),
+    };
+    CHECK(pe::cuda::sample_params(c, nullptr) == cudaSuccess, "launch");
+    CHECK(same_bytes(params.data(), b.params.data(), params.bytes()), "sample_params: params");
+    CHECK(same_bytes(adjust.data(), b.adjust.data(), adjust.bytes()), "sample_params: adjust");
+    ids[0] = int64_t{1} << 32, offsets.back() = N + 1;
+    CHECK(pe::cuda::sample_params(c, nullptr) == cudaSuccess, "launch");
+    CHECK(c.adjust[0].id == -1, "sample_params: an id of more than 32 bits");
+    CHECK(c.params[B - 1].adjust_end == 0, "sample_params: an offset past the end");
+}
+
 // Called inside a task, where it runs on one thread, with a workspace of its own.
 void check_nested() {
     const Batch b(700, 1, 0.0f, 1);
@@ -299,6 +458,19 @@ void test_sample(const Options& options) {
     for (const auto isa : isas(options)) {
         pe::cpu::set_active_isa(isa);
         check_nested();
+    }
+    if (options.cuda) {
+        for (const int64_t V : {1, 2, 257, 700, 4099}) {
+            check_cuda(options, V, 1, 0.0f, V < 1000 ? 11 : 23);
+            check_cuda(options, V, 1, 0.5f, V < 1000 ? 13 : 29);
+        }
+        check_cuda(options, 600, 3, 0.0f, 13);
+        check_cuda(options, 49152, 1, 0.0f, 101);
+        if (!options.small) check_cuda(options, 128256, 1, 0.0f, 149);
+        check_cuda_ties(options);
+        check_cuda_boundaries(options);
+        check_cuda_special(options);
+        check_cuda_columns();
     }
     pe::cpu::set_active_isa(before);
 }

@@ -106,7 +106,8 @@ void run_warp(int begin, int end) {
         run_ready(begin, end);
         const int waiting = count(State::kAtShuffle, begin, end);
         if (waiting == 0) return;
-        if (waiting != end - begin) fail("a shuffle that not all lanes of the warp reach");
+        if (waiting != end - begin)
+            fail("a shuffle or barrier that not all lanes of the warp reach");
         release(begin, end);
     }
 }
@@ -196,6 +197,8 @@ cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& thread)
     }
     if (fibers.size() < block.x) fibers = std::vector<Fiber>(block.x);
     body = &thread;
+    blockDim = block;
+    gridDim = grid;
     const uint64_t blocks = uint64_t{grid.x} * grid.y;
     for (uint64_t n = 0; n < blocks; ++n) {
         const uint64_t b = backwards ? blocks - 1 - n : n;

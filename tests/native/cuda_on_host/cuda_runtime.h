@@ -66,6 +66,7 @@ T shuffle_as(T value, int source_lane) {
 
 #define threadIdx cuda_on_host::thread_index
 #define blockIdx cuda_on_host::block_index
+inline dim3 blockDim, gridDim;  // of the launch
 
 inline void __syncthreads() { cuda_on_host::sync_threads(); }
 inline void __syncwarp() { cuda_on_host::sync_warp(); }

@@ -23,8 +23,10 @@
 // aliasing     none
 // gradient     none
 // workspace    sample_workspace_bytes(): a fixed part for each of `threads`; called inside a task only the first is used,
-//              so such calls need a workspace each
-// determinism  bitwise for any thread count; a draw depends on its row and parameters alone
+//              so such calls need a workspace each. cuda::sample_workspace_bytes(): a part for each draw, of up to 160
+// determinism  bitwise; a draw depends on its row and parameters alone. cpu: for any thread count. cuda: the bits of
+//              instruction sets with FMA, but that top_p's sums have an order of their own: where what is before a word
+//              is top_p of the whole up to f64's rounding, one more word may be kept, or one less
 // source       top_p: arXiv:1904.09751; min_p: arXiv:2407.01082; repetition: arXiv:1909.05858
 // proof        tests/reference/sample.py
 #pragma once
@@ -78,5 +80,22 @@ namespace cpu {
 int64_t sample_workspace_bytes(int64_t V, int threads);
 PE_CPU_KERNEL_UP_TO_AVX512(sample, SampleArgs)
 }  // namespace cpu
+
+namespace cuda {
+// A draw's parameters and changes as columns of (B,) and (N,), offsets (B + 1,); without offsets there are no changes.
+struct SampleColumns {
+    VectorView rows, uniform, temperature, top_k, top_p, min_p;
+    VectorView adjust_offsets, adjust_ids, adjust_repetition, adjust_subtract, adjust_bias;
+    SampleParams* params = nullptr;
+    LogitAdjust* adjust = nullptr;
+};
+
+// `logits` and `coefficients` are read on the host; all other arrays are the device's. Return a cudaError_t; `stream` is a
+// cudaStream_t.
+int64_t sample_workspace_bytes(int64_t V, int64_t draws);
+int sample(const SampleArgs& args, void* stream);
+int sample_params(const SampleColumns& columns,
+                  void* stream);  // makes params and adjust of columns
+}  // namespace cuda
 
 }  // namespace pe

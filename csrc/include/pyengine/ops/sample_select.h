@@ -4,34 +4,12 @@
 
 #include <cstring>
 
+#include "pyengine/ops/sample_word.h"
 #include "pyengine/ops/sample_workspace.h"
 #include "pyengine/simd64.h"
 
 namespace pe::cpu::PE_ISA {
 namespace {
-
-// Bits whose order as an unsigned integer is that of the floats from the largest down, and back.
-inline uint32_t flip(uint32_t bits) {
-    const auto sign = static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31);  // all ones or 0
-    return bits ^ (~sign & 0x7fffffffu);
-}
-
-// -0 and +0 are equal, as logits are.
-inline uint64_t order_key(float logit, int64_t id) {
-    const float x = logit + 0.0f;
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return static_cast<uint64_t>(flip(bits)) << 32 | static_cast<uint32_t>(id);
-}
-
-inline float logit_of(uint64_t key) {
-    const uint32_t bits = flip(static_cast<uint32_t>(key >> 32));
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-inline int64_t id_of(uint64_t key) { return static_cast<int64_t>(key & 0xffffffffu); }
 
 // Bit i: v[i] >= floor.
 PE_INLINE uint32_t bits_at_least(const vec16& v, float floor) {

@@ -61,14 +61,6 @@ inline LogSumExp link_row(const float* z, int64_t V, const Links& links) {
     return chain;
 }
 
-// Where the kept words end in the total order.
-struct Boundary {
-    float z = -kInfinity;
-    int64_t id = 0xffffffff;
-
-    bool all() const { return z == -kInfinity; }
-};
-
 // A block's logits, -inf in the place of words that are not kept.
 inline void keep(const float* z, int64_t first, int64_t n, const Boundary& boundary, float* out) {
     const int64_t past = boundary.id + 1 - first;  // of ties, those before it are kept
