@@ -25,7 +25,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conftest import write_tiny_model
 from ranks.test_ranked_runs import RECIPE, left
 from ranks.together import Processes, finished, start_each
 
@@ -90,6 +89,8 @@ class Runs:
     """Of one recipe in a scratch folder."""
 
     def __init__(self, scratch: Path) -> None:
+        from conftest import write_tiny_model  # under pytest another file may have that name
+
         (scratch / "model").mkdir()
         write_tiny_model(scratch / "model")
         rows = (json.dumps({"prompt": f"Say something of {i}."}) + "\n" for i in range(6))
