@@ -178,7 +178,7 @@ struct PackedOperand {
 constexpr int kPlainRows = 64;
 using PlainTile = Tile<kPlainRows, PanelColumns>;
 
-__global__ void __launch_bounds__(kTileThreads) linear_plain_kernel(LinearForwardArgs a) {
+__global__ void __launch_bounds__(kTileThreads, 1) linear_plain_kernel(LinearForwardArgs a) {
     __shared__ PlainTile::Shared s;
     PlainTile tile{};
     const int64_t row = int64_t{blockIdx.x} * kPlainRows,

@@ -93,7 +93,7 @@ __device__ void fetch(Slab& to, const MatrixView& m, int64_t first, const int32_
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kWeightThreads)
+__global__ void __launch_bounds__(kWeightThreads, 1)
     linear_dweight_kernel(LinearBackwardArgs a, const int32_t* row_at, int64_t places) {
     __shared__ Stage stages[kStages];
     const int warp = static_cast<int>(threadIdx.x) / kWarp,
