@@ -8,12 +8,6 @@
 
 namespace pe::bindings {
 
-inline const TensorArg& on_cpu(const TensorArg& t, std::initializer_list<DType> allowed) {
-    if (t.present() && t.is_cuda) value_error(t, "must be on the CPU but is on " + t.device_text());
-    check_dtype(t, allowed);
-    return t;
-}
-
 inline VectorView sized(const TensorArg& t, const char* shape, int64_t size) {
     check_shape(t, shape, {size});
     return vector(t);

@@ -52,6 +52,15 @@ void shared_read(SharedRead read, int step, int (&words)[32]) {
                 words[lane] =
                     RowsOfX<32>::chunk(lane % 16 + step / 2 * 16, step % 2 * 2 + lane / 16);
                 break;
+            case SharedRead::kRowsOfQ:  // in words
+                words[lane] = RowsOfQ<16, 64>::place(lane % 16, step * 2 + lane / 16) / 2;
+                break;
+            case SharedRead::kWordRows: {
+                const WordRows<32, 64> rows{};
+                const WordsOfLane of_lane = WordsOfLane::of(rows, lane);
+                words[lane] = of_lane.place[step / 4] + step % 4 * 8 * 64;
+                break;
+            }
             case SharedRead::kPanelBf16:
                 words[lane] = PanelOfW<bf16>::chunk(pair, n / 4) + n % 4;
                 break;

@@ -19,7 +19,7 @@ void mma_probe(const MmaProbeArgs& args);
 
 // The words of shared memory that the 32 lanes of a warp read at once, of shared_tiles.cuh: a row's
 // chunk of x by ldmatrix (8 lanes at a time), or an output's pair.
-enum class SharedRead { kRowsOfX, kPanelBf16, kPanelInt8 };
+enum class SharedRead { kRowsOfX, kPanelBf16, kPanelInt8, kRowsOfQ, kWordRows };
 void shared_read(SharedRead read, int step, int (&words)[32]);
 
 }  // namespace pe::cuda

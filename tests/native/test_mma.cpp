@@ -81,6 +81,8 @@ void test_mma(const Options& options) {
     check_banks(pe::cuda::SharedRead::kRowsOfX, 4, 8, 4);
     check_banks(pe::cuda::SharedRead::kPanelBf16, 16, 32, 1);
     check_banks(pe::cuda::SharedRead::kPanelInt8, 16, 32, 1);
+    check_banks(pe::cuda::SharedRead::kRowsOfQ, 4, 8, 4);
+    check_banks(pe::cuda::SharedRead::kWordRows, 16, 32, 1);
     printf("  mma 6 products on the host twin\n");
 }
 
