@@ -1,9 +1,12 @@
+#include <memory>
 #include <vector>
 
 #include "bind.h"
 #include "check.h"
 #include "packed_arg.h"
+#include "pyengine/linear_pack_file.h"
 #include "pyengine/ops/linear.h"
+#include "pyengine/parallel.h"
 
 namespace pe::bindings::linear {
 namespace {
@@ -23,6 +26,15 @@ int64_t packed_words(const std::string& kind, int64_t N, int64_t K) {
     return p.panels() * p.panel_bytes() / 4;
 }
 
+void check_rows_fit(int64_t rows, int64_t N, int64_t first, bool gated) {
+    const bool fits =
+        gated ? (first == 0 || first == 16) && 2 * rows == N : first >= 0 && first + rows <= N;
+    if (!fits) {
+        bad("weight of " + std::to_string(rows) + " rows from output " + std::to_string(first) +
+            " must fit N = " + std::to_string(N) + (gated ? ", gated" : ""));
+    }
+}
+
 void pack(py::object weight_, py::object data_, py::object scale_, const std::string& kind,
           int64_t N, int64_t K, int64_t first, bool gated) {
     const TensorArg weight = borrow(kOp, "weight", weight_), data = borrow(kOp, "data", data_);
@@ -35,14 +47,29 @@ void pack(py::object weight_, py::object data_, py::object scale_, const std::st
     const LinearPackArgs args{matrix(weight), packed_matrix(kOp, data, scale, kind, N, K), first,
                               gated};
     check_shape(weight, "(rows, K)", {rows, K});
-    const bool fits =
-        gated ? (first == 0 || first == 16) && 2 * rows == N : first >= 0 && first + rows <= N;
-    if (!fits) {
-        bad("weight of " + std::to_string(rows) + " rows from output " + std::to_string(first) +
-            " must fit N = " + std::to_string(N) + (gated ? ", gated" : ""));
-    }
+    check_rows_fit(rows, N, first, gated);
     py::gil_scoped_release release;
     cpu::linear_pack(args);
+}
+
+int pack_file(int file, int64_t at, bool pairs, int64_t rows, py::object data_, py::object scale_,
+              const std::string& kind, int64_t N, int64_t K, int64_t first, bool gated) {
+    const TensorArg data = borrow(kOp, "data", data_);
+    const TensorArg scale = borrow_optional(kOp, "scale", scale_);
+    refuse_cuda(data);
+    check_same_device(data, {&scale});
+    check_rows_fit(rows, N, first, gated);
+    const DType dtype = pairs ? DType::kBF16 : DType::kF32;
+    const PackedMatrix packed = packed_matrix(kOp, data, scale, kind, N, K);
+    const int threads = num_threads();
+    const int64_t bytes = cpu::linear_pack_file_workspace_bytes(K, dtype, threads);
+    py::gil_scoped_release release;
+    const std::unique_ptr<char[]> workspace(new char[static_cast<size_t>(bytes)]);
+    int error = 0;
+    const MatrixView weight{nullptr, dtype, rows, K, K};
+    cpu::linear_pack_file(
+        {{weight, packed, first, gated}, file, at, workspace.get(), threads, &error});
+    return error;
 }
 
 void pack_columns(py::object weight_, py::object data_, const std::string& kind, int64_t N,
@@ -221,6 +248,9 @@ void bind(py::module_& m) {
     m.def("linear_packed_words", &packed_words, py::arg("kind"), py::arg("N"), py::arg("K"));
     m.def("linear_pack", &pack, py::arg("weight"), py::arg("data"), py::arg("scale").none(true),
           py::arg("kind"), py::arg("N"), py::arg("K"), py::arg("first"), py::arg("gated"));
+    m.def("linear_pack_file", &pack_file, py::arg("file"), py::arg("at"), py::arg("pairs"),
+          py::arg("rows"), py::arg("data"), py::arg("scale").none(true), py::arg("kind"),
+          py::arg("N"), py::arg("K"), py::arg("first"), py::arg("gated"));
     m.def("linear_forward", &forward, py::arg("x"), py::arg("data"), py::arg("scale").none(true),
           py::arg("kind"), py::arg("N"), py::arg("K"), py::arg("bias").none(true),
           py::arg("epilogue"), py::arg("y"), py::arg("kept"));

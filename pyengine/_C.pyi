@@ -57,6 +57,19 @@ def linear_pack(
     first: int,
     gated: bool,
 ) -> None: ...
+def linear_pack_file(
+    file: int,
+    at: int,
+    pairs: bool,
+    rows: int,
+    data: Tensor,
+    scale: Tensor | None,
+    kind: str,
+    N: int,
+    K: int,
+    first: int,
+    gated: bool,
+) -> int: ...
 def linear_forward(
     x: Tensor,
     data: Tensor,

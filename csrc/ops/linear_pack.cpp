@@ -1,7 +1,8 @@
-#include "pyengine/ops/linear.h"
+#include "pyengine/linear_pack_file.h"
 #include "pyengine/pack_columns.h"
 #include "pyengine/packed_tile.h"
 #include "pyengine/parallel.h"
+#include "pyengine/read_file.h"
 
 namespace pe::cpu::PE_ISA {
 namespace {
@@ -27,10 +28,9 @@ float i8_scale(const T* w, int64_t K) {
 }
 
 template <typename T>
-void pack_row(const LinearPackArgs& a, int64_t row) {
+void pack_row(const LinearPackArgs& a, int64_t row, const T* w) {
     const PackedMatrix& p = a.packed;
     const int64_t n = place(a, row), lane = n % kPanel;
-    const T* w = row_ptr<T>(a.weight, row);
     char* panel = static_cast<char*>(p.data) + n / kPanel * p.panel_bytes();
     if (p.kind == PackedKind::kF32) {
         float* out = reinterpret_cast<float*>(panel) + lane;
@@ -50,22 +50,26 @@ void pack_row(const LinearPackArgs& a, int64_t row) {
     }
 }
 
-// Sixteen rows whose places follow each other within a panel: K outermost, so that whole lanes are written.
+// Sixteen rows whose places follow each other within a panel.
 template <typename T>
-void pack_sixteen(const LinearPackArgs& a, int64_t row) {
+void pack_sixteen(const LinearPackArgs& a, int64_t row, const T* const* w) {
     const PackedMatrix& p = a.packed;
     const int64_t n = place(a, row), lane = n % kPanel;
     char* panel = static_cast<char*>(p.data) + n / kPanel * p.panel_bytes();
-    const T* w[16];
-    for (int i = 0; i < 16; ++i) w[i] = row_ptr<T>(a.weight, row + i);
-    if (p.kind == PackedKind::kF32) {
-        float* out = reinterpret_cast<float*>(panel) + lane;
-        for (int64_t k = 0; k < p.K; ++k) {
-            for (int i = 0; i < 16; ++i) out[k * kPanel + i] = to_float(w[i][k]);
-        }
-        return;
+    uint32_t* out = reinterpret_cast<uint32_t*>(panel) + lane;
+    p.kind == PackedKind::kF32 ? pack_singles(w, 16, p.K, out) : pack_pairs(w, 16, p.K, out);
+}
+
+// Rows [begin, end), at most sixteen, of which the first lies at w and the next ones `stride` elements on.
+template <typename T>
+void pack_rows(const LinearPackArgs& a, int64_t begin, int64_t end, const T* w, int64_t stride) {
+    const bool whole = end - begin == kPackedAtOnce && place(a, begin) % kPackedAtOnce == 0;
+    if (whole && a.packed.kind != PackedKind::kI8) {
+        const T* rows[kPackedAtOnce];
+        for (int64_t i = 0; i < kPackedAtOnce; ++i) rows[i] = w + i * stride;
+        return pack_sixteen(a, begin, rows);
     }
-    pack_pairs(w, 16, p.K, reinterpret_cast<uint32_t*>(panel) + lane);
+    for (int64_t row = begin; row < end; ++row) pack_row(a, row, w + (row - begin) * stride);
 }
 
 // Output n of a packed matrix: its lane at k = 0; the next k, or pair of them, is kPanel words on.
@@ -101,10 +105,27 @@ void transpose_pair(const LinearTransposeArgs& a, int64_t n, int64_t k, uint32_t
 
 void linear_pack(const LinearPackArgs& a) {
     dispatch_dtype(a.weight.dtype, [&]<typename T>(T*) {
-        parallel_rows(a.weight.rows, 16, [&](int64_t begin, int64_t end) {
-            const bool whole = end - begin == 16 && place(a, begin) % 16 == 0;
-            if (whole && a.packed.kind != PackedKind::kI8) return pack_sixteen<T>(a, begin);
-            for (int64_t row = begin; row < end; ++row) pack_row<T>(a, row);
+        parallel_rows(a.weight.rows, kPackedAtOnce, [&](int64_t begin, int64_t end) {
+            pack_rows(a, begin, end, row_ptr<T>(a.weight, begin), a.weight.row_stride);
+        });
+    });
+}
+
+void linear_pack_file(const LinearPackFileArgs& a) {
+    const int64_t K = a.pack.packed.K;
+    dispatch_dtype(a.pack.weight.dtype, [&]<typename T>(T*) {
+        const int64_t row_bytes = K * static_cast<int64_t>(sizeof(T));
+        const int64_t rows = a.pack.weight.rows;
+        const int64_t tasks = (rows + kPackedAtOnce - 1) / kPackedAtOnce;
+        parallel_tasks(tasks, a.threads, [&](int64_t task) {
+            const int64_t begin = task * kPackedAtOnce;
+            const int64_t end = begin + kPackedAtOnce < rows ? begin + kPackedAtOnce : rows;
+            // The thread's own, and small: what was read is still in its cache when it is packed.
+            T* own = static_cast<T*>(a.workspace) + thread_index() * kPackedAtOnce * K;
+            const int error =
+                read_file(a.file, a.at + begin * row_bytes, own, (end - begin) * row_bytes);
+            if (error != 0) return __atomic_store_n(a.error, error, __ATOMIC_RELAXED);
+            pack_rows<T>(a.pack, begin, end, own, K);
         });
     });
 }

@@ -127,23 +127,49 @@ void widen_row(const bf16* x, int64_t K, float* out) {
 }
 #endif
 
-// Each row is rounded to bf16 a stretch at a time, then moved pair by pair.
-template <typename T>
+typedef uint32_t quad __attribute__((vector_size(16)));
+
+// Four words of four rows, `row` words apart, become four steps along K of four lanes.
+PE_INLINE void turn_over(const uint32_t* from, int64_t row, uint32_t* out) {
+    quad r[4];
+    for (int i = 0; i < 4; ++i) memcpy(&r[i], from + i * row, sizeof r[i]);
+    const quad low01 = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
+    const quad low23 = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+    const quad high01 = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+    const quad high23 = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+    const quad turned[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
+                            __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+                            __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
+                            __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+    for (int i = 0; i < 4; ++i) memcpy(out + i * kPanel, &turned[i], sizeof turned[i]);
+}
+
+// Rows become elements E of words a stretch at a time, then are turned over.
+template <typename E, typename T>
 void pack(const T* const* w, int count, int64_t K, uint32_t* out) {
-    constexpr int64_t kStretch = 64;
-    alignas(64) bf16 rounded[16][kStretch] = {};
+    constexpr int64_t kStretch = 64, kPerWord = 4 / sizeof(E), kRow = kStretch / kPerWord;
+    alignas(64) uint32_t words[16][kRow] = {};
     for (int64_t first = 0; first < K; first += kStretch) {
-        const int64_t n = K - first < kStretch ? K - first : kStretch, pairs = (n + 1) / 2;
+        const int64_t n = K - first < kStretch ? K - first : kStretch;
+        const int64_t steps = (n + kPerWord - 1) / kPerWord;
         for (int i = 0; i < count; ++i) {
+            alignas(64) E row[kStretch];
             int64_t k = 0;
-            for (; k + kLanes <= n; k += kLanes) store(rounded[i] + k, load(w[i] + first + k));
-            for (; k < n; ++k) rounded[i][k] = to_bf16(to_float(w[i][first + k]));
-            if (n % 2 != 0) rounded[i][n] = {0};
+            for (; k + kLanes <= n; k += kLanes) store(row + k, load(w[i] + first + k));
+            for (; k < n; ++k) store_float(row + k, to_float(w[i][first + k]));
+            if (n % kPerWord != 0) store_float(row + n, 0.0f);
+            memcpy(words[i], row, static_cast<size_t>(steps) * sizeof(uint32_t));
         }
-        for (int64_t pair = 0; pair < pairs; ++pair) {
-            for (int i = 0; i < 16; ++i) out[pair * kPanel + i] = pair_at(rounded[i] + 2 * pair);
+        int64_t step = 0;
+        for (; step + 4 <= steps; step += 4) {
+            for (int i = 0; i < 16; i += 4) {
+                turn_over(words[i] + step, kRow, out + step * kPanel + i);
+            }
         }
-        out += pairs * kPanel;
+        for (; step < steps; ++step) {
+            for (int i = 0; i < 16; ++i) out[step * kPanel + i] = words[i][step];
+        }
+        out += steps * kPanel;
     }
 }
 
@@ -192,11 +218,19 @@ void wide_panel(const bf16* x, int64_t stride, const Wide* panel, int64_t K, int
 }
 
 void pack_pairs(const float* const* w, int count, int64_t K, uint32_t* out) {
-    pack(w, count, K, out);
+    pack<bf16>(w, count, K, out);
 }
 
 void pack_pairs(const bf16* const* w, int count, int64_t K, uint32_t* out) {
-    pack(w, count, K, out);
+    pack<bf16>(w, count, K, out);
+}
+
+void pack_singles(const float* const* w, int count, int64_t K, uint32_t* out) {
+    pack<float>(w, count, K, out);
+}
+
+void pack_singles(const bf16* const* w, int count, int64_t K, uint32_t* out) {
+    pack<float>(w, count, K, out);
 }
 
 }  // namespace pe::cpu::PE_ISA

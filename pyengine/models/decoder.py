@@ -11,6 +11,7 @@ from pyengine.errors import ConfigError, RequestError
 from pyengine.models.layers import Attend, Block, Embedding, Matrix, Norm
 from pyengine.models.rope import RotaryTable, Rotation
 from pyengine.models.spec import DecoderSpec
+from pyengine.ops.linear import StoredRows
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -21,8 +22,14 @@ class Files(Protocol):
     def check(self) -> None:
         """To be called before they are read. Raises ModelFileError where one was written to."""
 
+    def stored(self, matrix: Tensor) -> Tensor | StoredRows:
+        """Where one of the decoder's matrices is, or some of its rows; or itself, if in memory."""
+
+    def rows(self, matrix: Tensor, ids: Tensor) -> Tensor:
+        """(T, K), row ids[t] of one of the decoder's matrices. Raises ModelFileError."""
+
     def let_go(self) -> None:
-        """Of the memory of what was read."""
+        """Of the memory of what was read as a tensor."""
 
 
 class Decoder(nn.Module):

@@ -1,7 +1,8 @@
-"""Weights that stay in their files: mapped, and in memory only while they are read.
+"""Weights that stay in their files, and are in memory only while they are read.
 
 Of a frozen model that is read a layer at a time, such as a reference: it takes no memory beside
-the system's cache of files, which gives way to others.
+the system's cache of files, which gives way to others. What reads it often asks for places in the
+files, or for rows; as tensors its matrices are mapped, for what reads them once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyengine.errors import ModelFileError
@@ -20,6 +22,7 @@ from pyengine.models.decoder import Decoder, set_parameter
 from pyengine.models.families import FAMILIES
 from pyengine.models.hf_folder import StoredTensor, read_headers
 from pyengine.models.source import ModelSource
+from pyengine.ops.linear import StoredRows
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}  # what the kernels pack
 _LENGTH_BYTES = 8  # of the header, at a safetensors file's beginning
@@ -34,6 +37,7 @@ class _File:
             # Private: nobody writes to it, and what would be written is not the file's.
             self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             self._handle = os.dup(file.fileno())
+        self._address = torch.frombuffer(self._memory, dtype=torch.uint8, count=1).data_ptr()
         self._seen = self._state()
         length = int.from_bytes(self._memory[:_LENGTH_BYTES], "little")
         self._start = _LENGTH_BYTES + length
@@ -67,6 +71,14 @@ class _File:
                 "(a file that is replaced by renaming does no harm)"
             )
 
+    def place(self, matrix: Tensor) -> StoredRows | None:
+        """Of one that `tensor` gave, or some of its rows; None where it is another's."""
+        at = matrix.data_ptr() - self._address
+        if not 0 <= at < len(self._memory):
+            return None
+        rows, columns = matrix.shape
+        return StoredRows(self.path, self._handle, at, matrix.dtype, (rows, columns))
+
     def let_go(self) -> None:
         """Of the memory of what was read."""
         if hasattr(mmap, "MADV_DONTNEED"):
@@ -95,6 +107,23 @@ class MappedFiles:
         """To be called before they are read. Raises ModelFileError where one was written to."""
         for file in self._files.values():
             file.check()
+
+    def stored(self, matrix: Tensor) -> Tensor | StoredRows:
+        """Where a matrix is, that `tensor` gave, or some of its rows; another as it is."""
+        found = (file.place(matrix) for file in self._files.values())
+        return next((place for place in found if place is not None), matrix)
+
+    def rows(self, matrix: Tensor, ids: Tensor) -> Tensor:
+        """(T, K), row ids[t] of a matrix. Raises ModelFileError."""
+        place = self.stored(matrix)
+        if isinstance(place, Tensor):
+            return F.embedding(ids, place)
+        asked, where = torch.unique(ids, return_inverse=True)
+        found = torch.empty((len(asked), matrix.shape[1]), dtype=matrix.dtype)
+        into = found.view(torch.uint8).numpy()
+        for row, out in zip(asked.tolist(), into, strict=True):
+            out.data[:] = place.read(row)
+        return found[where]
 
     def let_go(self) -> None:
         """Of memory: what is read next is taken from the system's cache, or from disk."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import errno
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pyengine import _C
+from pyengine.errors import ModelFileError
 
 Kind = Literal["float32", "bfloat16", "int8"]
 Activation = Literal["silu_gate", "gelu_tanh"]
@@ -40,6 +44,42 @@ class PackedWeight:
         return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
 
+@dataclass(frozen=True)
+class StoredRows:
+    """A matrix (N, K) that lies in an open file, row behind row, in the machine's byte order.
+
+    path   the file's, for messages
+    file   its descriptor, open for reading
+    at     the byte where the first row begins
+    dtype  torch.float32 or torch.bfloat16
+    """
+
+    path: Path
+    file: int
+    at: int
+    dtype: torch.dtype
+    shape: tuple[int, int]
+
+    def read(self, row: int) -> bytes:
+        """A row. Raises ModelFileError."""
+        size, data = self.shape[1] * self.dtype.itemsize, b""
+        try:
+            data = os.pread(self.file, size, self.at + row * size)
+        except OSError as error:
+            self.raise_for(error.errno or errno.EIO)
+        self.raise_for(0 if len(data) == size else -1)
+        return data
+
+    def raise_for(self, error: int) -> None:
+        """Raises ModelFileError for what a kernel that read it returned, unless that is 0."""
+        if error:
+            why = "it has become shorter" if error < 0 else os.strerror(error)
+            raise ModelFileError(f"[{self.path}] must stay readable but could not be read: {why}")
+
+
+Matrix = Tensor | StoredRows
+
+
 def linear_packed_words(kind: Kind, N: int, K: int) -> int:
     """Size of PackedWeight.data."""
     return int(_C.linear_packed_words(kind, N, K))
@@ -64,20 +104,19 @@ def linear_room(
 
 
 def linear_pack(
-    weights: Tensor | Sequence[Tensor],
+    weights: Tensor | Sequence[Matrix],
     kind: Kind,
     gated: bool = False,
     out: PackedWeight | None = None,
-    packed: Callable[[], object] | None = None,
 ) -> PackedWeight:
     """Packs matrices (N_i, K), float32 or bfloat16, one below the other, into one (sum N_i, K).
 
     gated   the two weights are gate and up of a gated MLP, of equal shape
     out     packed again in place, when the weights have changed; of the same shapes and kind
-    packed  called after each of the matrices
     Values are rounded to the kind: to nearest even for bfloat16, to 127ths of a row's largest
-    magnitude for int8.
-    Raises TypeError (dtype) or ValueError (shape, layout, kind), naming the argument.
+    magnitude for int8. Stored rows are read a few at a time and never lie in memory as a whole.
+    Raises TypeError (dtype) or ValueError (shape, layout, kind), naming the argument, and
+    ModelFileError for stored rows that cannot be read: what is in `out` is then undefined.
     """
     parts = [weights] if isinstance(weights, Tensor) else list(weights)
     _check_parts(parts)
@@ -93,10 +132,15 @@ def linear_pack(
         _check_out(out, kind, N, K, gated)
     first = 0
     for weight in parts:
-        _C.linear_pack(weight.detach(), out.data, out.scale, kind, N, K, first, gated)
+        if isinstance(weight, StoredRows):
+            pairs, rows = weight.dtype == torch.bfloat16, weight.shape[0]
+            error = _C.linear_pack_file(
+                weight.file, weight.at, pairs, rows, out.data, out.scale, kind, N, K, first, gated
+            )
+            weight.raise_for(error)
+        else:
+            _C.linear_pack(weight.detach(), out.data, out.scale, kind, N, K, first, gated)
         first += 16 if gated else weight.shape[0]
-        if packed is not None:
-            packed()
     return out
 
 
@@ -139,8 +183,8 @@ def linear_transpose(weight: PackedWeight, out: PackedWeight | None = None) -> P
     return out
 
 
-def _check_parts(parts: list[Tensor]) -> None:
-    if not parts or any(w.dim() != 2 or w.shape[1] != parts[0].shape[1] for w in parts):
+def _check_parts(parts: Sequence[Matrix]) -> None:
+    if not parts or any(len(w.shape) != 2 or w.shape[1] != parts[0].shape[1] for w in parts):
         raise ValueError(
             "[linear] weights must be matrices of equal K "
             f"but have shapes {[tuple(w.shape) for w in parts]}"

@@ -105,6 +105,10 @@ void tile_by_panel(const float* x, const float* panel, int64_t K, int64_t rows, 
 void pack_pairs(const float* const* w, int count, int64_t K, uint32_t* out);
 void pack_pairs(const bf16* const* w, int count, int64_t K, uint32_t* out);
 
+// The same of a panel in f32.
+void pack_singles(const float* const* w, int count, int64_t K, uint32_t* out);
+void pack_singles(const bf16* const* w, int count, int64_t K, uint32_t* out);
+
 namespace {
 
 #if defined(__AVX512BF16__)

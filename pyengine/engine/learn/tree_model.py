@@ -122,8 +122,11 @@ class TreeModel:
         self._memory.make_room(size, layers)
 
     def _embed(self, batch: PackedBatch) -> Tensor:
+        files = self._decoder.files
+
         def rows(table: Tensor, ids: Tensor) -> Tensor:
-            return F.embedding(ids, table).to(self._dtype).float()
+            values = F.embedding(ids, table) if files is None else files.rows(table, ids)
+            return values.to(self._dtype).float()
 
         x = rows(self._decoder.embed.weight, batch.token_ids)
         if self._spec.embedding_multiplier != 1:

@@ -5,7 +5,7 @@ Packed copies follow the masters: `refresh` packs again what has changed since t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -19,6 +19,7 @@ from pyengine.models.rope import Rotation
 from pyengine.models.spec import DecoderSpec
 from pyengine.ops.linear import (
     Kind,
+    Matrix,
     PackedWeight,
     linear_pack,
     linear_pack_columns,
@@ -28,7 +29,6 @@ from pyengine.ops.linear import (
 )
 
 _State = tuple[Tensor, int, int]
-_MAPPED_ROWS = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ class PackedDecoder:
         self.mark = object()
         self.table = fused_matrices(decoder.spec)
         self._packed: dict[str, PackedWeight] = {}
+        self._shapes: dict[str, tuple[int, int]] = {}
         self._stale = set(self.table)  # not packed as they are now
         self._biases: dict[str, Tensor | None] = {}
         self._seen: dict[str, _State] = {}
@@ -141,6 +142,7 @@ class PackedDecoder:
         without, those that are not packed yet are from now on packed in passing, by `matrix`."""
         if self.decoder.files is not None:
             self.decoder.files.check()
+            self.decoder.files.let_go()
         now = {n: (p, p._version, p.data_ptr()) for n, p in self._sources().items()}
         changed = {name for name, state in now.items() if self._differs(name, state)}
         if changed:
@@ -177,8 +179,11 @@ class PackedDecoder:
         return None
 
     def _shape(self, key: str) -> tuple[int, int]:
-        shapes = [self.decoder.get_parameter(f"{n}.weight").shape for n in self.table[key].names]
-        return sum(shape[0] for shape in shapes), shapes[0][1]
+        if (known := self._shapes.get(key)) is None:
+            names = [f"{name}.weight" for name in self.table[key].names]
+            shapes = [self.decoder.get_parameter(name).shape for name in names]
+            known = self._shapes[key] = sum(shape[0] for shape in shapes), shapes[0][1]
+        return known
 
     def _sources(self) -> dict[str, Tensor]:
         """What is packed is made of these."""
@@ -192,14 +197,10 @@ class PackedDecoder:
         return [self.decoder.get_parameter(name) for name in self._sources_of(key)]
 
     def _pack(self, key: str, out: PackedWeight) -> None:
-        matrices, files = self._matrices(key), self.decoder.files
-        if files is None:
-            linear_pack(matrices, self.kind, self.table[key].gated, out)
-        elif self.table[key].gated:
-            linear_pack(matrices, self.kind, True, out, files.let_go)
-        else:  # the head in pieces: a few megabytes of its file are in memory at a time
-            pieces = [piece for m in matrices for piece in torch.split(m, _MAPPED_ROWS)]
-            linear_pack(pieces, self.kind, False, out, files.let_go)
+        matrices: Sequence[Matrix] = self._matrices(key)
+        if (files := self.decoder.files) is not None:
+            matrices = [files.stored(matrix) for matrix in self._matrices(key)]
+        linear_pack(matrices, self.kind, self.table[key].gated, out)
 
     @torch.no_grad()
     def matrix(self, key: str) -> PackedWeight:
