@@ -14,10 +14,6 @@ namespace {
 constexpr const char* kCache = "kv_cache";
 constexpr const char* kAttention = "attention";
 
-void check_cpu(const TensorArg& t) {
-    if (t.is_cuda) value_error(t, "must be on the CPU but is on " + t.device_text());
-}
-
 void check_page_tokens(const char* op, int64_t page_tokens) {
     if (valid_page_tokens(page_tokens)) return;
     throw py::value_error("[" + std::string(op) + "] page_tokens must be 16, 32 or 64 but is " +
@@ -109,21 +105,14 @@ void write(py::object k_, py::object v_, py::object keys_, py::object values_, p
     check_dtype(values, {keys.dtype});
     check_shape(values, "(P, E)", {keys.shape[0], keys.shape[1]});
     check_slots(slots, args.slots, keys.shape[0] * page_tokens);
-    py::gil_scoped_release release;
-#ifdef PE_WITH_CUDA
-    if (k.is_cuda)
-        return check_cuda_status(kCache,
-                                 cuda::kv_cache_write(args, reinterpret_cast<void*>(stream)));
-#endif
-    (void)stream;
-    cpu::kv_cache_write(args);
+    PE_RUN_KERNEL(kCache, kv_cache_write, args, k, stream);
 }
 
 std::string at(const char* name, int64_t i) {
     return std::string(name) + "[" + std::to_string(i) + "]";
 }
 
-// Every row of q belongs to one sequence, and every page that the kernel will read is one of the pool's.
+// Every row of q belongs to one sequence, and every page that the kernel will read is one of the pool's. On the CPU only, as above.
 void check_sequences(const TensorArg& cu_seqlens, const TensorArg& first_positions,
                      const TensorArg& block_tables, const AttentionForwardArgs& a) {
     const int32_t* cu = ptr<int32_t>(a.cu_seqlens);
@@ -167,7 +156,7 @@ void check_sequences(const TensorArg& cu_seqlens, const TensorArg& first_positio
 void forward(py::object q_, py::object keys_, py::object values_, py::object cu_seqlens_,
              py::object first_positions_, py::object block_tables_, int64_t num_kv_heads,
              int64_t page_tokens, py::object scale_, py::object out_, py::object lse_,
-             py::object window_) {
+             py::object window_, uintptr_t stream) {
     const TensorArg q = borrow(kAttention, "q", q_), out = borrow(kAttention, "out", out_);
     const TensorArg keys = borrow(kAttention, "keys", keys_),
                     values = borrow(kAttention, "values", values_);
@@ -206,7 +195,7 @@ void forward(py::object q_, py::object keys_, py::object values_, py::object cu_
     }
     check_same_device(q,
                       {&keys, &values, &cu_seqlens, &first_positions, &block_tables, &out, &lse});
-    check_cpu(q);
+    check_cuda_built(q);
     const AttentionForwardArgs args{.q = heads_matrix(q),
                                     .keys = pages(keys, num_kv_heads, head_dim, page_tokens),
                                     .values = pages(values, num_kv_heads, head_dim, page_tokens),
@@ -220,9 +209,8 @@ void forward(py::object q_, py::object keys_, py::object values_, py::object cu_
                                     .lse = matrix(lse)};
     check_dtype(values, {keys.dtype});
     check_shape(values, "(P, E)", {keys.shape[0], keys.shape[1]});
-    check_sequences(cu_seqlens, first_positions, block_tables, args);
-    py::gil_scoped_release release;
-    cpu::attention_forward(args);
+    if (!q.is_cuda) check_sequences(cu_seqlens, first_positions, block_tables, args);
+    PE_RUN_KERNEL(kAttention, attention_forward, args, q, stream);
 }
 
 }  // namespace
@@ -235,7 +223,8 @@ void bind(py::module_& m) {
     m.def("attention_forward", &forward, py::arg("q"), py::arg("keys"), py::arg("values"),
           py::arg("cu_seqlens"), py::arg("first_positions"), py::arg("block_tables"),
           py::arg("num_kv_heads"), py::arg("page_tokens"), py::arg("scale").none(true),
-          py::arg("out"), py::arg("lse") = py::none(), py::arg("window") = py::none());
+          py::arg("out"), py::arg("lse") = py::none(), py::arg("window") = py::none(),
+          py::arg("stream") = 0);
 }
 
 }  // namespace pe::bindings::attention

@@ -57,18 +57,25 @@ void check_trees(const TensorArg& cu_seqlens, const TensorArg& prefix_begin,
     }
 }
 
-int64_t workspace_bytes(int64_t T, int64_t S, int64_t H, int64_t K, int64_t head_dim) {
+int64_t workspace_bytes(int64_t T, int64_t S, int64_t H, int64_t K, int64_t head_dim,
+                        [[maybe_unused]] bool cuda) {
+#ifdef PE_WITH_CUDA
+    if (cuda) return cuda::attention_backward_workspace_bytes(T, H);
+#endif
     return cpu::attention_backward_workspace_bytes(T, S, H, K, head_dim, num_threads());
 }
 
-// The threads that the workspace has room for: set_num_threads may have been called since it was sized.
+// The threads that the workspace has room for: set_num_threads may have been called since it was sized. On a GPU: 1.
 int threads_that_fit(const TensorArg& workspace, int64_t T, int64_t S, int64_t H, int64_t K,
                      int64_t head_dim) {
     const int64_t have = workspace.shape[0] * dtype_bytes(workspace.dtype);
     const auto need = [&](int threads) {
+#ifdef PE_WITH_CUDA
+        if (workspace.is_cuda) return cuda::attention_backward_workspace_bytes(T, H);
+#endif
         return cpu::attention_backward_workspace_bytes(T, S, H, K, head_dim, threads);
     };
-    int threads = num_threads();
+    int threads = workspace.is_cuda ? 1 : num_threads();
     while (threads > 1 && need(threads) > have) --threads;
     if (need(threads) > have) {
         value_error(workspace, "must have " + std::to_string(need(threads)) + " bytes but has " +
@@ -80,7 +87,7 @@ int threads_that_fit(const TensorArg& workspace, int64_t T, int64_t S, int64_t H
 void backward(py::object dout_, py::object q_, py::object k_, py::object v_, py::object out_,
               py::object lse_, py::object cu_seqlens_, py::object prefix_begin_,
               py::object prefix_rows_, py::object scale_, py::object dq_, py::object dk_,
-              py::object dv_, py::object workspace_, py::object window_) {
+              py::object dv_, py::object workspace_, py::object window_, uintptr_t stream) {
     const TensorArg dout = borrow(kOp, "dout", dout_), q = borrow(kOp, "q", q_),
                     k = borrow(kOp, "k", k_), v = borrow(kOp, "v", v_),
                     out = borrow(kOp, "out", out_), lse = borrow(kOp, "lse", lse_);
@@ -124,7 +131,7 @@ void backward(py::object dout_, py::object q_, py::object k_, py::object v_, py:
     }
     check_same_device(q, {&dout, &k, &v, &out, &lse, &cu_seqlens, &prefix_begin, &prefix_rows, &dq,
                           &dk, &dv, &workspace});
-    if (q.is_cuda) value_error(q, "must be on the CPU but is on " + q.device_text());
+    check_cuda_built(q);
     check_dims(workspace, "(bytes,)", 1);
     vector(prefix_begin), vector(workspace);  // for the layout alone
     const AttentionBackwardArgs args{.dout = heads_matrix(dout),
@@ -145,21 +152,22 @@ void backward(py::object dout_, py::object q_, py::object k_, py::object v_, py:
                                      .dv = heads_matrix(dv),
                                      .workspace = workspace.data,
                                      .threads = threads_that_fit(workspace, T, S, H, K, head_dim)};
-    check_trees(cu_seqlens, prefix_begin, prefix_rows, T);
-    py::gil_scoped_release release;
-    cpu::attention_backward(args);
+    // On the CPU only: elsewhere it would have to wait for the device.
+    if (!q.is_cuda) check_trees(cu_seqlens, prefix_begin, prefix_rows, T);
+    PE_RUN_KERNEL(kOp, attention_backward, args, q, stream);
 }
 
 }  // namespace
 
 void bind(py::module_& m) {
     m.def("attention_backward_workspace_bytes", &workspace_bytes, py::arg("T"), py::arg("S"),
-          py::arg("num_heads"), py::arg("num_kv_heads"), py::arg("head_dim"));
+          py::arg("num_heads"), py::arg("num_kv_heads"), py::arg("head_dim"),
+          py::arg("cuda") = false);
     m.def("attention_backward", &backward, py::arg("dout"), py::arg("q"), py::arg("k"),
           py::arg("v"), py::arg("out"), py::arg("lse"), py::arg("cu_seqlens"),
           py::arg("prefix_begin"), py::arg("prefix_rows"), py::arg("scale").none(true),
           py::arg("dq"), py::arg("dk"), py::arg("dv"), py::arg("workspace"),
-          py::arg("window") = py::none());
+          py::arg("window") = py::none(), py::arg("stream") = 0);
 }
 
 }  // namespace pe::bindings::attention_backward

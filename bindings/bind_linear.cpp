@@ -17,10 +17,6 @@ constexpr const char* kOp = "linear";
     throw py::value_error("[" + std::string(kOp) + "] " + what);
 }
 
-void refuse_cuda(const TensorArg& t) {
-    if (t.is_cuda) value_error(t, "must be on the CPU but is on " + t.device_text());
-}
-
 int64_t packed_words(const std::string& kind, int64_t N, int64_t K) {
     const PackedMatrix p{nullptr, packed_kind(kOp, kind), N, K, nullptr};
     return p.panels() * p.panel_bytes() / 4;
@@ -36,27 +32,26 @@ void check_rows_fit(int64_t rows, int64_t N, int64_t first, bool gated) {
 }
 
 void pack(py::object weight_, py::object data_, py::object scale_, const std::string& kind,
-          int64_t N, int64_t K, int64_t first, bool gated) {
+          int64_t N, int64_t K, int64_t first, bool gated, uintptr_t stream) {
     const TensorArg weight = borrow(kOp, "weight", weight_), data = borrow(kOp, "data", data_);
     const TensorArg scale = borrow_optional(kOp, "scale", scale_);
     check_dtype(weight, {DType::kF32, DType::kBF16});
-    refuse_cuda(weight);
     check_same_device(weight, {&data, &scale});
+    check_cuda_built(weight);
     check_dims(weight, "(N, K)", 2);
     const int64_t rows = weight.shape[0];
     const LinearPackArgs args{matrix(weight), packed_matrix(kOp, data, scale, kind, N, K), first,
                               gated};
     check_shape(weight, "(rows, K)", {rows, K});
     check_rows_fit(rows, N, first, gated);
-    py::gil_scoped_release release;
-    cpu::linear_pack(args);
+    PE_RUN_KERNEL(kOp, linear_pack, args, weight, stream);
 }
 
 int pack_file(int file, int64_t at, bool pairs, int64_t rows, py::object data_, py::object scale_,
               const std::string& kind, int64_t N, int64_t K, int64_t first, bool gated) {
     const TensorArg data = borrow(kOp, "data", data_);
     const TensorArg scale = borrow_optional(kOp, "scale", scale_);
-    refuse_cuda(data);
+    if (data.is_cuda) value_error(data, "must be on the CPU but is on " + data.device_text());
     check_same_device(data, {&scale});
     check_rows_fit(rows, N, first, gated);
     const DType dtype = pairs ? DType::kBF16 : DType::kF32;
@@ -73,11 +68,11 @@ int pack_file(int file, int64_t at, bool pairs, int64_t rows, py::object data_, 
 }
 
 void pack_columns(py::object weight_, py::object data_, const std::string& kind, int64_t N,
-                  int64_t K, int64_t first) {
+                  int64_t K, int64_t first, uintptr_t stream) {
     const TensorArg weight = borrow(kOp, "weight", weight_), data = borrow(kOp, "data", data_);
     check_dtype(weight, {DType::kF32, DType::kBF16});
-    refuse_cuda(weight);
     check_same_device(weight, {&data});
+    check_cuda_built(weight);
     check_dims(weight, "(rows, N)", 2);
     check_shape(weight, "(rows, N)", {weight.shape[0], N});
     if (kind == "int8") bad("kind must be 'float32' or 'bfloat16' for columns but is 'int8'");
@@ -88,27 +83,25 @@ void pack_columns(py::object weight_, py::object data_, const std::string& kind,
         bad("weight of " + std::to_string(args.weight.rows) + " rows from element " +
             std::to_string(first) + " must fit K = " + std::to_string(K));
     }
-    py::gil_scoped_release release;
-    cpu::linear_pack_columns(args);
+    PE_RUN_KERNEL(kOp, linear_pack_columns, args, weight, stream);
 }
 
 void transpose(py::object from_, py::object to_, const std::string& kind, int64_t N, int64_t K,
-               bool gated) {
+               bool gated, uintptr_t stream) {
     const TensorArg from = borrow(kOp, "data", from_), to = borrow(kOp, "out", to_);
     if (kind == "int8") bad("kind must be 'float32' or 'bfloat16' for columns but is 'int8'");
     if (gated && N % 2 != 0) bad("N of a gated pair must be even but is " + std::to_string(N));
-    refuse_cuda(from);
     check_same_device(from, {&to});
+    check_cuda_built(from);
     const TensorArg no_scale = borrow_optional(kOp, "scale", py::none());
     const LinearTransposeArgs args{packed_matrix(kOp, from, no_scale, kind, N, K),
                                    packed_matrix(kOp, to, no_scale, kind, K, N), gated};
-    py::gil_scoped_release release;
-    cpu::linear_transpose(args);
+    PE_RUN_KERNEL(kOp, linear_transpose, args, from, stream);
 }
 
 void forward(py::object x_, py::object data_, py::object scale_, const std::string& kind, int64_t N,
              int64_t K, py::object bias_, const std::string& epilogue, const py::list& y_,
-             const py::list& kept_) {
+             const py::list& kept_, uintptr_t stream) {
     const TensorArg x = borrow(kOp, "x", x_), data = borrow(kOp, "data", data_);
     const TensorArg scale = borrow_optional(kOp, "scale", scale_);
     const TensorArg bias = borrow_optional(kOp, "bias", bias_);
@@ -116,7 +109,7 @@ void forward(py::object x_, py::object data_, py::object scale_, const std::stri
     args.weight = packed_matrix(kOp, data, scale, kind, N, K);
     check_dims(x, "(T, K)", 2);
     check_dtype(x, {args.weight.kind == PackedKind::kF32 ? DType::kF32 : DType::kBF16});
-    refuse_cuda(x);
+    check_cuda_built(x);
     const int64_t T = x.shape[0];
     check_shape(x, "(T, K)", {T, K});
     check_dtype(bias, {DType::kF32});
@@ -172,17 +165,24 @@ void forward(py::object x_, py::object data_, py::object scale_, const std::stri
         check_shape(kept, "(T, columns)", {T, expected});
         args.kept[i] = matrix(kept);
     }
-    py::gil_scoped_release release;
-    cpu::linear_forward(args);
+    PE_RUN_KERNEL(kOp, linear_forward, args, x, stream);
 }
 
-int64_t backward_workspace_bytes(int64_t rows, int64_t N, int64_t K, int64_t groups, bool pairs) {
-    return cpu::linear_backward_workspace_bytes(rows, N, K, groups,
-                                                pairs ? DType::kBF16 : DType::kF32);
+int64_t backward_bytes(int64_t rows, int64_t N, int64_t K, int64_t groups, DType x,
+                       [[maybe_unused]] bool cuda) {
+#ifdef PE_WITH_CUDA
+    if (cuda) return cuda::linear_backward_workspace_bytes(rows, N, K, groups, x);
+#endif
+    return cpu::linear_backward_workspace_bytes(rows, N, K, groups, x);
+}
+
+int64_t backward_workspace_bytes(int64_t rows, int64_t N, int64_t K, int64_t groups, bool pairs,
+                                 bool cuda) {
+    return backward_bytes(rows, N, K, groups, pairs ? DType::kBF16 : DType::kF32, cuda);
 }
 
 void backward(py::object dy_, py::object x_, py::object groups_, py::object dweight_,
-              py::object dbias_, py::object workspace_) {
+              py::object dbias_, py::object workspace_, uintptr_t stream) {
     const TensorArg dy = borrow(kOp, "dy", dy_), x = borrow(kOp, "x", x_);
     const TensorArg groups = borrow(kOp, "groups", groups_);
     const TensorArg dweight = borrow_optional(kOp, "dweight", dweight_);
@@ -190,8 +190,8 @@ void backward(py::object dy_, py::object x_, py::object groups_, py::object dwei
     const TensorArg workspace = borrow(kOp, "workspace", workspace_);
     check_dtype(dy, {DType::kF32, DType::kBF16});
     check_dtype(x, {DType::kF32, DType::kBF16});
-    refuse_cuda(dy);
-    check_same_device(dy, {&x, &dweight, &dbias, &workspace});
+    check_same_device(dy, {&x, &groups, &dweight, &dbias, &workspace});
+    check_cuda_built(dy);
     check_dims(dy, "(T, N)", 2);
     check_dims(x, "(T, K)", 2);
     const int64_t T = dy.shape[0], N = dy.shape[1], K = x.shape[1];
@@ -204,8 +204,7 @@ void backward(py::object dy_, py::object x_, py::object groups_, py::object dwei
     check_shape(dbias, "(N,)", {N});
     check_dims(workspace, "(bytes,)", 1);
     vector(workspace);
-    const int64_t need =
-        cpu::linear_backward_workspace_bytes(T, N, K, groups.shape[0] - 1, x.dtype);
+    const int64_t need = backward_bytes(T, N, K, groups.shape[0] - 1, x.dtype, x.is_cuda);
     const int64_t have = workspace.numel() * dtype_bytes(workspace.dtype);
     if (have < need) {
         value_error(workspace,
@@ -213,20 +212,17 @@ void backward(py::object dy_, py::object x_, py::object groups_, py::object dwei
     }
     const LinearBackwardArgs args{matrix(dy),      matrix(x),     bounds,
                                   matrix(dweight), vector(dbias), workspace.data};
-    py::gil_scoped_release release;
-    cpu::linear_backward(args);
+    PE_RUN_KERNEL(kOp, linear_backward, args, x, stream);
 }
 
 void activation_backward(py::object dy_, py::object first_, py::object second_, py::object dx_,
-                         py::object y_) {
+                         py::object y_, uintptr_t stream) {
     const TensorArg dy = borrow(kOp, "dy", dy_), first = borrow(kOp, "kept", first_);
     const TensorArg y = borrow_optional(kOp, "y", y_);
     const TensorArg second = borrow_optional(kOp, "kept", second_), dx = borrow(kOp, "dx", dx_);
-    for (const TensorArg* t : {&dy, &first, &dx}) {
-        check_dtype(*t, {DType::kF32, DType::kBF16});
-        refuse_cuda(*t);
-    }
-    check_same_device(dy, {&second, &y});
+    for (const TensorArg* t : {&dy, &first, &dx}) check_dtype(*t, {DType::kF32, DType::kBF16});
+    check_same_device(dy, {&first, &second, &dx, &y});
+    check_cuda_built(dy);
     check_dims(dy, "(T, N)", 2);
     const int64_t T = dy.shape[0], N = dy.shape[1];
     check_shape(dy, "(T, N)", {T, N});
@@ -238,8 +234,7 @@ void activation_backward(py::object dy_, py::object first_, py::object second_, 
     check_shape(y, "(T, N)", {T, N});
     const LinearActivationBackwardArgs args{
         matrix(dy), {matrix(first), matrix(second)}, matrix(dx), matrix(y)};
-    py::gil_scoped_release release;
-    cpu::linear_activation_backward(args);
+    PE_RUN_KERNEL(kOp, linear_activation_backward, args, dy, stream);
 }
 
 }  // namespace
@@ -247,23 +242,26 @@ void activation_backward(py::object dy_, py::object first_, py::object second_, 
 void bind(py::module_& m) {
     m.def("linear_packed_words", &packed_words, py::arg("kind"), py::arg("N"), py::arg("K"));
     m.def("linear_pack", &pack, py::arg("weight"), py::arg("data"), py::arg("scale").none(true),
-          py::arg("kind"), py::arg("N"), py::arg("K"), py::arg("first"), py::arg("gated"));
+          py::arg("kind"), py::arg("N"), py::arg("K"), py::arg("first"), py::arg("gated"),
+          py::arg("stream") = 0);
     m.def("linear_pack_file", &pack_file, py::arg("file"), py::arg("at"), py::arg("pairs"),
           py::arg("rows"), py::arg("data"), py::arg("scale").none(true), py::arg("kind"),
           py::arg("N"), py::arg("K"), py::arg("first"), py::arg("gated"));
     m.def("linear_forward", &forward, py::arg("x"), py::arg("data"), py::arg("scale").none(true),
           py::arg("kind"), py::arg("N"), py::arg("K"), py::arg("bias").none(true),
-          py::arg("epilogue"), py::arg("y"), py::arg("kept"));
+          py::arg("epilogue"), py::arg("y"), py::arg("kept"), py::arg("stream") = 0);
     m.def("linear_pack_columns", &pack_columns, py::arg("weight"), py::arg("data"), py::arg("kind"),
-          py::arg("N"), py::arg("K"), py::arg("first"));
+          py::arg("N"), py::arg("K"), py::arg("first"), py::arg("stream") = 0);
     m.def("linear_transpose", &transpose, py::arg("data"), py::arg("out"), py::arg("kind"),
-          py::arg("N"), py::arg("K"), py::arg("gated"));
+          py::arg("N"), py::arg("K"), py::arg("gated"), py::arg("stream") = 0);
     m.def("linear_backward_workspace_bytes", &backward_workspace_bytes, py::arg("rows"),
-          py::arg("N"), py::arg("K"), py::arg("groups"), py::arg("pairs"));
+          py::arg("N"), py::arg("K"), py::arg("groups"), py::arg("pairs"), py::arg("cuda") = false);
     m.def("linear_backward", &backward, py::arg("dy"), py::arg("x"), py::arg("groups"),
-          py::arg("dweight").none(true), py::arg("dbias").none(true), py::arg("workspace"));
+          py::arg("dweight").none(true), py::arg("dbias").none(true), py::arg("workspace"),
+          py::arg("stream") = 0);
     m.def("linear_activation_backward", &activation_backward, py::arg("dy"), py::arg("first"),
-          py::arg("second").none(true), py::arg("dx"), py::arg("y").none(true));
+          py::arg("second").none(true), py::arg("dx"), py::arg("y").none(true),
+          py::arg("stream") = 0);
 }
 
 }  // namespace pe::bindings::linear

@@ -89,11 +89,18 @@ int64_t cpu_bytes(const LinearLogprobForwardArgs& a) {
 int64_t cpu_bytes(const LinearLogprobBackwardArgs& a) {
     return cpu::linear_logprob_backward_bytes(a);
 }
+#ifdef PE_WITH_CUDA
+int64_t cuda_bytes(const LinearLogprobForwardArgs& a) {
+    return cuda::linear_logprob_forward_bytes(a);
+}
+int64_t cuda_bytes(const LinearLogprobBackwardArgs& a) {
+    return cuda::linear_logprob_backward_bytes(a);
+}
+#endif
 
 // The workspace, and the threads that it has room for: set_num_threads may have been called since it was sized.
 template <typename Args>
-void take_workspace(const TensorArg& workspace, const Shape& s, [[maybe_unused]] bool backward,
-                    Args* args) {
+void take_workspace(const TensorArg& workspace, Args* args) {
     check_dims(workspace, "(bytes,)", 1);
     vector(workspace);
     const int64_t have = workspace.shape[0] * dtype_bytes(workspace.dtype);
@@ -104,12 +111,10 @@ void take_workspace(const TensorArg& workspace, const Shape& s, [[maybe_unused]]
     args->workspace = workspace.data;
 #ifdef PE_WITH_CUDA
     if (workspace.is_cuda) {
-        const int64_t size = cuda::linear_logprob_workspace_bytes(s.T, s.D, s.V, backward);
-        if (size > have) refuse(size);
+        if (cuda_bytes(*args) > have) refuse(cuda_bytes(*args));
         return;
     }
 #endif
-    (void)s;
     args->threads = num_threads();
     while (args->threads > 1 && cpu_bytes(*args) > have) --args->threads;
     if (cpu_bytes(*args) > have) refuse(cpu_bytes(*args));
@@ -121,10 +126,6 @@ int64_t workspace_bytes(int64_t T, int64_t D, int64_t V, const std::string& pass
     if (pass != "forward" && pass != "wide" && pass != "backward") {
         bad("pass must be 'forward', 'wide' or 'backward' but is '" + pass + "'");
     }
-#ifdef PE_WITH_CUDA
-    if (cuda) return cuda::linear_logprob_workspace_bytes(T, D, V, pass == "backward");
-#endif
-    (void)cuda;
     float present = 0.0f;
     const DType dtype = pairs ? DType::kBF16 : DType::kF32;
     LinearLogprobForwardArgs forward;
@@ -134,6 +135,9 @@ int64_t workspace_bytes(int64_t T, int64_t D, int64_t V, const std::string& pass
     if (packed)
         forward.packed = {&present, pairs ? PackedKind::kBF16 : PackedKind::kF32, V, D, nullptr};
     if (pass == "wide") forward.direction = forward.hidden;
+#ifdef PE_WITH_CUDA
+    if (cuda && pass != "backward") return cuda_bytes(forward);
+#endif
     if (pass != "backward") return cpu_bytes(forward);
     LinearLogprobBackwardArgs backward;
     backward.hidden = forward.hidden;
@@ -141,6 +145,10 @@ int64_t workspace_bytes(int64_t T, int64_t D, int64_t V, const std::string& pass
     backward.packed = forward.packed;
     backward.threads = forward.threads;
     backward.groups = {&present, DType::kI64, groups + 1};
+#ifdef PE_WITH_CUDA
+    if (cuda) return cuda_bytes(backward);
+#endif
+    (void)cuda;
     return cpu_bytes(backward);
 }
 
@@ -208,7 +216,6 @@ void forward(py::object hidden_, py::object weight_, py::object targets_, py::ob
     args.direction = matrix(direction);
     args.packed_columns = packed_weight(kOp, "columns", columns_);
     take_extra(hidden, extra, s, &args.extra);
-    refuse_on_cuda(hidden, args.inverse_temperature != 1.0f, "temperature");
     refuse_on_cuda(hidden, direction.present(), "direction");
     refuse_on_cuda(hidden, bool(args.extra), "extra");
     if (args.packed.data != nullptr && direction.present()) {
@@ -223,7 +230,7 @@ void forward(py::object hidden_, py::object weight_, py::object targets_, py::ob
     }
     check_targets(args, hidden.is_cuda, s.V);
     if (s.T == 0) return;  // an empty output looks like one that is not wanted
-    take_workspace(workspace, s, false, &args);
+    take_workspace(workspace, &args);
     py::gil_scoped_release release;
 #ifdef PE_WITH_CUDA
     if (hidden.is_cuda) {
@@ -260,12 +267,11 @@ void backward(py::object dlogprob_, py::object hidden_, py::object weight_, py::
     args.direction = matrix(direction);
     args.inverse_temperature = inverse_of(kOp, temperature);
     args.groups = group_bounds(borrow_optional(kOp, "groups", groups_), s.T);
-    refuse_on_cuda(hidden, args.inverse_temperature != 1.0f, "temperature");
     refuse_on_cuda(hidden, direction.present(), "direction");
     refuse_on_cuda(hidden, bool(args.groups), "groups");
     check_targets(args, hidden.is_cuda, s.V);
     if (s.T == 0) return;
-    if (args.dweight || hidden.is_cuda) take_workspace(workspace, s, true, &args);
+    if (args.dweight || hidden.is_cuda) take_workspace(workspace, &args);
     py::gil_scoped_release release;
 #ifdef PE_WITH_CUDA
     if (hidden.is_cuda) {

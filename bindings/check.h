@@ -88,6 +88,26 @@ inline void check_cuda_built(const TensorArg& t) {
 void check_cuda_status(const char* op, int status);
 #endif
 
+// The kernel of the device that `tensor` is on, without the interpreter's lock.
+#ifdef PE_WITH_CUDA
+#define PE_RUN_KERNEL(op, kernel, args, tensor, stream)                                 \
+    do {                                                                                \
+        py::gil_scoped_release release;                                                 \
+        if ((tensor).is_cuda) {                                                         \
+            check_cuda_status(op, cuda::kernel(args, reinterpret_cast<void*>(stream))); \
+        } else {                                                                        \
+            cpu::kernel(args);                                                          \
+        }                                                                               \
+    } while (0)
+#else
+#define PE_RUN_KERNEL(op, kernel, args, tensor, stream) \
+    do {                                                \
+        (void)stream;                                   \
+        py::gil_scoped_release release;                 \
+        cpu::kernel(args);                              \
+    } while (0)
+#endif
+
 // (rows, cols) with a contiguous last dimension.
 inline MatrixView matrix(const TensorArg& t) {
     if (!t.present()) return {};
@@ -118,13 +138,14 @@ inline float inverse_of(const char* op, double temperature) {
     return inverse;
 }
 
-// (G + 1,) i64 on the CPU: boundaries of groups of T rows, from 0 to T, never falling. None: no view.
+// (G + 1,) i64: boundaries of groups of T rows, from 0 to T, never falling. None: no view. On a GPU nobody looks at them: rows that no
+// group has are left out there.
 inline VectorView group_bounds(const TensorArg& groups, int64_t T) {
     if (!groups.present()) return {};
     check_dtype(groups, {DType::kI64});
-    if (groups.is_cuda) value_error(groups, "must be on the CPU but is on " + groups.device_text());
     check_dims(groups, "(G + 1,)", 1);
     const VectorView view = vector(groups);
+    if (groups.is_cuda && view.size > 0) return view;
     const auto* first = static_cast<const int64_t*>(view.data);
     bool rises = view.size > 0 && first[0] == 0 && first[view.size - 1] == T;
     for (int64_t i = 1; i < view.size; ++i) rises = rises && first[i] >= first[i - 1];

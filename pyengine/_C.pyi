@@ -56,6 +56,7 @@ def linear_pack(
     K: int,
     first: int,
     gated: bool,
+    stream: int = 0,
 ) -> None: ...
 def linear_pack_file(
     file: int,
@@ -81,12 +82,17 @@ def linear_forward(
     epilogue: str,
     y: list[Tensor],
     kept: list[Tensor],
+    stream: int = 0,
 ) -> None: ...
 def linear_pack_columns(
-    weight: Tensor, data: Tensor, kind: str, N: int, K: int, first: int
+    weight: Tensor, data: Tensor, kind: str, N: int, K: int, first: int, stream: int = 0
 ) -> None: ...
-def linear_transpose(data: Tensor, out: Tensor, kind: str, N: int, K: int, gated: bool) -> None: ...
-def linear_backward_workspace_bytes(rows: int, N: int, K: int, groups: int, pairs: bool) -> int: ...
+def linear_transpose(
+    data: Tensor, out: Tensor, kind: str, N: int, K: int, gated: bool, stream: int = 0
+) -> None: ...
+def linear_backward_workspace_bytes(
+    rows: int, N: int, K: int, groups: int, pairs: bool, cuda: bool = False
+) -> int: ...
 def linear_backward(
     dy: Tensor,
     x: Tensor,
@@ -94,9 +100,15 @@ def linear_backward(
     dweight: Tensor | None,
     dbias: Tensor | None,
     workspace: Tensor,
+    stream: int = 0,
 ) -> None: ...
 def linear_activation_backward(
-    dy: Tensor, first: Tensor, second: Tensor | None, dx: Tensor, y: Tensor | None
+    dy: Tensor,
+    first: Tensor,
+    second: Tensor | None,
+    dx: Tensor,
+    y: Tensor | None,
+    stream: int = 0,
 ) -> None: ...
 def linear_kl_forward(
     hidden: Tensor,
@@ -300,9 +312,10 @@ def attention_forward(
     out: Tensor,
     lse: Tensor | None = None,
     window: int | None = None,
+    stream: int = 0,
 ) -> None: ...
 def attention_backward_workspace_bytes(
-    T: int, S: int, num_heads: int, num_kv_heads: int, head_dim: int
+    T: int, S: int, num_heads: int, num_kv_heads: int, head_dim: int, cuda: bool = False
 ) -> int: ...
 def attention_backward(
     dout: Tensor,
@@ -320,6 +333,7 @@ def attention_backward(
     dv: Tensor,
     workspace: Tensor,
     window: int | None = None,
+    stream: int = 0,
 ) -> None: ...
 def sample_workspace_bytes(V: int, B: int = 0, N: int = 0, cuda: bool = False) -> int: ...
 def sample(

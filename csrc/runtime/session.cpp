@@ -75,7 +75,7 @@ void Session::reserve(const Entry& entry) {
     }
     most_changes_ = std::max(most_changes_, changes);
     adjust_.reserve(static_cast<size_t>(std::min(sequences, num_open_) * most_changes_));
-    drawn_.reserve(static_cast<size_t>(slab_rows_), decoders_.size(),
+    drawn_.reserve(static_cast<size_t>(device_->slab_rows()), device_->num_models(),
                    static_cast<size_t>(entry.request.sampling.top_logprobs));
 }
 

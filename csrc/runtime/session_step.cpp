@@ -2,21 +2,11 @@
 #include <algorithm>
 #include <cassert>
 
-#include "pyengine/parallel.h"
 #include "pyengine/philox.h"
 #include "pyengine/runtime/session.h"
 
 namespace pe::runtime {
 namespace {
-
-constexpr int64_t kSlabBytes = 16 << 20;  // of the logits that exist at one time
-constexpr int64_t kMinSlabRows = 12, kMaxSlabRows = 96;
-
-int64_t slab_rows(int64_t V, int64_t models, int64_t max_rows) {
-    const int64_t fit = kSlabBytes / (V * models * static_cast<int64_t>(sizeof(float)));
-    return std::min(max_rows,
-                    std::clamp(fit / kMinSlabRows * kMinSlabRows, kMinSlabRows, kMaxSlabRows));
-}
 
 template <typename T>
 VectorView view_of(std::vector<T>& v, DType dtype) {
@@ -27,20 +17,16 @@ VectorView view_of(std::vector<T>& v, DType dtype) {
 
 Session::Session(const SessionSettings& settings, const std::vector<DecoderWeights>& models,
                  const std::vector<void*>& pools)
+    : Session(settings,
+              make_cpu_device({settings.num_pages, settings.page_tokens, settings.limits.max_rows},
+                              models, pools)) {}
+
+Session::Session(const SessionSettings& settings, std::unique_ptr<Device> device)
     : settings_(settings),
       blocks_(settings.num_pages, settings.page_tokens, settings.share_prefixes),
       scheduler_(blocks_, settings.limits),
-      slab_rows_(slab_rows(models.at(0).vocab_size, static_cast<int64_t>(models.size()),
-                           settings.limits.max_rows)),
-      workspace_(cpu::sample_workspace_bytes(models.at(0).vocab_size, pe::num_threads())),
-      threads_(pe::num_threads()) {
-    assert(models.size() == pools.size() && models.size() == settings.coefficients.size());
-    for (size_t i = 0; i < models.size(); ++i) {
-        const KvPool pool{pools[i], settings.num_pages, settings.page_tokens};
-        decoders_.emplace_back(models[i], pool, settings.limits.max_rows);
-        logits_.emplace_back(slab_rows_ * models[i].vocab_size *
-                             static_cast<int64_t>(sizeof(float)));
-    }
+      device_(std::move(device)) {
+    assert(device_->num_models() == settings.coefficients.size());
     const auto rows = static_cast<size_t>(settings.limits.max_rows);
     const size_t sequences = std::min(rows, static_cast<size_t>(settings.limits.max_sequences));
     batch_.token_ids.reserve(rows);
@@ -56,12 +42,10 @@ Session::Session(const SessionSettings& settings, const std::vector<DecoderWeigh
 StepResult Session::step() {
     const Step& step = scheduler_.schedule();
     if (step.rows.empty()) return {};
-    for (const PageCopy& copy : step.copies) {
-        for (Decoder& decoder : decoders_) decoder.copy_page(copy.from, copy.to);
-    }
+    for (const PageCopy& copy : step.copies) device_->copy_page(copy.from, copy.to);
     build_batch(step);
     add_draws(step);
-    for (Decoder& decoder : decoders_) decoder.forward(batch_);
+    device_->forward(batch_);
     num_computed_rows_ += batch_.rows();
     const StepResult result = draw();
     if (result.bad_request >= 0) {
@@ -187,14 +171,10 @@ void Session::Drawn::resize(size_t draws, size_t models, size_t top) {
 
 // Logits exist for a slab of rows at a time.
 StepResult Session::draw() {
-    if (const int threads = pe::num_threads(); threads > threads_) {
-        workspace_ = Buffer(cpu::sample_workspace_bytes(weights(0).vocab_size, threads));
-        threads_ = threads;
-    }
-    const int64_t R = batch_.num_wanted();
+    const int64_t R = batch_.num_wanted(), slab = device_->slab_rows();
     size_t begin = 0;
-    for (int64_t row = 0; row < R; row += slab_rows_) {
-        const int64_t rows = std::min(slab_rows_, R - row);
+    for (int64_t row = 0; row < R; row += slab) {
+        const int64_t rows = std::min(slab, R - row);
         size_t end = begin;
         while (end < draws_.size() && params_[end].row < row + rows) params_[end++].row -= row;
         const StepResult result = draw_slab(row, rows, begin, end);
@@ -208,19 +188,8 @@ StepResult Session::draw_slab(int64_t row, int64_t rows, size_t begin, size_t en
     int64_t top = 0;
     for (size_t i = begin; i < end; ++i)
         top = std::max(top, draws_[i].entry->request.sampling.top_logprobs);
-    drawn_.resize(end - begin, decoders_.size(), static_cast<size_t>(top));
-    SampleArgs args = sample_args(begin, static_cast<int64_t>(end - begin), top);
-    MatrixView logits[kMaxSampledModels];
-    for (size_t m = 0; m < decoders_.size(); ++m) {
-        const int64_t V = weights(m).vocab_size;
-        logits[m] = {logits_[m].as<float>(), DType::kF32, rows, V, V};
-    }
-    args.logits = logits;
-    parallel_region(pe::num_threads(), [&] {
-        for (size_t m = 0; m < decoders_.size(); ++m)
-            decoders_[m].logits(row, rows, logits_[m].as<float>());
-        cpu::sample(args);
-    });
+    drawn_.resize(end - begin, device_->num_models(), static_cast<size_t>(top));
+    device_->draw(row, rows, sample_args(begin, static_cast<int64_t>(end - begin), top));
     for (size_t i = begin; i < end; ++i) {
         if (drawn_.status[i - begin] != 0) return {true, draws_[i].entry->handle, draws_[i].sample};
     }
@@ -228,9 +197,9 @@ StepResult Session::draw_slab(int64_t row, int64_t rows, size_t begin, size_t en
     return {.worked = true};
 }
 
-// For `draws` draws from `begin` on; the logits are the caller's to add.
+// For `draws` draws from `begin` on; logits and workspace are the device's to add.
 SampleArgs Session::sample_args(size_t begin, int64_t draws, int64_t top) {
-    const auto models = static_cast<int64_t>(decoders_.size());
+    const int64_t models = num_models();
     SampleArgs args{.coefficients = settings_.coefficients.data(),
                     .models = models,
                     .params = params_.data() + begin,
@@ -243,9 +212,7 @@ SampleArgs Session::sample_args(size_t begin, int64_t draws, int64_t top) {
                     .entropy = {},
                     .top_ids = {},
                     .top_logprobs = {},
-                    .status = view_of(drawn_.status, DType::kI32),
-                    .workspace = workspace_.as<void>(),
-                    .threads = threads_};
+                    .status = view_of(drawn_.status, DType::kI32)};
     for (int64_t i = 0; i < draws; ++i) {
         if (!draws_[begin + static_cast<size_t>(i)].entry->request.sampling.entropy) continue;
         args.entropy = view_of(drawn_.entropy, DType::kF32);
@@ -264,7 +231,7 @@ void Session::record(const Draw& d, size_t row, int64_t top) {
     SampleOutput& out = sample.output;
     assert(out.size() == d.position);
     const auto token = static_cast<int32_t>(drawn_.token_ids[row]);
-    const size_t M = decoders_.size();
+    const size_t M = device_->num_models();
     out.token_ids.push_back(token);
     for (size_t m = 0; m < M; ++m) out.logprobs.push_back(drawn_.logprobs[row * M + m]);
     out.sampling_logprobs.push_back(drawn_.sampling_logprobs[row]);

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from pyengine.models.rope import Rotation
 from pyengine.models.spec import DecoderSpec
-from pyengine.ops import layer_norm, rms_norm, rope
+from pyengine.ops.layer_norm import layer_norm
+from pyengine.ops.rms_norm import rms_norm
+from pyengine.ops.rope import rope
 
 # (layer, q (T, H, hd), k (T, K, hd), v (T, K, hd)) -> (T, H, hd)
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyengine import _C
+from pyengine.runtime import stream_handle
 
 
 def attention(
@@ -62,5 +63,6 @@ def attention(
         out,
         lse,
         window,
+        stream_handle(q),
     )
     return out

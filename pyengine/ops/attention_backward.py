@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyengine import _C
+from pyengine.runtime import stream_handle
 
 
 def attention_backward(
@@ -52,7 +53,7 @@ def attention_backward(
     dtype = q.dtype if grad_dtype is None else grad_dtype
     dq, dk, dv = (torch.empty(x.shape, dtype=dtype, device=q.device) for x in (q, k, k))
     size = _C.attention_backward_workspace_bytes(
-        T, prefix_rows.numel(), H, max(k.shape[1], 1), head_dim
+        T, prefix_rows.numel(), H, max(k.shape[1], 1), head_dim, q.is_cuda
     )
     workspace = torch.empty((size + 3) // 4, dtype=torch.float32, device=q.device)
     _C.attention_backward(
@@ -71,5 +72,6 @@ def attention_backward(
         dv,
         workspace,
         window,
+        stream_handle(q),
     )
     return dq, dk, dv

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyengine import _C
 from pyengine.errors import ModelFileError
+from pyengine.runtime import stream_handle
 
 Kind = Literal["float32", "bfloat16", "int8"]
 Activation = Literal["silu_gate", "gelu_tanh"]
@@ -86,9 +87,14 @@ def linear_packed_words(kind: Kind, N: int, K: int) -> int:
 
 
 def linear_room(
-    kind: Kind, N: int, K: int, gated: bool = False, memory: Tensor | None = None
+    kind: Kind,
+    N: int,
+    K: int,
+    gated: bool = False,
+    memory: Tensor | None = None,
+    device: torch.device | None = None,
 ) -> PackedWeight:
-    """Room for a matrix to be packed into.
+    """Room for a matrix to be packed into, on `device` (default: the CPU, or where `memory` is).
 
     memory  linear_packed_words int32 words, of which those that only fill up panels become zero;
             words of its own if it is not given
@@ -96,10 +102,11 @@ def linear_room(
     outputs = -(-N // _PANEL) * _PANEL
     data = memory
     if data is None:
-        data = torch.zeros(linear_packed_words(kind, N, K), dtype=torch.int32)
+        words = linear_packed_words(kind, N, K)
+        data = torch.zeros(words, dtype=torch.int32, device=device)
     elif outputs != N or K % 2:
         data.zero_()
-    scale = torch.zeros(outputs) if kind == "int8" else None
+    scale = torch.zeros(outputs, device=data.device) if kind == "int8" else None
     return PackedWeight(data, scale, kind, N, K, gated)
 
 
@@ -127,7 +134,7 @@ def linear_pack(
         )
     N, K = sum(w.shape[0] for w in parts), parts[0].shape[1]
     if out is None:
-        out = linear_room(kind, N, K, gated)
+        out = linear_room(kind, N, K, gated, device=_device_of(parts))
     else:
         _check_out(out, kind, N, K, gated)
     first = 0
@@ -139,7 +146,8 @@ def linear_pack(
             )
             weight.raise_for(error)
         else:
-            _C.linear_pack(weight.detach(), out.data, out.scale, kind, N, K, first, gated)
+            stream = stream_handle(weight)
+            _C.linear_pack(weight.detach(), out.data, out.scale, kind, N, K, first, gated, stream)
         first += 16 if gated else weight.shape[0]
     return out
 
@@ -157,12 +165,13 @@ def linear_pack_columns(
     _check_parts(parts)
     N, K = parts[0].shape[1], sum(w.shape[0] for w in parts)
     if out is None:
-        out = linear_room(kind, N, K)
+        out = linear_room(kind, N, K, device=_device_of(parts))
     else:
         _check_out(out, kind, N, K, gated=False)
     first = 0
     for weight in parts:
-        _C.linear_pack_columns(weight.detach(), out.data, kind, N, K, first)
+        stream = stream_handle(weight)
+        _C.linear_pack_columns(weight.detach(), out.data, kind, N, K, first, stream)
         first += weight.shape[0]
     return out
 
@@ -176,11 +185,17 @@ def linear_transpose(weight: PackedWeight, out: PackedWeight | None = None) -> P
     """
     kind, N, K = weight.kind, weight.N, weight.K
     if out is None:
-        out = linear_room(kind, K, N)
+        out = linear_room(kind, K, N, device=weight.data.device)
     else:
         _check_out(out, kind, K, N, gated=False)
-    _C.linear_transpose(weight.data, out.data, kind, N, K, weight.gated)
+    stream = stream_handle(weight.data)
+    _C.linear_transpose(weight.data, out.data, kind, N, K, weight.gated, stream)
     return out
+
+
+def _device_of(parts: Sequence[Matrix]) -> torch.device:
+    first = parts[0]
+    return first.device if isinstance(first, Tensor) else torch.device("cpu")
 
 
 def _check_parts(parts: Sequence[Matrix]) -> None:
@@ -240,7 +255,7 @@ def linear(
     else:
         dtype = x.dtype if out_dtype is None else out_dtype
         ys = [
-            torch.empty(x.shape[0], n, dtype=dtype)
+            torch.empty(x.shape[0], n, dtype=dtype, device=x.device)
             for n in ([columns] if splits is None else splits)
         ]
     epilogue = "add" if residual is not None else activation or "store"
@@ -255,6 +270,7 @@ def linear(
         epilogue,
         ys,
         list(kept),
+        stream_handle(x),
     )
     written = [t for t in (*kept, residual, out) if t is not None]
     torch.autograd.graph.increment_version(written)
@@ -285,10 +301,15 @@ def linear_backward(
             f"{tuple(dy.shape)}, {tuple(x.shape)} and {tuple(groups.shape)}"
         )
     size = _C.linear_backward_workspace_bytes(
-        x.shape[0], dy.shape[1], x.shape[1], max(len(groups) - 1, 0), x.dtype == torch.bfloat16
+        x.shape[0],
+        dy.shape[1],
+        x.shape[1],
+        max(len(groups) - 1, 0),
+        x.dtype == torch.bfloat16,
+        x.is_cuda,
     )
-    workspace = torch.empty(-(-size // 4))
-    _C.linear_backward(dy, x, groups, dweight, dbias, workspace)
+    workspace = torch.empty(-(-size // 4), device=x.device)
+    _C.linear_backward(dy, x, groups, dweight, dbias, workspace, stream_handle(x))
     for buffer in (dweight, dbias):
         if buffer is not None:
             torch.autograd.graph.increment_version(buffer)
@@ -313,8 +334,9 @@ def linear_activation_backward(
         raise ValueError(f"[linear] kept must be one or two tensors but is {len(kept)}")
     second = kept[1] if len(kept) == 2 else None
     columns = dy.shape[-1] * len(kept)
-    dx = torch.empty(*dy.shape[:-1], columns, dtype=dy.dtype if out_dtype is None else out_dtype)
-    _C.linear_activation_backward(dy, kept[0], second, dx, again)
+    dtype = dy.dtype if out_dtype is None else out_dtype
+    dx = torch.empty(*dy.shape[:-1], columns, dtype=dtype, device=dy.device)
+    _C.linear_activation_backward(dy, kept[0], second, dx, again, stream_handle(dy))
     if again is not None:
         torch.autograd.graph.increment_version(again)
     return dx

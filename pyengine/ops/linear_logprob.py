@@ -26,7 +26,6 @@ def linear_logprob(
     workspace, never (T, V). Each row's value depends on nothing but that row and the weights: not
     on T, nor on the threads, nor on what requires a gradient. A hidden that does has its gradient's
     direction summed in the same pass, so that a frozen weight needs no logits a second time.
-    On CUDA, temperature must be 1.
     Raises TypeError (kind, dtype) or ValueError (shape, layout, range, device), naming
     the argument.
     Source: the log-softmax and its gradient d logp / d hidden = weight[y] - sum_v p_v weight[v].
@@ -274,6 +273,7 @@ def _backward(
             dweight,
             workspace,
             stream_handle(hidden),
+            temperature,
         )
     else:
         if not need[0]:

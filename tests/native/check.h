@@ -242,6 +242,7 @@ void test_adamw(const Options& options);
 void test_attention(const Options& options);
 void test_attention_backward(const Options& options);
 void test_block_manager();
+void test_cuda_engine(const Options& options);
 void test_exp(const Options& options);
 void test_log(const Options& options);
 void test_dtype();

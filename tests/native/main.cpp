@@ -78,6 +78,7 @@ int main(int argc, char** argv) {
     timed("session_values", [&] { native::test_session_values(options); });
     timed("session_schedules", [&] { native::test_session_schedules(options); });
     timed("session", [&] { native::test_session(options); });
+    timed("cuda_engine", [&] { native::test_cuda_engine(options); });
     if (native::checks == 0) {
         fprintf(stderr, "no test is called %s\n", only.c_str());
         return 2;

@@ -232,7 +232,8 @@ def kernel_object(variant: Variant, group: str, source: Path, flags: list[str]) 
 def test_objects() -> list[Object]:
     """Compiled once, without a sanitizer: it watches the kernels, and malloc from link time on."""
     flags = [*PLAIN, "-O2", f"-I{HERE / 'cuda_on_host'}"]
-    names = ["main", "linear_logprob_reference", *(p.stem for p in sorted(HERE.glob("test_*.cpp")))]
+    names = ["main", "cuda_trainer", "linear_logprob_reference"]
+    names += [p.stem for p in sorted(HERE.glob("test_*.cpp"))]
     return [Object(HERE / f"{n}.cpp", BUILD / "tests" / f"{n}.o", flags) for n in names]
 
 

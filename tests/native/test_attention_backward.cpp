@@ -1,5 +1,6 @@
-// attention_backward on every instruction set: float64 values, bits, and memory that it must not look at.
+// attention_backward on every instruction set and on CUDA's host twin: float64 values, bits, and memory that it must not look at.
 #include "check.h"
+#include "cuda_runtime.h"
 #include "pyengine/ops/attention_backward.h"
 
 namespace native {
@@ -15,13 +16,15 @@ struct Case {
     int64_t K = 2, G = 3, head_dim = 24, pad = 3;
     std::vector<Tree> trees = {{65, 33, 0, 70}, {1, 1}, {64}};
     float scale = 0.2f;
+    int64_t window = 0;
 
     int64_t H() const { return K * G; }
     std::string text() const {
         return "attention_backward of " + std::to_string(trees.size()) + " trees K " +
                std::to_string(K) + " G " + std::to_string(G) + " hd " + std::to_string(head_dim) +
                " dtypes " + std::to_string(static_cast<int>(dtype)) +
-               std::to_string(static_cast<int>(dout)) + std::to_string(static_cast<int>(grad));
+               std::to_string(static_cast<int>(dout)) + std::to_string(static_cast<int>(grad)) +
+               " window " + std::to_string(window);
     }
 };
 
@@ -86,8 +89,12 @@ struct Inputs {
             for (size_t s = 0; s < tree.size(); ++s) {
                 std::vector<int64_t> seen;
                 for (int64_t j = 0; s > 0 && j < tree[0]; ++j) seen.push_back(start + j);
+                while (c.window > 0 && static_cast<int64_t>(seen.size()) > c.window)
+                    seen.erase(seen.begin());
                 for (int64_t i = begin; i < begin + tree[s]; ++i) {
                     seen.push_back(i);
+                    if (c.window > 0 && static_cast<int64_t>(seen.size()) > c.window)
+                        seen.erase(seen.begin());
                     f(i, seen);
                 }
                 begin += tree[s];
@@ -124,34 +131,77 @@ struct Inputs {
         lse.set(i, h, static_cast<float>(std::log(total)));
     }
 
+    Gradients zeros() const {
+        return {Matrix(c.grad, q.rows(), q.cols(), c.pad),
+                Matrix(c.grad, q.rows(), k.cols(), c.pad),
+                Matrix(c.grad, q.rows(), k.cols(), c.pad)};
+    }
+
+    // Of rows [begin, begin + rows), whose sequences are [first, first + S).
+    pe::AttentionBackwardArgs args(const Gradients& g, int64_t begin, int64_t rows,
+                                   std::vector<int32_t>& bounds, int64_t first, int64_t S) {
+        return {.dout = dout.rows(begin, rows),
+                .q = q.rows(begin, rows),
+                .k = k.rows(begin, rows),
+                .v = v.rows(begin, rows),
+                .out = out.rows(begin, rows),
+                .lse = lse.rows(begin, rows),
+                .cu_seqlens = {bounds.data(), DType::kI32, S + 1},
+                .prefix_rows = {prefix.data() + first, DType::kI32, S},
+                .num_heads = c.H(),
+                .num_kv_heads = c.K,
+                .head_dim = c.head_dim,
+                .scale = c.scale,
+                .window = c.window,
+                .dq = g.dq.rows(begin, rows),
+                .dk = g.dk.rows(begin, rows),
+                .dv = g.dv.rows(begin, rows)};
+    }
+
+    void check_padding(const Gradients& g) const {
+        for (const Matrix* m : {&g.dq, &g.dk, &g.dv})
+            CHECK(m->padding_is_intact(), c.text() + " writes between rows");
+    }
+
     Gradients run(int threads) {
-        Gradients g{Matrix(c.grad, q.rows(), q.cols(), c.pad),
-                    Matrix(c.grad, q.rows(), k.cols(), c.pad),
-                    Matrix(c.grad, q.rows(), k.cols(), c.pad)};
+        Gradients g = zeros();
         const auto S = static_cast<int64_t>(prefix.size());
         const Memory workspace(pe::cpu::attention_backward_workspace_bytes(q.rows(), S, c.H(), c.K,
                                                                            c.head_dim, threads));
         pe::set_num_threads(threads);
-        pe::cpu::attention_backward({.dout = dout.view(),
-                                     .q = q.view(),
-                                     .k = k.view(),
-                                     .v = v.view(),
-                                     .out = out.view(),
-                                     .lse = lse.view(),
-                                     .cu_seqlens = {cu.data(), DType::kI32, S + 1},
-                                     .prefix_rows = {prefix.data(), DType::kI32, S},
-                                     .num_heads = c.H(),
-                                     .num_kv_heads = c.K,
-                                     .head_dim = c.head_dim,
-                                     .scale = c.scale,
-                                     .dq = g.dq.view(),
-                                     .dk = g.dk.view(),
-                                     .dv = g.dv.view(),
-                                     .workspace = workspace.data(),
-                                     .threads = threads});
+        pe::AttentionBackwardArgs a = args(g, 0, q.rows(), cu, 0, S);
+        a.workspace = workspace.data();
+        a.threads = threads;
+        pe::cpu::attention_backward(a);
         pe::set_num_threads(1);
-        for (const Matrix* m : {&g.dq, &g.dk, &g.dv})
-            CHECK(m->padding_is_intact(), c.text() + " writes between rows");
+        check_padding(g);
+        return g;
+    }
+
+    void call_cuda(pe::AttentionBackwardArgs a) const {
+        const Memory workspace(pe::cuda::attention_backward_workspace_bytes(a.q.rows, c.H()));
+        a.workspace = workspace.data();
+        CHECK(pe::cuda::attention_backward(a, nullptr) == cudaSuccess, c.text());
+    }
+
+    Gradients run_on_cuda() {
+        Gradients g = zeros();
+        call_cuda(args(g, 0, q.rows(), cu, 0, static_cast<int64_t>(prefix.size())));
+        check_padding(g);
+        return g;
+    }
+
+    // Each tree in a call of its own.
+    Gradients run_on_cuda_by_tree() {
+        Gradients g = zeros();
+        size_t s = 0;
+        for (const Tree& tree : c.trees) {
+            std::vector<int32_t> bounds;
+            for (size_t i = 0; i <= tree.size(); ++i) bounds.push_back(cu[s + i] - cu[s]);
+            call_cuda(args(g, cu[s], bounds.back(), bounds, static_cast<int64_t>(s),
+                           static_cast<int64_t>(tree.size())));
+            s += tree.size();
+        }
         return g;
     }
 };
@@ -223,6 +273,16 @@ double check_case(const Case& c, const Options& options) {
         if (!fma.empty()) CHECK(g.same_bits(fma[0]), where + " against the first with FMA");
         fma.push_back(std::move(g));
     }
+    if (!options.cuda || (options.small && c.window != 0 && c.window != 40)) return worst;
+    Gradients g = in.run_on_cuda();
+    worst = std::max(worst, check_values(in, g));
+    if (c.dtype == DType::kF32 && !fma.empty())
+        CHECK(g.same_bits(fma[0]), c.text() + " on cuda against the CPU");
+    if (options.small) return worst;
+    cuda_on_host::set_reversed(true);
+    CHECK(in.run_on_cuda().same_bits(g), c.text() + " on cuda, threads the other way round");
+    cuda_on_host::set_reversed(false);
+    CHECK(in.run_on_cuda_by_tree().same_bits(g), c.text() + " on cuda, tree by tree");
     return worst;
 }
 
@@ -236,6 +296,22 @@ void test_attention_backward(const Options& options) {
         const DType other = dtype == DType::kF32 ? DType::kBF16 : DType::kF32;
         cases.push_back({.dtype = dtype, .dout = other, .grad = other, .trees = {{5, 3}}});
         cases.push_back({.dtype = dtype, .dout = dtype, .trees = {}});
+        for (const int64_t window : {1, 40, 100}) {
+            cases.push_back({.dtype = dtype,
+                             .dout = dtype,
+                             .K = 1,
+                             .G = 2,
+                             .head_dim = 32,
+                             .trees = {{70, 80, 3}, {30, 9}},
+                             .window = window});
+        }
+        cases.push_back({.dtype = dtype,
+                         .dout = dtype,
+                         .K = 1,
+                         .G = 2,
+                         .head_dim = 128,
+                         .pad = 8,  // rows on 16 bytes
+                         .trees = {{33, 40, 65}}});
         cases.push_back({.dtype = dtype, .dout = dtype, .trees = {{0}, {0, 0}, {2}}});
         for (const int64_t head_dim : {1, 16, 17, 80}) {
             cases.push_back({.dtype = dtype,
@@ -246,7 +322,7 @@ void test_attention_backward(const Options& options) {
                              .trees = {{17, 2, 66}}});
         }
         cases.push_back(
-            {.dtype = dtype, .dout = dtype, .K = 1, .G = 1, .head_dim = 256, .trees = {{7, 2}}});
+            {.dtype = dtype, .dout = dtype, .K = 1, .G = 1, .head_dim = 256, .trees = {{18, 2}}});
         cases.push_back({.dtype = dtype,
                          .dout = dtype,
                          .K = 2,

@@ -1,8 +1,9 @@
-// linear_kl on every instruction set: float64 values, bits, exact workspace, equal models.
+// linear_kl on every instruction set and on CUDA's twin: float64 values, bits, exact workspace, equal models.
 #include <algorithm>
 #include <memory>
 
 #include "check.h"
+#include "cuda_runtime.h"
 #include "pyengine/ops/linear.h"
 #include "pyengine/ops/linear_kl.h"
 
@@ -50,15 +51,17 @@ struct Inputs {
 
 struct Results {
     Matrix kl, lse, dhidden, dweight;
+    Matrix reversed;  // dhidden of KL(q || p)
 
     Results(const Case& c, const Inputs& in)
         : kl(floats(c.T)),
           lse(DType::kF32, c.T, 4),
           dhidden(DType::kF32, c.T, c.D, c.pad),
-          dweight(in.dweight.copy()) {}
+          dweight(in.dweight.copy()),
+          reversed(DType::kF32, c.T, c.D, c.pad) {}
     bool same_bits(const Results& o) const {
         return kl.same_bits(o.kl) && lse.same_bits(o.lse) && dhidden.same_bits(o.dhidden) &&
-               dweight.same_bits(o.dweight);
+               dweight.same_bits(o.dweight) && reversed.same_bits(o.reversed);
     }
 };
 
@@ -85,7 +88,8 @@ pe::VectorView part(const Matrix& m, int64_t begin, int64_t n) {
 
 // Rows [begin, begin + n), with a workspace of exactly the stated size.
 void run(const Inputs& in, const Results& out, int64_t begin, int64_t n, int threads,
-         const std::vector<int64_t>& groups = {}, const Heads& heads = {}) {
+         const std::vector<int64_t>& groups = {}, const Heads& heads = {}, bool on_cuda = false) {
+    const auto ended = [](int status) { CHECK(status == cudaSuccess, "launch"); };
     const auto side = [&](const Matrix& hidden, const Matrix& weight, const Head* head) {
         pe::LinearKlSide s{.hidden = hidden.rows(begin, n)};
         if (head != nullptr) {
@@ -101,9 +105,10 @@ void run(const Inputs& in, const Results& out, int64_t begin, int64_t n, int thr
                               .lse = out.lse.rows(begin, n),
                               .threads = threads,
                               .inverse_temperature = 1.25f};
-    const Memory forward(pe::cpu::linear_kl_forward_bytes(f));
+    const Memory forward(on_cuda ? pe::cuda::linear_kl_forward_bytes(f)
+                                 : pe::cpu::linear_kl_forward_bytes(f));
     f.workspace = forward.data();
-    pe::cpu::linear_kl_forward(f);
+    on_cuda ? ended(pe::cuda::linear_kl_forward(f, nullptr)) : pe::cpu::linear_kl_forward(f);
     pe::LinearKlBackwardArgs b{.dkl = part(in.dkl, begin, n),
                                .p = f.p,
                                .q = f.q,
@@ -117,15 +122,18 @@ void run(const Inputs& in, const Results& out, int64_t begin, int64_t n, int thr
         b.groups = {const_cast<int64_t*>(groups.data()), DType::kI64,
                     static_cast<int64_t>(groups.size())};
     }
-    const Memory backward(pe::cpu::linear_kl_backward_bytes(b));
+    const auto go_back = [&] {
+        on_cuda ? ended(pe::cuda::linear_kl_backward(b, nullptr)) : pe::cpu::linear_kl_backward(b);
+    };
+    const Memory backward(on_cuda ? pe::cuda::linear_kl_backward_bytes(b)
+                                  : pe::cpu::linear_kl_backward_bytes(b));
     b.workspace = backward.data();
-    pe::cpu::linear_kl_backward(b);
+    go_back();
     // The other gradient takes the same way; its values are checked from Python.
-    Matrix dhidden(DType::kF32, n, in.hidden.cols());
-    b.dhidden = dhidden.view();
+    b.dhidden = out.reversed.rows(begin, n);
     b.dweight = {};
     b.reverse = true;
-    pe::cpu::linear_kl_backward(b);
+    go_back();
 }
 
 std::vector<double> log_softmax(const Matrix& hidden, const Matrix& weight, int64_t t) {
@@ -185,6 +193,44 @@ double check_values(const Case& c, const Inputs& in, const Results& out) {
     return worst;
 }
 
+// CUDA's twin takes both sides of one kind. In f32 it has the CPU's kl.
+double check_on_cuda(const Case& c, const Inputs& in, const Results& cpu,
+                     const std::vector<int64_t>& groups, bool once) {
+    if (c.pairs(0) != c.pairs(1) || c.dtypes[0] != c.dtypes[1]) return 0;
+    const PackedKind kind = c.pairs(0) ? PackedKind::kBF16 : PackedKind::kF32;
+    const Head p(in.weight, kind), q(in.weight2, kind);
+    double worst = 0;
+    for (const Heads& heads : {Heads{}, Heads{&p, &q}}) {
+        const std::string name = c.text() + (heads.p ? " on cuda, packed" : " on cuda");
+        const Results out(c, in);
+        run(in, out, 0, c.T, 1, groups, heads, true);
+        CHECK(out.dhidden.padding_is_intact() && out.dweight.padding_is_intact(),
+              name + " writes between rows");
+        worst = std::max(worst, check_values(c, in, out));
+        if (kind == PackedKind::kF32)
+            CHECK(out.kl.same_bits(cpu.kl) && out.lse.same_bits(cpu.lse), name + ": the CPU's kl");
+        for (int64_t t = 0; t < c.T; ++t) {
+            for (int64_t d = 0; d < c.D; ++d) {
+                const double x = cpu.reversed.get(t, d);
+                SHARE(out.reversed.get(t, d), x,
+                      2e-3 * (1 + std::fabs(x)) * (1 + std::fabs(in.dkl.get(t))),
+                      name + " reversed");
+            }
+        }
+        if (once) continue;
+        const Results again(c, in), parts(c, in);
+        cuda_on_host::set_reversed(true);
+        run(in, again, 0, c.T, 1, groups, heads, true);
+        cuda_on_host::set_reversed(false);
+        CHECK(again.same_bits(out), name + ": threads the other way round");
+        const int64_t a = groups[1], b = groups[2];
+        run(in, parts, 0, a, 1, {}, heads, true);
+        run(in, parts, a, c.T - a, 1, {0, b - a, c.T - a}, heads, true);
+        CHECK(parts.same_bits(out), name + ": in two batches");
+    }
+    return worst;
+}
+
 double check_case(const Case& c, const Options& options) {
     const Inputs in(c);
     // Groups of an odd number of rows and of none; a second call goes on with the first's chain.
@@ -219,12 +265,15 @@ double check_case(const Case& c, const Options& options) {
         if (fma) CHECK(out->same_bits(*fma), name + ": against the first with FMA");
         if (!fma) fma = std::move(out);
     }
+    const bool large = c.T * c.D * c.V > 300'000 && !c.pairs(0);  // fibers are slow
+    if (options.cuda && fma && !(large && options.small))
+        worst = std::max(worst, check_on_cuda(c, in, *fma, groups, options.small));
     return worst;
 }
 
 // The same model twice: exactly 0, and no gradient.
-void check_equal(DType dtype) {
-    const Case c{.D2 = 48, .V = 4099, .dtypes = {dtype, dtype, dtype, dtype}};
+void check_equal(DType dtype, bool on_cuda = false) {
+    const Case c{.D2 = 48, .V = on_cuda ? 520 : 4099, .dtypes = {dtype, dtype, dtype, dtype}};
     Inputs in(c);
     const auto copy = [](const Matrix& from, Matrix* to) {
         for (int64_t i = 0; i < from.rows(); ++i) {
@@ -234,7 +283,7 @@ void check_equal(DType dtype) {
     copy(in.hidden, &in.hidden2);
     copy(in.weight, &in.weight2);
     const Results out(c, in);
-    run(in, out, 0, c.T, 1);
+    run(in, out, 0, c.T, 1, {}, {}, on_cuda);
     for (int64_t t = 0; t < c.T; ++t) CHECK(out.kl.get(t) == 0.0f, "kl of equal models");
     for (int64_t i = 0; i < c.T * c.D; ++i) CHECK(out.dhidden.get(i) == 0.0f, "its dhidden");
     CHECK(out.dweight.same_bits(in.dweight), "its dweight");
@@ -268,6 +317,7 @@ void test_linear_kl(const Options& options) {
         check_equal(DType::kF32);
         check_equal(DType::kBF16);
     }
+    if (options.cuda) check_equal(DType::kF32, true);
     printf("  linear_kl %zu cases, largest error / bound %.3f\n", cases.size(), worst);
 }
 

@@ -113,19 +113,18 @@ void run_forward(const Device& device, const Inputs& in, const Results& out, int
                                    .logprob = part(out.logprob, begin, n),
                                    .lse = part(out.lse, begin, n),
                                    .threads = threads};
-    if (device.is_cuda) {
-        const Memory workspace(
-            pe::cuda::linear_logprob_workspace_bytes(n, in.hidden.cols(), in.weight.rows(), false));
-        a.workspace = workspace.data();
-        CHECK(pe::cuda::linear_logprob_forward(a, nullptr) == cudaSuccess, "launch");
-        return;
-    }
-    if (directed) a.direction = out.direction.rows(begin, n);
     if (head != nullptr) {
         a.weight = {};
         a.packed = head->rows;
         a.packed_columns = head->columns;
     }
+    if (device.is_cuda) {
+        const Memory workspace(pe::cuda::linear_logprob_forward_bytes(a));
+        a.workspace = workspace.data();
+        CHECK(pe::cuda::linear_logprob_forward(a, nullptr) == cudaSuccess, "launch");
+        return;
+    }
+    if (directed) a.direction = out.direction.rows(begin, n);
     a.extra = extra;
     const Memory workspace(pe::cpu::linear_logprob_forward_bytes(a));
     a.workspace = workspace.data();
@@ -145,14 +144,6 @@ void run_backward(const Device& device, const Inputs& in, const Results& of_forw
                                     .dhidden = dhidden,
                                     .dweight = dweight,
                                     .threads = threads};
-    if (device.is_cuda) {
-        const Memory workspace(
-            pe::cuda::linear_logprob_workspace_bytes(n, in.hidden.cols(), in.weight.rows(), true));
-        a.workspace = workspace.data();
-        CHECK(pe::cuda::linear_logprob_backward(a, nullptr) == cudaSuccess, "launch");
-        return;
-    }
-    a.direction = of_forward.direction.rows(begin, n);
     if (!groups.empty()) {
         a.groups = {const_cast<int64_t*>(groups.data()), DType::kI64,
                     static_cast<int64_t>(groups.size())};
@@ -161,6 +152,13 @@ void run_backward(const Device& device, const Inputs& in, const Results& of_forw
         a.weight = {};
         a.packed = head->rows;
     }
+    if (device.is_cuda) {
+        const Memory workspace(pe::cuda::linear_logprob_backward_bytes(a));
+        a.workspace = workspace.data();
+        CHECK(pe::cuda::linear_logprob_backward(a, nullptr) == cudaSuccess, "launch");
+        return;
+    }
+    a.direction = of_forward.direction.rows(begin, n);
     const Memory workspace(pe::cpu::linear_logprob_backward_bytes(a));
     a.workspace = workspace.data();
     pe::cpu::linear_logprob_backward(a);
@@ -264,6 +262,39 @@ void check_twins(const Case& c, const Inputs& in, const Results& cpu, const Resu
     if (!in_pairs(c)) CHECK(again.dweight.same_bits(cpu.dweight), c.text() + " cuda dweight");
 }
 
+// A packed head on CUDA's twin: f32 the CPU's bits, bf16 values; the same bits for rows alone, and for any cut between groups.
+double check_packed_on_cuda(const Case& c, const Inputs& in, const LogprobReference& reference,
+                            const Results& cpu, bool once) {
+    if (c.hidden != c.weight) return 0;
+    const PackedHead head(in.weight, in_pairs(c) ? PackedKind::kBF16 : PackedKind::kF32);
+    const std::string name = c.text() + " on cuda, packed";
+    const std::vector<int64_t> cuts = cuts_of(c.T);
+    const Results out(c, in), again(c, in), parts(c, in), alone(c, in);
+    run(kCuda, in, out, 0, c.T, 1, cuts, &head);
+    CHECK(out.dhidden.padding_is_intact() && out.dweight.padding_is_intact(),
+          name + " writes between rows");
+    if (!in_pairs(c)) {
+        CHECK(out.logprob.same_bits(cpu.logprob) && out.lse.same_bits(cpu.lse), name + ": logprob");
+        CHECK(out.dweight.same_bits(cpu.dweight), name + ": dweight");
+    }
+    if (once) return check_values(c, in, reference, out);
+    cuda_on_host::set_reversed(true);
+    run(kCuda, in, again, 0, c.T, 1, cuts, &head);
+    cuda_on_host::set_reversed(false);
+    CHECK(again.same_bits(out), name + ", threads in another order");
+    for (size_t i = 0; i + 1 < cuts.size(); ++i)
+        run(kCuda, in, parts, cuts[i], cuts[i + 1] - cuts[i], 1, {}, &head);
+    CHECK(parts.same_bits(out), name + ", in three batches");
+    for (int64_t t = 0; t < std::min<int64_t>(c.T, 3); ++t) {
+        run(kCuda, in, alone, t, 1, 1, {}, &head);
+        CHECK(alone.logprob.get(t) == out.logprob.get(t) && alone.lse.get(t) == out.lse.get(t),
+              name + ", a row alone");
+        for (int64_t d = 0; d < c.D; ++d)
+            CHECK(alone.dhidden.get(t, d) == out.dhidden.get(t, d), name + ", its dhidden");
+    }
+    return check_values(c, in, reference, out);
+}
+
 // What else the pass tells, against float64; log-probs of ids and of the best are exact copies.
 void check_extra(const Device& device, const Case& c, const Inputs& in, const Results& whole) {
     const int64_t K = std::min<int64_t>(c.V, 5);
@@ -331,8 +362,10 @@ double check_case(const Case& c, const Options& options) {
     }
     if (!options.cuda || (large && options.small)) return worst;
     const auto cuda = check(kCuda);
-    if (fma) check_twins(c, in, *fma, *cuda);
-    return worst;
+    if (!fma) return worst;
+    check_twins(c, in, *fma, *cuda);
+    if (large) return worst;
+    return std::max(worst, check_packed_on_cuda(c, in, reference, *fma, options.small));
 }
 
 // One word towers over the rest, by up to 1e9: log-probs stay <= 0, and the tower's is exactly 0.
@@ -412,6 +445,10 @@ std::vector<Case> make_cases() {
         const auto dtype = [&](int bit) { return mask >> bit & 1 ? DType::kBF16 : DType::kF32; };
         cases.push_back({.T = 111, .pad = 3, .hidden = dtype(0), .weight = dtype(1)});
     }
+    const DType b = DType::kBF16;
+    cases.push_back({.T = 1, .D = 33, .V = 31, .hidden = b, .weight = b});
+    cases.push_back({.T = 70, .D = 80, .V = 1, .pad = 8, .hidden = b, .weight = b});
+    cases.push_back({.T = 13, .D = 130, .V = 521, .hidden = b, .weight = b});
     return cases;
 }
 

@@ -2,6 +2,7 @@
 // refuses what a GPU leaves undefined: a barrier that not all threads of the block reach, a shuffle
 // that not all lanes of the warp reach, an empty or oversized launch. Shared memory starts as NaN
 // in every block.
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdio>
@@ -29,8 +30,43 @@ constexpr int kWarpLanes = 32;
 
 enum class State { kReady, kAtBarrier, kAtShuffle, kDone };
 
-struct Fiber {
+#if defined(__SANITIZE_ADDRESS__)
+// ASan knows of swapcontext what it needs; but that asks the system for the signal mask each time.
+struct Place {
     ucontext_t context;
+    void begin(char* stack, size_t bytes, void (*f)()) { prepare(&context, stack, bytes, f); }
+    void go(Place& to) { swapcontext(&context, &to.context); }
+    static void prepare(ucontext_t* c, char* stack, size_t bytes, void (*f)());
+};
+#else
+struct Place {
+    ucontext_t context;
+    jmp_buf at;
+    bool is_new = false;  // it has not stopped anywhere yet
+    void begin(char* stack, size_t bytes, void (*f)()) {
+        is_new = true;
+        prepare(&context, stack, bytes, f);
+    }
+    void go(Place& to) {
+        if (_setjmp(at) != 0) return;
+        if (!to.is_new) _longjmp(to.at, 1);
+        to.is_new = false;
+        setcontext(&to.context);
+    }
+    static void prepare(ucontext_t* c, char* stack, size_t bytes, void (*f)());
+};
+#endif
+
+void Place::prepare(ucontext_t* c, char* stack, size_t bytes, void (*f)()) {
+    getcontext(c);
+    c->uc_stack.ss_sp = stack;
+    c->uc_stack.ss_size = bytes;
+    c->uc_link = nullptr;
+    makecontext(c, f, 0);
+}
+
+struct Fiber {
+    Place place;
     std::vector<char> stack = std::vector<char>(kStackBytes);
     State state = State::kReady;
     uint64_t value = 0;             // offered to the warp's shuffle or at the block's barrier
@@ -39,7 +75,7 @@ struct Fiber {
 };
 
 std::vector<Fiber> fibers;
-ucontext_t scheduler;
+Place scheduler;
 const std::function<void()>* body = nullptr;
 int current = 0;
 int block_threads = 0;
@@ -52,7 +88,7 @@ void yield(State state) {
     self.state = state;
     PE_ASAN(__sanitizer_start_switch_fiber(state == State::kDone ? nullptr : &self.fake,
                                            scheduler_stack, scheduler_stack_bytes));
-    swapcontext(&self.context, &scheduler);
+    self.place.go(scheduler);
     PE_ASAN(__sanitizer_finish_switch_fiber(self.fake, nullptr, nullptr));
 }
 
@@ -65,11 +101,7 @@ void entry() {
 
 void start(Fiber& fiber) {
     PE_ASAN(__asan_unpoison_memory_region(fiber.stack.data(), fiber.stack.size()));
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-    fiber.context.uc_stack.ss_size = fiber.stack.size();
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, entry, 0);
+    fiber.place.begin(fiber.stack.data(), fiber.stack.size(), entry);
     fiber.state = State::kReady;
 }
 
@@ -79,7 +111,7 @@ void resume(int index) {
     thread_index = dim3(static_cast<unsigned>(index), 0, 0);
     PE_ASAN(void* fake = nullptr);
     PE_ASAN(__sanitizer_start_switch_fiber(&fake, fiber.stack.data(), fiber.stack.size()));
-    swapcontext(&scheduler, &fiber.context);
+    scheduler.go(fiber.place);
     PE_ASAN(__sanitizer_finish_switch_fiber(fake, nullptr, nullptr));
 }
 
@@ -114,8 +146,14 @@ void run_warp(int begin, int end) {
 
 // Not through ASan: the section holds red zones too.
 __attribute__((no_sanitize("address"))) void poison_shared() {
-    for (volatile char* p = __start_pe_shared; p < __stop_pe_shared; ++p)
-        *p = static_cast<char>(0xff);
+#if defined(__SANITIZE_ADDRESS__)
+    char* p = __start_pe_shared;
+    for (; p + 8 <= __stop_pe_shared; p += 8)
+        *reinterpret_cast<volatile uint64_t*>(p) = ~uint64_t{0};
+    for (; p < __stop_pe_shared; ++p) *static_cast<volatile char*>(p) = static_cast<char>(0xff);
+#else
+    memset(__start_pe_shared, 0xff, static_cast<size_t>(__stop_pe_shared - __start_pe_shared));
+#endif
 }
 
 void run_block(int threads) {
@@ -199,10 +237,12 @@ cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& thread)
     body = &thread;
     blockDim = block;
     gridDim = grid;
-    const uint64_t blocks = uint64_t{grid.x} * grid.y;
+    const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
     for (uint64_t n = 0; n < blocks; ++n) {
         const uint64_t b = backwards ? blocks - 1 - n : n;
-        block_index = dim3(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x), 0);
+        const uint64_t plane = b / grid.x;
+        block_index = dim3(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(plane % grid.y),
+                           static_cast<unsigned>(plane / grid.y));
         run_block(static_cast<int>(block.x));
     }
     return cudaSuccess;

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 
@@ -78,6 +79,11 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
     return cuda_on_host::shuffle_as(value, cuda_on_host::lane() ^ mask);
 }
 
+template <typename T>
+T __shfl_sync(unsigned, T value, int lane) {
+    return cuda_on_host::shuffle_as(value, lane);
+}
+
 inline float __shfl_up_sync(unsigned, float value, int delta) {
     const int lane = cuda_on_host::lane();
     return cuda_on_host::shuffle_as(value, lane < delta ? lane : lane - delta);
@@ -88,3 +94,21 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                const Args&... args) {
     return cuda_on_host::run_grid(config->gridDim, config->blockDim, [&] { kernel(args...); });
 }
+
+// The GPU's memory is the host's. New memory is NaN; a copy is done when the call returns, as none would be too early here.
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+
+inline cudaError_t cudaMalloc(void** p, size_t bytes) {
+    *p = malloc(bytes);
+    memset(*p, 0xff, bytes);
+    return cudaSuccess;
+}
+inline cudaError_t cudaMallocHost(void** p, size_t bytes) { return cudaMalloc(p, bytes); }
+inline cudaError_t cudaFree(void* p) { return free(p), cudaSuccess; }
+inline cudaError_t cudaFreeHost(void* p) { return free(p), cudaSuccess; }
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t) {
+    return memcpy(to, from, bytes), cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "an error"; }

@@ -57,4 +57,11 @@ int64_t attention_backward_workspace_bytes(int64_t T, int64_t S, int64_t num_hea
 PE_CPU_KERNEL(attention_backward, AttentionBackwardArgs)
 }  // namespace cpu
 
+namespace cuda {
+// Returns a cudaError_t; `stream` is a cudaStream_t. `threads` is not looked at. The same trees have the same bits in every call; f32
+// has the CPU's where no product is a denormal number. bf16: p and ds are the CPU's to rounding, and sums go on in steps of 16.
+int64_t attention_backward_workspace_bytes(int64_t T, int64_t num_heads);
+int attention_backward(const AttentionBackwardArgs& args, void* stream);
+}  // namespace cuda
+
 }  // namespace pe

@@ -15,7 +15,7 @@
 // range        kl >= 0, always: rounding that goes below is cut off; 0 where p and q have the same logits, and so is c.
 //              A word of p[v] = 0 adds nothing; one of q[v] = 0 and p[v] > 0 makes kl infinite
 // workspace    linear_kl_{forward,backward}_bytes(): a fixed number of rows or words at a time, and O(T D) for dweight
-// determinism  cpu: bitwise for any thread count; a row's values do not depend on the other rows
+// determinism  cpu: bitwise for any thread count; a row's values do not depend on the other rows; cuda: bitwise, no atomics
 // source       the tiling is that of arXiv:2411.09009; the running rescale is that of arXiv:1805.02867
 // proof        tests/reference/linear_kl.py
 #pragma once
@@ -64,5 +64,13 @@ int64_t linear_kl_backward_bytes(const LinearKlBackwardArgs& args);
 PE_CPU_KERNEL(linear_kl_forward, LinearKlForwardArgs)
 PE_CPU_KERNEL(linear_kl_backward, LinearKlBackwardArgs)
 }  // namespace cpu
+
+namespace cuda {
+// Return a cudaError_t; `stream` is a cudaStream_t. Both sides are of one kind: packed as bf16 or as f32, or weights of the same dtypes.
+int64_t linear_kl_forward_bytes(const LinearKlForwardArgs& args);
+int64_t linear_kl_backward_bytes(const LinearKlBackwardArgs& args);
+int linear_kl_forward(const LinearKlForwardArgs& args, void* stream);
+int linear_kl_backward(const LinearKlBackwardArgs& args, void* stream);
+}  // namespace cuda
 
 }  // namespace pe

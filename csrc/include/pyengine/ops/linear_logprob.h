@@ -15,7 +15,9 @@
 // range        logprob <= 0, always: the sum holds exp(0) of the largest logit exactly
 // workspace    linear_logprob_{forward,backward}_bytes(): O(T D), and a fixed number of words at a time
 // determinism  cpu: bitwise for any thread count; a row's values do not depend on the other rows, nor on which outputs are
-//              wanted; cuda: bitwise, no atomics; it takes no packed weights, temperature, direction, groups or `extra`
+//              wanted; cuda: bitwise, no atomics; dhidden is made by the backward pass, and it takes no direction or `extra`.
+//              Packed bf16 and int8 heads have the logits of CUDA's linear there, in steps of 16, c is rounded and a group
+//              starts a step; packed f32 ones, and weights that are not packed, the CPU's
 // source       the tiling is that of arXiv:2411.09009; the running rescale is that of arXiv:1805.02867
 // proof        tests/reference/linear_logprob.py
 #pragma once
@@ -80,7 +82,8 @@ PE_CPU_KERNEL(linear_logprob_backward, LinearLogprobBackwardArgs)
 
 namespace cuda {
 // Return a cudaError_t; `stream` is a cudaStream_t.
-int64_t linear_logprob_workspace_bytes(int64_t T, int64_t D, int64_t V, bool backward);
+int64_t linear_logprob_forward_bytes(const LinearLogprobForwardArgs& args);
+int64_t linear_logprob_backward_bytes(const LinearLogprobBackwardArgs& args);
 int linear_logprob_forward(const LinearLogprobForwardArgs& args, void* stream);
 int linear_logprob_backward(const LinearLogprobBackwardArgs& args, void* stream);
 }  // namespace cuda

@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#include "pyengine/runtime/decoder.h"
+#include "pyengine/runtime/device.h"
 #include "pyengine/runtime/sampling.h"
 #include "pyengine/runtime/scheduler.h"
 
@@ -54,12 +54,14 @@ struct StepResult {
 
 class Session {
   public:
-    // One decoder for each coefficient, with pages of their own in equal numbers.
+    // On the CPU: one decoder for each coefficient, with pages of their own in equal numbers.
     Session(const SessionSettings& settings, const std::vector<DecoderWeights>& models,
             const std::vector<void*>& pools);
+    // On a device with these numbers of pages and rows, and a model for each coefficient.
+    Session(const SessionSettings& settings, std::unique_ptr<Device> device);
 
-    const DecoderWeights& weights(size_t model) const { return decoders_[model].weights(); }
-    void set_weights(size_t model, const DecoderWeights& w) { decoders_[model].set_weights(w); }
+    const DecoderWeights& weights(size_t model) const { return device_->weights(model); }
+    void set_weights(size_t model, const DecoderWeights& w) { device_->set_weights(model, w); }
     // Pages written under another version are not used again. Only while nothing runs.
     void set_version(uint64_t version) { blocks_.set_version(version); }
 
@@ -77,7 +79,7 @@ class Session {
     void collect_events(bool collect) { collects_events_ = collect; }
     std::vector<TokenEvent> take_events();
 
-    int64_t num_models() const { return static_cast<int64_t>(decoders_.size()); }
+    int64_t num_models() const { return static_cast<int64_t>(device_->num_models()); }
     int64_t num_tokens() const { return num_tokens_; }      // drawn or scored since clear()
     int64_t num_finished() const { return num_finished_; }  // samples, since clear()
     int64_t num_open() const { return num_open_; }          // samples
@@ -131,7 +133,7 @@ class Session {
     const SessionSettings settings_;
     BlockManager blocks_;
     Scheduler scheduler_;
-    std::vector<Decoder> decoders_;
+    std::unique_ptr<Device> device_;
     std::map<int64_t, std::unique_ptr<Entry>> entries_;
     std::vector<Place> places_;  // by sequence
     int64_t next_handle_ = 0, num_tokens_ = 0, num_finished_ = 0, num_open_ = 0;
@@ -146,10 +148,6 @@ class Session {
     std::vector<SampleParams> params_;
     std::vector<LogitAdjust> adjust_;
     int64_t most_changes_ = 0;  // of one sample, ever
-    int64_t slab_rows_;
-    std::vector<Buffer> logits_;  // (slab_rows, V) of each model
-    Buffer workspace_;            // of sample
-    int threads_;                 // that it was sized for
     struct Drawn {
         std::vector<int64_t> token_ids, top_ids;
         std::vector<float> logprobs, sampling_logprobs, kept_mass, entropy, top_logprobs;
