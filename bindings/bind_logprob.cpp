@@ -32,13 +32,12 @@ Shape check_operands(const py::object& hidden_, const py::object& weight_,
     check_dims(hidden, "(T, D)", 2);
     Shape s{hidden.shape[0], hidden.shape[1], 0};
     if (is_packed(weight_)) {
-        args->packed = packed_weight(kOp, "weight", weight_);
+        args->packed = packed_weight(kOp, "weight", weight_, hidden);
         s.V = args->packed.N;
         check_shape(hidden, "(T, D)", {s.T, args->packed.K});
         if (args->packed.kind == PackedKind::kBF16) check_dtype(hidden, {DType::kBF16});
-        if (hidden.is_cuda)
-            value_error(hidden,
-                        "must be on the CPU for a packed weight but is on " + hidden.device_text());
+        if (hidden.is_cuda && args->packed.kind == PackedKind::kF32)
+            check_dtype(hidden, {DType::kF32});
     } else {
         const TensorArg weight = borrow(kOp, "weight", weight_);
         check_dtype(weight, {DType::kF32, DType::kBF16});
@@ -134,6 +133,7 @@ int64_t workspace_bytes(int64_t T, int64_t D, int64_t V, const std::string& pass
     forward.threads = num_threads();
     if (packed)
         forward.packed = {&present, pairs ? PackedKind::kBF16 : PackedKind::kF32, V, D, nullptr};
+    if (packed && cuda) forward.weight = {};
     if (pass == "wide") forward.direction = forward.hidden;
 #ifdef PE_WITH_CUDA
     if (cuda && pass != "backward") return cuda_bytes(forward);
@@ -214,7 +214,7 @@ void forward(py::object hidden_, py::object weight_, py::object targets_, py::ob
     check_same_device(hidden, {&logprob, &lse, &workspace, &direction});
     args.inverse_temperature = inverse_of(kOp, temperature);
     args.direction = matrix(direction);
-    args.packed_columns = packed_weight(kOp, "columns", columns_);
+    args.packed_columns = packed_weight(kOp, "columns", columns_, hidden);
     take_extra(hidden, extra, s, &args.extra);
     refuse_on_cuda(hidden, direction.present(), "direction");
     refuse_on_cuda(hidden, bool(args.extra), "extra");
@@ -266,9 +266,10 @@ void backward(py::object dlogprob_, py::object hidden_, py::object weight_, py::
     args.dweight = matrix(dweight);
     args.direction = matrix(direction);
     args.inverse_temperature = inverse_of(kOp, temperature);
-    args.groups = group_bounds(borrow_optional(kOp, "groups", groups_), s.T);
+    const TensorArg groups = borrow_optional(kOp, "groups", groups_);
+    args.groups = group_bounds(groups, s.T);
     refuse_on_cuda(hidden, direction.present(), "direction");
-    refuse_on_cuda(hidden, bool(args.groups), "groups");
+    check_same_device(hidden, {&groups});
     check_targets(args, hidden.is_cuda, s.V);
     if (s.T == 0) return;
     if (args.dweight || hidden.is_cuda) take_workspace(workspace, &args);

@@ -41,8 +41,9 @@ inline PackedMatrix packed_matrix(const char* op, const TensorArg& data, const T
 // A weight as Python passes it: a tensor, or (data, kind, N, K) of a PackedWeight.
 inline bool is_packed(const py::object& weight) { return py::isinstance<py::tuple>(weight); }
 
-// None: no matrix.
-inline PackedMatrix packed_weight(const char* op, const char* name, const py::object& weight) {
+// On the device of `like`. None: no matrix.
+inline PackedMatrix packed_weight(const char* op, const char* name, const py::object& weight,
+                                  const TensorArg& like) {
     if (weight.is_none()) return {};
     const auto parts = weight.cast<py::tuple>();
     const auto kind = parts[1].cast<std::string>();
@@ -52,7 +53,7 @@ inline PackedMatrix packed_weight(const char* op, const char* name, const py::ob
     }
     const TensorArg data = borrow(op, name, parts[0]),
                     scale = borrow_optional(op, "scale", py::none());
-    if (data.is_cuda) value_error(data, "must be on the CPU but is on " + data.device_text());
+    check_same_device(like, {&data});
     return packed_matrix(op, data, scale, kind, parts[2].cast<int64_t>(), parts[3].cast<int64_t>());
 }
 

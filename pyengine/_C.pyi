@@ -103,12 +103,7 @@ def linear_backward(
     stream: int = 0,
 ) -> None: ...
 def linear_activation_backward(
-    dy: Tensor,
-    first: Tensor,
-    second: Tensor | None,
-    dx: Tensor,
-    y: Tensor | None,
-    stream: int = 0,
+    dy: Tensor, first: Tensor, second: Tensor | None, dx: Tensor, y: Tensor | None, stream: int = 0
 ) -> None: ...
 def linear_kl_forward(
     hidden: Tensor,
@@ -118,6 +113,8 @@ def linear_kl_forward(
     kl: Tensor,
     lse: Tensor,
     temperature: float = 1.0,
+    workspace: Tensor | None = None,
+    stream: int = 0,
 ) -> None: ...
 def linear_kl_backward(
     dkl: Tensor,
@@ -132,7 +129,12 @@ def linear_kl_backward(
     groups: Tensor | None = None,
     temperature: float = 1.0,
     reverse: bool = False,
+    workspace: Tensor | None = None,
+    stream: int = 0,
 ) -> None: ...
+def linear_kl_workspace_bytes(
+    T: int, D: int, V: int, pass_: str, pairs: bool, packed: bool, groups: int = 1
+) -> int: ...
 def linear_logprob_workspace_bytes(
     T: int,
     D: int,

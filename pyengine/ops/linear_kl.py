@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyengine import _C
 from pyengine.ops.linear import PackedWeight
-from pyengine.runtime import check_tensors
+from pyengine.runtime import check_tensors, stream_handle
 
 Weight = Tensor | PackedWeight
 
@@ -33,7 +33,7 @@ def linear_kl(
     Returns (T,) float32, 0 where both have the same logits bit for bit. Differentiable in hidden
     and in a weight that is a tensor, by making the logits again; hidden2 and weight2 get no
     gradient. A row's value depends on nothing but its rows and the weights: not on T, nor on the
-    threads. On the CPU only. A word of p[v] = 0 adds nothing.
+    threads. On CUDA both sides are of one kind. A word of p[v] = 0 adds nothing.
     Raises TypeError (kind, dtype) or ValueError (shape, layout, range, device, gradients), naming
     the argument.
     Source: d KL / d hidden = sum_v p[v] (log p[v] - log p2[v] - KL) weight[v] / temperature; with
@@ -69,15 +69,15 @@ def linear_kl_forward(
     reverse: bool = False,
 ) -> KlForward:
     """linear_kl below autograd. Raises as it does."""
-    T = hidden.shape[0] if hidden.dim() else 0
-    kl, lse = torch.empty(T), torch.empty(T, 4)
+    T, device = hidden.shape[0] if hidden.dim() else 0, hidden.device
+    kl, lse = torch.empty(T, device=device), torch.empty(T, 4, device=device)
     if reverse:
-        exchanged = _operands(hidden2, weight2, hidden, weight)
-        _C.linear_kl_forward(*exchanged, kl, lse, temperature)
-        return KlForward(kl, lse.roll(2, 1))
-    operands = _operands(hidden, weight, hidden2, weight2)
-    _C.linear_kl_forward(*operands, kl, lse, temperature)
-    return KlForward(kl, lse)
+        operands = _operands(hidden2, weight2, hidden, weight)
+    else:
+        operands = _operands(hidden, weight, hidden2, weight2)
+    workspace = _workspace(hidden, weight, "forward", 1)
+    _C.linear_kl_forward(*operands, kl, lse, temperature, workspace, stream_handle(hidden))
+    return KlForward(kl, lse.roll(2, 1) if reverse else lse)
 
 
 def linear_kl_backward(
@@ -113,10 +113,24 @@ def linear_kl_backward(
         groups,
         temperature,
         reverse,
+        _workspace(hidden, weight, "backward", 1 if groups is None else groups.numel() - 1),
+        stream_handle(hidden),
     )
     for out in (dhidden, dweight):
         if out is not None:
             torch.autograd.graph.increment_version(out)
+
+
+def _workspace(hidden: Tensor, weight: Weight, pass_: str, groups: int) -> Tensor | None:
+    """On a GPU; on the CPU the kernels have memory of their own."""
+    if not hidden.is_cuda or hidden.dim() != 2:
+        return None
+    packed = isinstance(weight, PackedWeight)
+    V = weight.N if isinstance(weight, PackedWeight) else weight.shape[0]
+    pairs = hidden.dtype == torch.bfloat16
+    T, D = hidden.shape
+    size = _C.linear_kl_workspace_bytes(T, D, V, pass_, pairs, packed, groups)
+    return torch.empty((size + 3) // 4, dtype=torch.float32, device=hidden.device)
 
 
 def _operands(

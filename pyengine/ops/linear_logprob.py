@@ -96,8 +96,9 @@ def linear_logprob_backward(
     groups: Tensor | None = None,
     *,
     temperature: float = 1.0,
+    dhidden: bool | None = None,
 ) -> Tensor | None:
-    """Returns dhidden = dlogprob[:, None] * direction, or None without a direction.
+    """Returns dhidden = dlogprob[:, None] * direction, or None where that is not wanted.
 
     dlogprob   (T,) float32
     lse        (T,) float32, direction (T, D) float32: of linear_logprob_forward
@@ -105,32 +106,36 @@ def linear_logprob_backward(
     groups     (G + 1,) int64 rising from 0 to T: rows that are never computed in different calls.
                In bfloat16 tokens are multiplied in pairs, and each group starts a pair. Default:
                all rows are one
+    dhidden    whether it is wanted; default: if a direction is given. On CUDA it is made from the
+               logits again, without a direction
     Splitting groups over several calls, in order, gives the same bits; so does any thread count.
-    Not differentiable, and on the CPU only. Raises as linear_logprob does.
+    Not differentiable. Raises as linear_logprob does.
     """
-    dhidden = None if direction is None else torch.empty_like(direction)
+    wanted = direction is not None if dhidden is None else dhidden
+    of_hidden = torch.empty_like(hidden, dtype=torch.float32) if wanted else None
     pairs, packed, V = _product(hidden, weight)
     count = 1 if groups is None else groups.numel() - 1
     size = 0
-    if dweight is not None:
-        T, D = hidden.shape
-        size = _C.linear_logprob_workspace_bytes(T, D, V, "backward", pairs, packed, count)
+    if dweight is not None or hidden.is_cuda:
+        sizes = *hidden.shape, V, "backward", pairs, packed, count, hidden.is_cuda
+        size = _C.linear_logprob_workspace_bytes(*sizes)
     _C.linear_logprob_backward(
         dlogprob,
         hidden,
         _argument(weight),
         targets,
         lse,
-        dhidden,
+        of_hidden,
         dweight,
-        torch.empty((size + 3) // 4),
-        temperature=temperature,
-        direction=direction,
-        groups=groups,
+        torch.empty((size + 3) // 4, device=hidden.device),
+        stream_handle(hidden),
+        temperature,
+        direction,
+        groups,
     )
     if dweight is not None:
         torch.autograd.graph.increment_version(dweight)
-    return dhidden
+    return of_hidden
 
 
 class LogprobStats(NamedTuple):
@@ -258,22 +263,10 @@ def _backward(
     dweight = torch.zeros_like(weight, dtype=torch.float32) if need[1] else None
     dhidden: Tensor | None
     if hidden.is_cuda:
-        dhidden = torch.empty_like(hidden, dtype=torch.float32) if need[0] else None
-        T, D = hidden.shape
-        V = weight.shape[0]
-        size = _C.linear_logprob_workspace_bytes(T, D, V, "backward", cuda=True)
-        workspace = torch.empty((size + 3) // 4, dtype=torch.float32, device=hidden.device)
-        _C.linear_logprob_backward(
-            dlogprob,
-            hidden,
-            weight,
-            targets,
-            lse,
-            dhidden,
-            dweight,
-            workspace,
-            stream_handle(hidden),
-            temperature,
+        dhidden = linear_logprob_backward(
+            *(dlogprob, hidden, weight, targets, lse, None, dweight),
+            temperature=temperature,
+            dhidden=need[0],
         )
     else:
         if not need[0]:
