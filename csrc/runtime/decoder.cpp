@@ -1,7 +1,5 @@
 #include "pyengine/runtime/decoder.h"
 
-#include <algorithm>
-
 #include "pyengine/ops/attention.h"
 #include "pyengine/ops/kv_cache.h"
 #include "pyengine/ops/layer_norm.h"
@@ -45,11 +43,6 @@ void multiply(const LinearWeights& w, const MatrixView& x, LinearEpilogue epilog
     cpu::linear_forward(args);
 }
 
-bool multiplies(const DecoderWeights& w) {
-    return std::any_of(w.layers.begin(), w.layers.end(),
-                       [](const LayerWeights& l) { return l.residual_multiplier != 1.0f; });
-}
-
 }  // namespace
 
 Decoder::Decoder(const DecoderWeights& w, KvPool pool, int64_t max_rows)
@@ -62,24 +55,10 @@ Decoder::Decoder(const DecoderWeights& w, KvPool pool, int64_t max_rows)
       v_(max_rows, w.num_kv_heads * w.head_dim, DType::kF32),
       attended_(max_rows, w.num_heads * w.head_dim, w.compute),
       inner_(max_rows, w.intermediate_size, w.compute),
-      added_(multiplies(w) ? max_rows : 0, w.hidden_size, DType::kF32) {}
-
-KvPages Decoder::pages(int64_t layer, bool values) const {
-    const DecoderWeights& w = weights_;
-    const int64_t part = kv_elements_per_page(w.num_kv_heads, w.head_dim, pool_.page_tokens);
-    char* data = static_cast<char*>(pool_.data) +
-                 (2 * layer + (values ? 1 : 0)) * part * dtype_bytes(w.compute);
-    return {data,
-            w.compute,
-            w.page_elements(pool_.page_tokens),
-            pool_.num_pages,
-            w.num_kv_heads,
-            w.head_dim,
-            pool_.page_tokens};
-}
+      added_(w.multiplies_residuals() ? max_rows : 0, w.hidden_size, DType::kF32) {}
 
 void Decoder::copy_page(int32_t from, int32_t to) {
-    const int64_t bytes = weights_.page_elements(pool_.page_tokens) * dtype_bytes(weights_.compute);
+    const int64_t bytes = weights_.page_bytes(pool_);
     char* data = static_cast<char*>(pool_.data);
     memcpy(data + to * bytes, data + from * bytes, static_cast<size_t>(bytes));
 }
@@ -144,8 +123,8 @@ void Decoder::attention(StepBatch& batch, int64_t layer) {
         if (begin < end) write_keys_values(batch, layer, begin, end - begin);
     });
     cpu::attention_forward({.q = q_.view(T),
-                            .keys = pages(layer, false),
-                            .values = pages(layer, true),
+                            .keys = weights_.pages(pool_, layer, false),
+                            .values = weights_.pages(pool_, layer, true),
                             .cu_seqlens = view_of(batch.cu_seqlens, DType::kI32, 0, S + 1),
                             .first_positions = view_of(batch.first_positions, DType::kI32, 0, S),
                             .block_tables = {batch.block_tables.data(), DType::kI32, S,
@@ -177,8 +156,8 @@ void Decoder::write_keys_values(StepBatch& batch, int64_t layer, int64_t begin, 
     finish_heads(k_.view(begin, rows), w.num_kv_heads, of_layer.k_norm);
     cpu::kv_cache_write({.k = k_.view(begin, rows),
                          .v = v_.view(begin, rows),
-                         .keys = pages(layer, false),
-                         .values = pages(layer, true),
+                         .keys = weights_.pages(pool_, layer, false),
+                         .values = weights_.pages(pool_, layer, true),
                          .slots = view_of(batch.slots, DType::kI64, begin, rows)});
 }
 

@@ -1,10 +1,11 @@
 // Logits of a head, 64 rows and 256 words a block: one link of a row's log-softmax (log_softmax.cuh). No logit reaches memory.
 //
-// Packed bf16 and int8 heads run on tensor cores with the bits of `linear`, so that a sampler's logits are these. Packed f32 heads, and
+// Packed bf16 heads run on tensor cores with the bits of `linear`, so that a sampler's logits are these. Packed f32 heads, and
 // weights that are not packed, run on plain units with the CPU's bits.
 #pragma once
 
 #include "common/gemm_tile.cuh"
+#include "common/launch.cuh"
 #include "common/log_softmax.cuh"
 #include "common/packed_operands.cuh"
 #include "common/tensor_tile.cuh"
@@ -15,6 +16,10 @@ namespace {
 constexpr int kHeadRows = 64;  // of a block
 constexpr int kHeadThreads = 256;
 static_assert(kHeadThreads == kTileThreads);
+
+constexpr int64_t kForwardWave = 4096;  // rows whose links exist at one time
+
+inline int64_t forward_rows(int64_t T) { return T < kForwardWave ? T : kForwardWave; }
 
 inline int64_t vocab_blocks(int64_t V) { return (V + kVocabBlock - 1) / kVocabBlock; }
 
@@ -33,6 +38,11 @@ struct Head {
         return row_at == nullptr ? t : row_at[t];
     }
 };
+
+// A block makes the logits of 64 rows and 256 words.
+inline dim3 logit_grid(const Head& head) {
+    return {ceil_div(head.rows, kHeadRows), static_cast<unsigned>(vocab_blocks(head.words()))};
+}
 
 inline Head some_rows(const Head& head, int64_t begin, int64_t rows) {
     Head part = head;
@@ -119,28 +129,23 @@ struct PlainLogits {
     }
 };
 
-template <typename W>
 struct TensorLogits {
     static constexpr int kRowTiles = kHeadRows / kMmaRows, kPanels = kVocabBlock / kPanelWidth;
-    using T = TensorTile<W, 1, kPanels, kRowTiles, 2>;
+    using T = TensorTile<bf16, 1, kPanels, kRowTiles, 2>;
     using Coefficient = bf16;
     static constexpr int kPitch = kVocabBlock + 8;  // two rows' neighbours do not share a bank
     union Shared {
-        typename T::Shared tile;
+        T::Shared tile;
         float table[2][kMmaRows][kPitch];
     };
     static_assert(T::kThreads == kHeadThreads && T::kRows == kHeadRows);
 
-    typename T::Sums sums = {};
-    const float* of_words = nullptr;  // int8: a scale each
+    T::Sums sums = {};
     float scale = 1.0f;
-    int64_t count = 0;
 
     __device__ void multiply(Shared& s, const Head& h) {
         const TensorProduct product{h.hidden, h.packed, h.rows, h.row_at};
         scale = h.inverse_temperature;
-        of_words = h.packed.scale;
-        count = h.packed.N;
         __syncthreads();  // what was there has been read
         T(product).multiply(s.tile, sums);
     }
@@ -154,10 +159,7 @@ struct TensorLogits {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
                 const int word = warp * kPanelWidth + j * kMmaColumns + mma_column(lane, e);
-                const int64_t v = int64_t{blockIdx.y} * kVocabBlock + word;
-                float x = sums.of[i][j].c[e];
-                if (of_words != nullptr) x = v < count ? x * of_words[v] : 0.0f;
-                table[mma_row(lane, e)][word] = x * scale;
+                table[mma_row(lane, e)][word] = sums.of[i][j].c[e] * scale;
             }
         }
     }
@@ -226,10 +228,8 @@ int with_logits(const Head& h, const F& f) {
                        : static_cast<int>(cudaErrorInvalidValue);
         case PackedKind::kBF16:
             return f32 ? static_cast<int>(cudaErrorInvalidValue)
-                       : f.template operator()<TensorLogits<bf16>>();
-        case PackedKind::kI8:
-            return f32 ? static_cast<int>(cudaErrorInvalidValue)
-                       : f.template operator()<TensorLogits<int8_t>>();
+                       : f.template operator()<TensorLogits>();
+        case PackedKind::kI8: break;  // of sessions alone, as on the CPU
     }
     return cudaErrorInvalidValue;
 }

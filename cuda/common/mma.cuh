@@ -128,5 +128,11 @@ __device__ inline void wait_for_copies() {
 
 #endif
 
+// Of two results next to each other the left operand of a further product, rounded: a lane's elements are where they have to be.
+__device__ inline FragmentA left_of(const FragmentC& low, const FragmentC& high) {
+    return {{pair_of_bf16(low.c[0], low.c[1]), pair_of_bf16(low.c[2], low.c[3]),
+             pair_of_bf16(high.c[0], high.c[1]), pair_of_bf16(high.c[2], high.c[3])}};
+}
+
 }  // namespace
 }  // namespace pe::cuda

@@ -6,15 +6,17 @@
 namespace pe::cuda {
 namespace {
 
+__device__ inline float packed_value(const float* data, int64_t K, int64_t n, int64_t k) {
+    return data[(n / kPanel * K + k) * kPanel + n % kPanel];
+}
+
 // A packed f32 matrix (N, K), seen as (k, output).
 struct PackedOutputs {
     static constexpr bool kInner = false;
     const float* data;
     int64_t K, count;
 
-    __device__ float at(int64_t n, int64_t k) const {
-        return data[(n / kPanel * K + k) * kPanel + n % kPanel];
-    }
+    __device__ float at(int64_t n, int64_t k) const { return packed_value(data, K, n, k); }
 };
 
 // The same as (output, k): what the gradient of x is multiplied by.
@@ -23,9 +25,7 @@ struct PackedDepths {
     const float* data;
     int64_t K, count;
 
-    __device__ float at(int64_t k, int64_t n) const {
-        return data[(n / kPanel * K + k) * kPanel + n % kPanel];
-    }
+    __device__ float at(int64_t k, int64_t n) const { return packed_value(data, K, n, k); }
 };
 
 }  // namespace

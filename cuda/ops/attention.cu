@@ -129,12 +129,6 @@ struct AttentionTile {
         }
     }
 
-    // Two tiles of scores are the two halves of a left operand.
-    __device__ static FragmentA left_of(const FragmentC& low, const FragmentC& high) {
-        return {{pair_of_bf16(low.c[0], low.c[1]), pair_of_bf16(low.c[2], low.c[3]),
-                 pair_of_bf16(high.c[0], high.c[1]), pair_of_bf16(high.c[2], high.c[3])}};
-    }
-
     __device__ void values(const FragmentA (&p)[kValueSteps], FragmentC (&sum)[kValueTiles]) const {
         const auto& right = s.slab[kSlabs - 1].values;
         const WordsOfLane words = WordsOfLane::of(right, lane);

@@ -154,15 +154,10 @@ struct Gradients {
         }
     }
 
-    // Two tiles are the two halves of a left operand.
     __device__ static void to_left(FragmentA (&left)[S::kSteps],
                                    const FragmentC (&tiles)[S::kTiles]) {
 #pragma unroll
-        for (int i = 0; i < S::kSteps; ++i) {
-            const FragmentC &low = tiles[2 * i], &high = tiles[2 * i + 1];
-            left[i] = {{pair_of_bf16(low.c[0], low.c[1]), pair_of_bf16(low.c[2], low.c[3]),
-                        pair_of_bf16(high.c[0], high.c[1]), pair_of_bf16(high.c[2], high.c[3])}};
-        }
+        for (int i = 0; i < S::kSteps; ++i) left[i] = left_of(tiles[2 * i], tiles[2 * i + 1]);
     }
 
     // Scores become p, and dout . v becomes ds.

@@ -13,10 +13,6 @@
 namespace pe::cuda {
 namespace {
 
-constexpr int64_t kForwardWave = 4096;
-
-int64_t forward_rows(int64_t T) { return T < kForwardWave ? T : kForwardWave; }
-
 Head head_of(const LinearKlSide& side, float inverse_temperature) {
     return {side.hidden, side.weight, side.packed, inverse_temperature, side.hidden.rows};
 }
@@ -150,10 +146,6 @@ __global__ void __launch_bounds__(kHeadThreads, 1)
     });
 }
 
-dim3 logit_grid(const Head& head) {
-    return {ceil_div(head.rows, kHeadRows), static_cast<unsigned>(vocab_blocks(head.words()))};
-}
-
 template <typename Z>
 int forward_wave(const LinearKlForwardArgs& a, const Head& p, const Head& q, int64_t begin,
                  void* stream) {
@@ -195,7 +187,6 @@ int linear_kl_backward(const LinearKlBackwardArgs& a, void* stream) {
     if (a.p.hidden.rows == 0 || (!a.dhidden && !a.dweight)) return cudaSuccess;
     const Head p = head_of(a.p, a.inverse_temperature), q = head_of(a.q, a.inverse_temperature);
     if (!of_one_kind(p, q)) return cudaErrorInvalidValue;
-    if (!p.weight && p.packed.kind == PackedKind::kI8) return cudaErrorInvalidValue;
     const auto make = [&](const Head& part, int64_t begin, const MatrixView& c) {
         Head other = q;
         if (part.row_at != nullptr) {

@@ -2,7 +2,7 @@
 //         one link of a token's chain, summed in the CPU's 16 lanes, and a second kernel joins the links in order. backward: the
 //         logits again, as coefficients c of some tokens in the workspace; then two products (head_gradients.cuh). Neighbouring
 //         blocks take the same words and other tokens, so that a weight is read from memory about once.
-// Bits    packed bf16 and int8 heads: logits are those of CUDA's linear; packed f32 ones and weights that are not packed: the CPU's
+// Bits    packed bf16 heads: logits are those of CUDA's linear; packed f32 ones and weights that are not packed: the CPU's
 #include "pyengine/ops/linear_logprob.h"
 
 #include "common/head_gradients.cuh"
@@ -12,10 +12,6 @@
 
 namespace pe::cuda {
 namespace {
-
-constexpr int64_t kForwardWave = 4096;
-
-int64_t forward_rows(int64_t T) { return T < kForwardWave ? T : kForwardWave; }
 
 // Workspace of the forward pass: links (blocks, rows), tokens innermost, then the target's logit (rows,).
 struct Links {
@@ -96,10 +92,6 @@ __global__ void __launch_bounds__(kHeadThreads, 2)
     });
 }
 
-dim3 logit_grid(const Head& head) {
-    return {ceil_div(head.rows, kHeadRows), static_cast<unsigned>(vocab_blocks(head.words()))};
-}
-
 template <typename Z>
 int forward_wave(const LinearLogprobForwardArgs& a, const Head& head, int64_t begin,
                  const Links& links, void* stream) {
@@ -141,7 +133,6 @@ int linear_logprob_forward(const LinearLogprobForwardArgs& a, void* stream) {
 int linear_logprob_backward(const LinearLogprobBackwardArgs& a, void* stream) {
     if (a.hidden.rows == 0 || (!a.dhidden && !a.dweight)) return cudaSuccess;
     const Head head = head_of(a);
-    if (!head.weight && head.packed.kind == PackedKind::kI8) return cudaErrorInvalidValue;
     const auto make = [&](const Head& part, int64_t begin, const MatrixView& c) {
         return with_logits(part, [&]<typename Z>() {
             return launch(linear_logprob_coefficients_kernel<Z>, logit_grid(part), kHeadThreads,

@@ -1,7 +1,5 @@
 #include "runtime/decoder.cuh"
 
-#include <algorithm>
-
 #include "common/launch.cuh"
 #include "pyengine/ops/attention.h"
 #include "pyengine/ops/kv_cache.h"
@@ -57,11 +55,6 @@ __global__ void __launch_bounds__(kThreads)
     *x = *x + multiplier * row_ptr<float>(from, t)[i];
 }
 
-bool multiplies(const DecoderWeights& w) {
-    return std::any_of(w.layers.begin(), w.layers.end(),
-                       [](const LayerWeights& l) { return l.residual_multiplier != 1.0f; });
-}
-
 dim3 a_thread_each(const MatrixView& m) { return {ceil_div(m.rows * m.cols, kThreads)}; }
 
 }  // namespace
@@ -80,24 +73,10 @@ CudaDecoder::CudaDecoder(const DecoderWeights& w, runtime::KvPool pool, int64_t 
       inner_(max_rows, w.intermediate_size, w.compute),
       wanted_residual_(max_rows, w.hidden_size, DType::kF32),
       wanted_attended_(max_rows, w.num_heads * w.head_dim, w.compute),
-      added_(multiplies(w) ? max_rows : 0, w.hidden_size, DType::kF32) {}
-
-KvPages CudaDecoder::pages(int64_t layer, bool values) const {
-    const DecoderWeights& w = weights_;
-    const int64_t part = kv_elements_per_page(w.num_kv_heads, w.head_dim, pool_.page_tokens);
-    char* data = static_cast<char*>(pool_.data) +
-                 (2 * layer + (values ? 1 : 0)) * part * dtype_bytes(w.compute);
-    return {data,
-            w.compute,
-            w.page_elements(pool_.page_tokens),
-            pool_.num_pages,
-            w.num_kv_heads,
-            w.head_dim,
-            pool_.page_tokens};
-}
+      added_(w.multiplies_residuals() ? max_rows : 0, w.hidden_size, DType::kF32) {}
 
 void CudaDecoder::copy_page(int32_t from, int32_t to) const {
-    const int64_t bytes = weights_.page_elements(pool_.page_tokens) * dtype_bytes(weights_.compute);
+    const int64_t bytes = weights_.page_bytes(pool_);
     char* data = static_cast<char*>(pool_.data);
     check_cuda(cudaMemcpyAsync(data + to * bytes, data + from * bytes, static_cast<size_t>(bytes),
                                cudaMemcpyDeviceToDevice, stream_),
@@ -178,14 +157,14 @@ void CudaDecoder::attention(const DeviceBatch& batch, int64_t layer) const {
     finish_heads(batch, of_layer, k_.view(T), w.num_kv_heads, of_layer.k_norm);
     check_cuda(kv_cache_write({.k = k_.view(T),
                                .v = v_.view(T),
-                               .keys = pages(layer, false),
-                               .values = pages(layer, true),
+                               .keys = weights_.pages(pool_, layer, false),
+                               .values = weights_.pages(pool_, layer, true),
                                .slots = {batch.slots, DType::kI64, T}},
                               stream_),
                "kv_cache");
     check_cuda(attention_forward({.q = q_.view(T),
-                                  .keys = pages(layer, false),
-                                  .values = pages(layer, true),
+                                  .keys = weights_.pages(pool_, layer, false),
+                                  .values = weights_.pages(pool_, layer, true),
                                   .cu_seqlens = {batch.cu_seqlens, DType::kI32, S + 1},
                                   .first_positions = {batch.first_positions, DType::kI32, S},
                                   .block_tables = {batch.block_tables, DType::kI32, S,

@@ -29,7 +29,6 @@ class CudaDecoder {
     void logits(int64_t begin, int64_t count, float* out) const;
 
   private:
-    KvPages pages(int64_t layer, bool values) const;
     void embed(const DeviceBatch& batch) const;
     void norm(const runtime::NormWeights& w, const MatrixView& x, const MatrixView& y) const;
     void multiply(const runtime::LinearWeights& w, const MatrixView& x, LinearEpilogue epilogue,

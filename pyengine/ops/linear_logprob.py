@@ -204,14 +204,13 @@ def _check(hidden: Tensor, weight: Weight, targets: Tensor) -> None:
                 f"[linear_logprob] {name} must have 2 dimensions "
                 f"but got shape {tuple(tensor.shape)}"
             )
-    if isinstance(weight, Tensor) and hidden.is_cuda and targets.is_cuda and targets.numel():
+    if hidden.is_cuda and targets.is_cuda and targets.numel():
         # The binding reads ids on the CPU only; here it costs one synchronisation.
         low, high = (int(x) for x in torch.aminmax(targets))
-        if low < 0 or high >= weight.shape[0]:
+        V = _product(hidden, weight)[2]
+        if low < 0 or high >= V:
             bad = low if low < 0 else high
-            raise ValueError(
-                f"[linear_logprob] targets must be in [0, {weight.shape[0]}) but contain {bad}"
-            )
+            raise ValueError(f"[linear_logprob] targets must be in [0, {V}) but contain {bad}")
 
 
 def _forward(

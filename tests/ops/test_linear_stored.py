@@ -45,17 +45,14 @@ def test_the_words_of_matrices_in_memory(
 ) -> None:
     rng = torch.Generator().manual_seed(0)
     matrices = [torch.randn(n, K, generator=rng).to(dtype) for n in sizes]
-    expected = linear_pack(matrices, kind)
-    found = linear_pack([stored.add(m) for m in matrices], kind)
-    assert torch.equal(found.data, expected.data)
-    if expected.scale is not None:
-        assert found.scale is not None
-        assert torch.equal(found.scale, expected.scale)
     pair = [matrices[0], matrices[0] + 1]
-    expected = linear_pack(pair, kind, gated=True)
-    assert torch.equal(
-        linear_pack([stored.add(m) for m in pair], kind, gated=True).data, expected.data
-    )
+    for parts, gated in ((matrices, False), (pair, True)):
+        expected = linear_pack(parts, kind, gated)
+        found = linear_pack([stored.add(m) for m in parts], kind, gated)
+        assert torch.equal(found.data, expected.data)
+        if expected.scale is not None:
+            assert found.scale is not None
+            assert torch.equal(found.scale, expected.scale)
 
 
 def test_a_matrix_that_is_not_all_there(stored: Stored) -> None:

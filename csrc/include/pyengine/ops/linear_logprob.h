@@ -16,7 +16,7 @@
 // workspace    linear_logprob_{forward,backward}_bytes(): O(T D), and a fixed number of words at a time
 // determinism  cpu: bitwise for any thread count; a row's values do not depend on the other rows, nor on which outputs are
 //              wanted; cuda: bitwise, no atomics; dhidden is made by the backward pass, and it takes no direction or `extra`.
-//              Packed bf16 and int8 heads have the logits of CUDA's linear there, in steps of 16, c is rounded and a group
+//              Packed bf16 heads have the logits of CUDA's linear there, in steps of 16, c is rounded and a group
 //              starts a step; packed f32 ones, and weights that are not packed, the CPU's
 // source       the tiling is that of arXiv:2411.09009; the running rescale is that of arXiv:1805.02867
 // proof        tests/reference/linear_logprob.py

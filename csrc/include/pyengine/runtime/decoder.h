@@ -38,6 +38,13 @@ struct LayerWeights {
     float residual_multiplier = 1.0f;  // of what attention and MLP add to the residual stream
 };
 
+// The pages of one model: [page][layer][keys, values] as in kv_pages.h.
+struct KvPool {
+    void* data = nullptr;
+    int64_t num_pages = 0;
+    int64_t page_tokens = 0;
+};
+
 struct DecoderWeights {
     int64_t vocab_size = 0, hidden_size = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0;
     int64_t intermediate_size = 0;
@@ -62,13 +69,28 @@ struct DecoderWeights {
         return static_cast<int64_t>(layers.size()) * 2 *
                kv_elements_per_page(num_kv_heads, head_dim, page_tokens);
     }
-};
-
-// The pages of one model: [page][layer][keys, values] as in kv_pages.h.
-struct KvPool {
-    void* data = nullptr;
-    int64_t num_pages = 0;
-    int64_t page_tokens = 0;
+    int64_t page_bytes(const KvPool& pool) const {
+        return page_elements(pool.page_tokens) * dtype_bytes(compute);
+    }
+    // The keys, or the values, of one layer in a pool.
+    KvPages pages(const KvPool& pool, int64_t layer, bool values) const {
+        const int64_t part = kv_elements_per_page(num_kv_heads, head_dim, pool.page_tokens);
+        char* data = static_cast<char*>(pool.data) +
+                     (2 * layer + (values ? 1 : 0)) * part * dtype_bytes(compute);
+        return {data,
+                compute,
+                page_elements(pool.page_tokens),
+                pool.num_pages,
+                num_kv_heads,
+                head_dim,
+                pool.page_tokens};
+    }
+    bool multiplies_residuals() const {
+        for (const LayerWeights& l : layers) {
+            if (l.residual_multiplier != 1.0f) return true;
+        }
+        return false;
+    }
 };
 
 // The rows of a step: those of a sequence follow each other, at consecutive positions.
@@ -101,7 +123,6 @@ class Decoder {
     void logits(int64_t begin, int64_t count, float* out) const;
 
   private:
-    KvPages pages(int64_t layer, bool values) const;
     void embed(const StepBatch& batch);
     void norm(const NormWeights& w, const MatrixView& x, const MatrixView& y) const;
     void attention(StepBatch& batch, int64_t layer);
